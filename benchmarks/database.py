@@ -12,7 +12,7 @@ _LOOK_AGAIN_SECONDS = 0.002
 async def wait_settled(directory: Path) -> None:
     """No run has a call outstanding: each has ended, or waits for something else."""
     with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as connection:
-        while connection.execute("SELECT 1 FROM heads WHERE is_moving LIMIT 1").fetchone():
+        while connection.execute("SELECT 1 FROM run_states WHERE is_runnable LIMIT 1").fetchone():
             await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
 

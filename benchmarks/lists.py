@@ -50,7 +50,7 @@ def build(path: Path, runs: int) -> None:
     connection.executemany(
         "INSERT INTO apps (id, url, synced_at) VALUES (?, 'http://127.0.0.1:9', ?)", [("app0", now), ("app1", now)]
     )
-    head = encode_run_state(RunState(version=MACHINE_VERSION, status=RunStatus.RUNNING, max_attempts=4))
+    state = encode_run_state(RunState(version=MACHINE_VERSION, status=RunStatus.RUNNING, max_attempts=4))
     for start in range(1, runs + 1, 50_000):
         keys = range(start, min(start + 50_000, runs + 1))
         times = {key: now - (runs - key + 1) * _EACH_MILLISECONDS for key in keys}
@@ -64,8 +64,8 @@ def build(path: Path, runs: int) -> None:
             _runs(chosen, times),
         )
         connection.executemany(
-            "INSERT INTO heads (run_key, is_moving, head) VALUES (?, 0, ?)",
-            [(key, head) for key in keys if key % _LIVE_SHARE == 0],
+            "INSERT INTO run_states (run_key, is_runnable, state) VALUES (?, 0, ?)",
+            [(key, state) for key in keys if key % _LIVE_SHARE == 0],
         )
     connection.execute("COMMIT")
     connection.close()

@@ -22,7 +22,7 @@ from durably.cli.output.run_text import Activity
 from durably.cli.processes.apps import AppProcess
 from durably.cli.processes.child_process import free_port
 from durably.cli.servers.dev_server import DevOptions, DevServer
-from durably.engine.model.views import RunUpdate, UpdateKind
+from durably.engine.model.runs import RunUpdate, UpdateKind
 from durably.errors import Error
 
 from .showcase.events import send_events

@@ -22,7 +22,7 @@ import aiohttp
 from temporalio.client import Client
 
 import durably
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id
 
 ROOT = Path(__file__).parents[1]

@@ -23,11 +23,16 @@ from .serializers import Serializer
 from .settings import (
     API_BASE_URL,
     EVENT_API_BASE_URL,
+    EVENT_KEY,
+    LOG_LEVEL,
+    SEND_STEP_INPUT,
+    SIGNING_KEY,
+    SIGNING_KEY_FALLBACK,
+    STRICT_REPLAY,
     Environment,
     Setting,
     is_test_run,
     warn_of_short_signing_keys,
-    warn_of_unknown_names,
     warn_of_unused_signing_key,
 )
 from .tracing import AppTracing
@@ -95,21 +100,24 @@ class App:
             mode = ServerKind.CLOUD if is_production else ServerKind.DEV
         self.mode = mode
         self.env = env or environment.name
-        self.event_key = event_key or environment.event_key
-        self.signing_key = signing_key or environment.signing_key
-        self.signing_key_fallback = environment.signing_key_fallback
+        self.event_key = event_key or environment.read(EVENT_KEY)
+        self.signing_key = signing_key or environment.read(SIGNING_KEY)
+        self.signing_key_fallback = environment.read(SIGNING_KEY_FALLBACK)
         self.middleware = list_middleware(middleware, "Client.middleware")
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
         self.tracing: AppTracing | None = None
-        self.send_step_input = environment.send_step_input if send_step_input is None else send_step_input
-        self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
+        if send_step_input is None:
+            send_step_input = environment.read(SEND_STEP_INPUT) is not False
+        self.send_step_input = send_step_input
+        if strict_replay is None:
+            strict_replay = environment.read(STRICT_REPLAY)
+        self.strict_replay = strict_replay is True
         self.request_timeout = _seconds(request_timeout)
         has_origins = bool(api_base_url or event_api_base_url)
         self.engine = engine = open_temporal_url(engine, self.mode, environment, has_origins=has_origins)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
         self._has_inngest_keys = environment.has_inngest_keys
-        warn_of_unknown_names(self.logger)
         if self.is_production:
             warn_of_short_signing_keys(self.signing_keys, self.logger)
         elif self.signing_key and self.in_process is None:
@@ -166,7 +174,7 @@ App.__init__.__qualname__ = "Client.__init__"  # Python's errors about arguments
 
 def _default_logger(environment: Environment) -> logging.Logger:
     logger = logging.getLogger("durably")
-    if (level := environment.log_level) is not None:
+    if (level := environment.read(LOG_LEVEL)) is not None:
         logger.setLevel(level)
     return logger
 

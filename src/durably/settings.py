@@ -1,17 +1,14 @@
 """Settings: constructor arguments first, then the environment, then defaults.
 
 Only this module reads ``os.environ``. ``SETTINGS`` declares each variable once. The reader, the error for two names
-with different values, the warning about unknown names, the command line's help and ``docs/reference/settings.md`` use
-it.
+with different values, the command line's help and ``docs/reference/settings.md`` use it.
 """
 
-import difflib
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import PurePath
@@ -41,12 +38,10 @@ _TEST_MODULES = (
     "tornado.testing",
     "nose2.__main__",
     "twisted.trial",
-    "durably.testing.replays",
 )
 """Modules that run tests if they are the main program (``python -m unittest``)."""
 _TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")
 _DJANGO_SCRIPTS = ("manage.py", "django-admin", "django-admin.py")
-_NEAR_OFFICIAL = 0.92
 _BRANCH_VARIABLES = ("VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH")
 
 
@@ -60,25 +55,25 @@ class Streaming(Enum):
     FORCE = "force"
 
 
-@dataclass(frozen=True, slots=True)
 class Setting(Generic[T]):
     """A variable of the environment.
 
+    - ``name``: Its name, ``DURABLY_…``.
     - ``inngest``: Its name in the official SDKs, which is read too.
     - ``parse``: Converts its string, given its name. Raises ``FunctionConfigInvalidError``.
     - ``argument``: The argument that overrides it.
     - ``meaning``: For the documentation.
     """
 
-    name: str
-    inngest: str
-    parse: Callable[[str, str], T]
-    argument: str
-    meaning: str
-
-    @property
-    def names(self) -> tuple[str, str]:
-        return self.name, self.inngest
+    def __init__(
+        self, name: str, parse: Callable[[str, str], T], argument: str, meaning: str, inngest: str | None = None
+    ) -> None:
+        self.name = PREFIX + name
+        self.inngest = f"INNGEST_{inngest or name}"
+        self.names = (self.name, self.inngest)
+        self.parse = parse
+        self.argument = argument
+        self.meaning = meaning
 
 
 # -- parsers
@@ -154,99 +149,70 @@ def check_serve_path(text: str, name: str) -> str:
 # -- the settings
 
 DEV = Setting(
-    "DURABLY_DEV",
-    "INNGEST_DEV",
+    "DEV",
     _dev,
     "`Client(is_production=…)`",
     f"`1` or the engine's URL: development mode, with the engine there or at `{DEV_ORIGIN}`; `0` or unset: production",
 )
 ENGINE_URL = Setting(
-    "DURABLY_ENGINE_URL",
-    "INNGEST_BASE_URL",
-    _text,
-    "`Client(engine=…)`",
-    "the URL of the engine. Production has no default",
+    "ENGINE_URL", _text, "`Client(engine=…)`", "the URL of the engine. Production has no default", "BASE_URL"
 )
 API_BASE_URL = Setting(
-    "DURABLY_API_BASE_URL",
-    "INNGEST_API_BASE_URL",
+    "API_BASE_URL",
     _text,
     "`Client(api_base_url=…)`",
     "the URL of the engine's API, if it is not the one for events",
 )
 EVENT_API_BASE_URL = Setting(
-    "DURABLY_EVENT_API_BASE_URL",
-    "INNGEST_EVENT_API_BASE_URL",
+    "EVENT_API_BASE_URL",
     _text,
     "`Client(event_api_base_url=…)`",
     "the URL that events are sent to, if it is not the one of the API",
 )
 SIGNING_KEY = Setting(
-    "DURABLY_SIGNING_KEY",
-    "INNGEST_SIGNING_KEY",
+    "SIGNING_KEY",
     _signing_key,
     "`Client(signing_key=…)`",
     "signs and verifies calls and syncs. Production needs it",
 )
 SIGNING_KEY_FALLBACK = Setting(
-    "DURABLY_SIGNING_KEY_FALLBACK",
-    "INNGEST_SIGNING_KEY_FALLBACK",
-    _signing_key,
-    "",
-    "a second key that is accepted, while keys are rotated",
+    "SIGNING_KEY_FALLBACK", _signing_key, "", "a second key that is accepted, while keys are rotated"
 )
 EVENT_KEY = Setting(
-    "DURABLY_EVENT_KEY",
-    "INNGEST_EVENT_KEY",
-    _text,
-    "`Client(event_key=…)`",
-    "lets the app send events. Production needs it to send",
+    "EVENT_KEY", _text, "`Client(event_key=…)`", "lets the app send events. Production needs it to send"
 )
 ENV = Setting(
-    "DURABLY_ENV",
-    "INNGEST_ENV",
+    "ENV",
     _text,
     "`Client(env=…)`",
     "the environment's name; unset: the branch that Vercel, Render or Railway name",
 )
 SERVE_ORIGIN = Setting(
-    "DURABLY_SERVE_ORIGIN",
-    "INNGEST_SERVE_ORIGIN",
-    _text,
-    "`serve(serve_origin=…)`",
-    "the origin under which the engine reaches the app",
+    "SERVE_ORIGIN", _text, "`serve(serve_origin=…)`", "the origin under which the engine reaches the app"
 )
 SERVE_PATH = Setting(
-    "DURABLY_SERVE_PATH",
-    "INNGEST_SERVE_PATH",
+    "SERVE_PATH",
     check_serve_path,
     "`serve(serve_path=…)`",
     f"the path of the endpoint; unset: `{DEFAULT_SERVE_PATH}`",
 )
 STREAMING = Setting(
-    "DURABLY_STREAMING",
-    "INNGEST_STREAMING",
+    "STREAMING",
     _streaming,
     "`serve(streaming=…)`",
     "`force` or `disable`: send spaces every three seconds while a call runs",
 )
 ALLOW_IN_BAND_SYNC = Setting(
-    "DURABLY_ALLOW_IN_BAND_SYNC",
-    "INNGEST_ALLOW_IN_BAND_SYNC",
-    _switch,
-    "",
-    "`0`: answer every sync by a request of the app's own to its engine",
+    "ALLOW_IN_BAND_SYNC", _switch, "", "`0`: answer every sync by a request of the app's own to its engine"
 )
 ENABLE_UNAUTHED_SYNC = Setting(
-    "DURABLY_ENABLE_UNAUTHED_SYNC",
-    "INNGEST_ENABLE_UNAUTHED_SYNC",
+    "ENABLE_UNAUTHED_SYNC",
     _switch,
     "`serve(enable_unauthed_sync=…)`",
     "`0`: refuse every sync that is not signed",
 )
 THREAD_POOL_MAX_WORKERS = Setting(
-    "DURABLY_THREAD_POOL_MAX_WORKERS",
-    "INNGEST_THREAD_POOL_MAX_WORKERS",
+    "THREAD_POOL_MAX_WORKERS",
     _thread_count,
     "",
     "threads for sync functions under async servers, and for [sync handlers of async functions]"
@@ -254,23 +220,20 @@ THREAD_POOL_MAX_WORKERS = Setting(
     "loop (in-process mode: the default)",
 )
 LOG_LEVEL = Setting(
-    "DURABLY_LOG_LEVEL",
-    "INNGEST_LOG_LEVEL",
+    "LOG_LEVEL",
     _log_level,
     "`Client(logger=…)`",
     "level of the logger `durably`: `debug`, `info`, `warning`, `error` or `critical`",
 )
 STRICT_REPLAY = Setting(
-    "DURABLY_STRICT_REPLAY",
-    "INNGEST_STRICT_REPLAY",
+    "STRICT_REPLAY",
     _switch,
     "`Client(strict_replay=…)`",
     "`1`: a run fails if its function [no longer reaches](../how-to/change-functions.md) a step that the run has "
     "finished",
 )
 SEND_STEP_INPUT = Setting(
-    "DURABLY_SEND_STEP_INPUT",
-    "INNGEST_SEND_STEP_INPUT",
+    "SEND_STEP_INPUT",
     _switch,
     "`Client(send_step_input=…)`",
     "`0`: the arguments of steps stay in the app; see [steps](steps.md#arguments)",
@@ -278,21 +241,6 @@ SEND_STEP_INPUT = Setting(
 
 DASHBOARD_KEY = "DURABLY_DASHBOARD_KEY"
 DASHBOARD_VIEWER_KEY = "DURABLY_DASHBOARD_VIEWER_KEY"
-COMMAND_VARIABLES = frozenset(
-    {
-        DASHBOARD_KEY,
-        DASHBOARD_VIEWER_KEY,
-        "DURABLY_ALERT_URL",
-        "DURABLY_DASHBOARD_URL",
-        "DURABLY_ALLOWED_HOSTS",
-        "DURABLY_LOG_FORMAT",
-        "DURABLY_METRICS_ADDRESS",
-        "DURABLY_OTEL",
-        "DURABLY_SMTP_URL",
-    }
-)
-"""Variables of options of ``durably dev`` and ``durably start``, which their apps inherit."""
-
 SETTINGS: tuple[Setting[Any], ...] = (
     DEV,
     ENGINE_URL,
@@ -348,46 +296,9 @@ class Environment:
         return ServerKind.CLOUD if self.read(DEV) in (None, _OFF) else ServerKind.DEV
 
     @property
-    def event_key(self) -> str | None:
-        return self.read(EVENT_KEY)
-
-    @property
-    def signing_key(self) -> str | None:
-        return self.read(SIGNING_KEY)
-
-    @property
-    def signing_key_fallback(self) -> str | None:
-        return self.read(SIGNING_KEY_FALLBACK)
-
-    @property
     def name(self) -> str | None:
         """The environment, such as a branch, that an engine separates from others."""
         return self.read(ENV) or next((value for name in _BRANCH_VARIABLES if (value := self._get(name))), None)
-
-    @property
-    def serve_origin(self) -> str | None:
-        return self.read(SERVE_ORIGIN)
-
-    @property
-    def serve_path(self) -> str | None:
-        return self.read(SERVE_PATH)
-
-    @property
-    def streaming(self) -> Streaming | None:
-        return self.read(STREAMING)
-
-    @property
-    def allows_in_band_sync(self) -> bool:
-        return self.read(ALLOW_IN_BAND_SYNC) is not False
-
-    @property
-    def allows_unsigned_sync(self) -> bool:
-        return self.read(ENABLE_UNAUTHED_SYNC) is not False
-
-    @property
-    def thread_pool_max_workers(self) -> int | None:
-        """The number of threads. ``0`` means no pool, ``None`` Python's default size."""
-        return self.read(THREAD_POOL_MAX_WORKERS)
 
     @property
     def is_flask_debug(self) -> bool:
@@ -407,19 +318,6 @@ class Environment:
         return self._get("NOTIFY_SOCKET")
 
     @property
-    def log_level(self) -> int | None:
-        return self.read(LOG_LEVEL)
-
-    @property
-    def strict_replay(self) -> bool:
-        return self.read(STRICT_REPLAY) or False
-
-    @property
-    def send_step_input(self) -> bool:
-        allowed = self.read(SEND_STEP_INPUT)
-        return True if allowed is None else allowed
-
-    @property
     def dev_url(self) -> str | None:
         """The development engine's URL, if ``DURABLY_DEV`` is one."""
         dev = self.read(DEV)
@@ -430,32 +328,6 @@ class Environment:
         """Whether keys are set, and only by their ``INNGEST_`` names."""
         keys = (SIGNING_KEY, EVENT_KEY)
         return any(self._get(key.inngest) for key in keys) and not any(self._get(key.name) for key in keys)
-
-    def unknown_names(self) -> dict[str, str | None]:
-        """Variables with Durably's prefix that are unknown, each with a likely setting.
-
-        Variables ``INNGEST_…`` are included if they are similar to a setting. Others may belong to another program.
-        """
-        known = {setting.name for setting in SETTINGS} | COMMAND_VARIABLES
-        unknown = sorted(name for name in self._variables if name.startswith(PREFIX) and name not in known)
-        return {name: _nearest_name(name) for name in unknown} | self._misspelt_official_names()
-
-    def _misspelt_official_names(self) -> dict[str, str | None]:
-        known = [setting.inngest for setting in SETTINGS]
-        unknown = sorted(name for name in self._variables if name.startswith("INNGEST_") and name not in known)
-        nearest = {name: difflib.get_close_matches(name, known, 1, _NEAR_OFFICIAL) for name in unknown}
-        return {name: found[0] for name, found in nearest.items() if found}
-
-
-def _nearest_name(name: str) -> str | None:
-    """The setting that an unknown name probably meant, if any.
-
-    ``DURABLY_BASE_URL`` is the official name with Durably's prefix. Others are typing errors.
-    """
-    by_official_name = {setting.inngest.replace("INNGEST_", PREFIX): setting.name for setting in SETTINGS}
-    names = [*by_official_name, *by_official_name.values()]
-    nearest = difflib.get_close_matches(name, names, 1, 0.8)
-    return by_official_name.get(nearest[0], nearest[0]) if nearest else None
 
 
 def development_variables(engine_origin: str) -> dict[str, str]:
@@ -470,14 +342,6 @@ def development_variables(engine_origin: str) -> dict[str, str]:
 
 _warned: set[str] = set()
 _warned_apps: set[str] = set()
-
-
-def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-    """Warn about each unknown variable, once per process."""
-    for name, nearest in Environment().unknown_names().items():
-        if name not in _warned:
-            _warned.add(name)
-            logger.warning("%s", describe_unknown_name(name, nearest))
 
 
 def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
@@ -510,11 +374,6 @@ def warn_of_short_signing_keys(
             "a signing key (%s) is so short that it could be guessed from a signature: make one with `durably keys`",
             SIGNING_KEY.name,
         )
-
-
-def describe_unknown_name(name: str, nearest: str | None) -> str:
-    advice = f"did you mean {nearest}?" if nearest else "the module durably.settings lists them"
-    return f"{name} is set, but no setting has that name; {advice}"
 
 
 def parse_origin(text: str, setting: str) -> str:

@@ -19,8 +19,8 @@ from aiohttp import ClientSession, web
 from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
 from durably.engine.api.http.server import EngineServer
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunView
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.call import CheckpointRequest, decode_checkpoint
 from durably.protocol.events import Event
@@ -145,7 +145,7 @@ class App:
         assert run.status == "Completed", run.output
         return msgspec.json.decode(run.output or b"null")
 
-    async def run_to_end(self, function: Function[Any], **data: Any) -> RunView:
+    async def run_to_end(self, function: Function[Any], **data: Any) -> Run:
         run_id = await self.start(function, **data)
         return await self.ended(run_id)
 
@@ -157,7 +157,7 @@ class App:
         (run,) = await self.engine.engine.event_runs(event_id)
         return run.id
 
-    async def ended(self, run_id: str) -> RunView:
+    async def ended(self, run_id: str) -> Run:
         with self.engine.engine.watch() as updates:
             while True:
                 run = await self.engine.engine.get_run(run_id)

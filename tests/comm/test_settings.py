@@ -172,30 +172,31 @@ def test_errors_about_urls_do_not_show_passwords() -> None:
     ],
 )
 def test_streaming_accepts_force_and_disable(value: str | None, streaming: Streaming | None) -> None:
-    assert Environment({"DURABLY_STREAMING": value} if value else {}).streaming is streaming
+    assert Environment({"DURABLY_STREAMING": value} if value else {}).read(settings_module.STREAMING) is streaming
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "property_name"),
+    ("variable", "value"),
     [
-        ("DURABLY_STREAMING", "yes please", "streaming"),
-        ("DURABLY_THREAD_POOL_MAX_WORKERS", "many", "thread_pool_max_workers"),
-        ("DURABLY_THREAD_POOL_MAX_WORKERS", "-1", "thread_pool_max_workers"),
-        ("DURABLY_ENABLE_UNAUTHED_SYNC", "disable", "allows_unsigned_sync"),
-        ("INNGEST_ALLOW_IN_BAND_SYNC", "maybe", "allows_in_band_sync"),
-        ("DURABLY_STRICT_REPLAY", "2", "strict_replay"),
-        ("DURABLY_LOG_LEVEL", "verbose", "log_level"),
+        ("DURABLY_STREAMING", "yes please"),
+        ("DURABLY_THREAD_POOL_MAX_WORKERS", "many"),
+        ("DURABLY_THREAD_POOL_MAX_WORKERS", "-1"),
+        ("DURABLY_ENABLE_UNAUTHED_SYNC", "disable"),
+        ("INNGEST_ALLOW_IN_BAND_SYNC", "maybe"),
+        ("DURABLY_STRICT_REPLAY", "2"),
+        ("DURABLY_LOG_LEVEL", "verbose"),
     ],
 )
-def test_invalid_values_are_refused(variable: str, value: str, property_name: str) -> None:
+def test_invalid_values_are_refused(variable: str, value: str) -> None:
+    [setting] = [setting for setting in SETTINGS if variable in setting.names]
     with pytest.raises(FunctionConfigInvalidError, match=f"{variable} must be .*{value}"):
-        getattr(Environment({variable: value}), property_name)
+        Environment({variable: value}).read(setting)
 
 
 @pytest.mark.parametrize(("value", "workers"), [(None, None), ("", None), ("0", 0), ("12", 12)])
 def test_the_size_of_the_pool(value: str | None, workers: int | None) -> None:
     variables = {} if value is None else {"DURABLY_THREAD_POOL_MAX_WORKERS": value}
-    assert Environment(variables).thread_pool_max_workers == workers
+    assert Environment(variables).read(settings_module.THREAD_POOL_MAX_WORKERS) == workers
 
 
 @pytest.mark.parametrize(
@@ -215,9 +216,10 @@ def test_the_size_of_the_pool(value: str | None, workers: int | None) -> None:
 def test_boolean_settings_accept_on_off_words(value: str | None, allowed: bool) -> None:
     names = ("DURABLY_ALLOW_IN_BAND_SYNC", "DURABLY_ENABLE_UNAUTHED_SYNC")
     environment = Environment({} if value is None else dict.fromkeys(names, value))
-    assert environment.allows_in_band_sync is environment.allows_unsigned_sync is allowed
+    for setting in (settings_module.ALLOW_IN_BAND_SYNC, settings_module.ENABLE_UNAUTHED_SYNC):
+        assert (environment.read(setting) is not False) is allowed
     if value is not None:
-        assert Environment({"DURABLY_STRICT_REPLAY": value}).strict_replay is allowed
+        assert Environment({"DURABLY_STRICT_REPLAY": value}).read(settings_module.STRICT_REPLAY) is allowed
         assert Environment({"DURABLY_DEV": value}).mode is (DEV if allowed else CLOUD)
 
 
@@ -376,11 +378,6 @@ def test_equal_values_of_both_names_do_not_conflict() -> None:
     assert Environment({"DURABLY_DEV": "0", "INNGEST_DEV": "false"}).mode is CLOUD
 
 
-def test_misspelt_official_names_are_reported_but_not_names_of_other_programs() -> None:
-    variables = dict.fromkeys(("INNGEST_SIGNINGKEY", "INNGEST_DEVSERVER_URL", "INNGEST_EVENT_KEY", "INNGEST_X"), "1")
-    assert Environment(variables).unknown_names() == {"INNGEST_SIGNINGKEY": "INNGEST_SIGNING_KEY"}
-
-
 @pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "INNGEST_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])
 def test_a_signing_key_that_is_only_a_prefix_stops_the_client(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "signkey-prod-")
@@ -408,30 +405,3 @@ def test_a_conflict_stops_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingConflictError, match="DURABLY_SIGNING_KEY and INNGEST_SIGNING_KEY"):
         Client(app_id="app")
     assert Client(app_id="app", signing_key="signkey-prod-cc").signing_key == "signkey-prod-cc"
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [
-        ("DURABLY_SIGNINGKEY", "DURABLY_SIGNING_KEY"),
-        ("DURABLY_EVENT_KEYS", "DURABLY_EVENT_KEY"),
-        ("DURABLY_ENGINEURL", "DURABLY_ENGINE_URL"),
-        ("DURABLY_BASE_URL", "DURABLY_ENGINE_URL"),
-        ("DURABLY_COLOUR", None),
-    ],
-)
-def test_a_name_that_nothing_reads_is_warned_of_once(
-    name: str, nearest: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(settings_module, "_warned", set())
-    monkeypatch.setenv(name, "secret-value")
-    Client(app_id="app")
-    Client(app_id="app")
-    [message] = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-    assert (f"did you mean {nearest}?" if nearest else "durably.settings lists them") in message
-    assert "secret-value" not in caplog.text
-
-
-def test_known_names_are_not_warned_of() -> None:
-    names = {name: "1" for setting in SETTINGS for name in setting.names}
-    assert Environment(names | {"DURABLE": "1", "INNGEST_CONNECT": "1"}).unknown_names() == {}

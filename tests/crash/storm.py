@@ -25,8 +25,8 @@ EVENTS = tuple(f"crash/{name}" for name in ("journey", "voyage", "walk", "doze",
 _SENDERS = 4
 _PACE_SECONDS = 0.4
 """Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""
-_COUNT_LIVE = "SELECT count(*) FROM heads"
-_COUNT_LEFT = "SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM held_events)"
+_COUNT_LIVE = "SELECT count(*) FROM run_states"
+_COUNT_LEFT = "SELECT (SELECT count(*) FROM run_states) + (SELECT count(*) FROM pending_events)"
 _CALM_SECONDS = 600.0
 _MOST_LIVE = 40
 """No more runs are begun then: an app that can no longer keep up would use up all attempts by its slowness."""

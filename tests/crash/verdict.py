@@ -23,7 +23,16 @@ MINUTE = 60_000
 """Milliseconds."""
 ENDS = {"crash-doomed": {"Failed"}, "crash-doomed-failure": {"Completed", "Failed"}}
 """All others are to complete. Failure handlers have one attempt, which an app that is killed has lost."""
-_OF_LIVE_RUNS = ("heads", "waits", "delayed_calls", "queued_calls", "holds", "slots_used", "held_events", "deadlines")
+_OF_LIVE_RUNS = (
+    "run_states",
+    "waits",
+    "delayed_calls",
+    "queued_calls",
+    "slots",
+    "slots_used",
+    "pending_events",
+    "deadlines",
+)
 
 
 @dataclass(frozen=True)

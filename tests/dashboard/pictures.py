@@ -19,7 +19,7 @@ from pathlib import Path
 from examples.showcase.events import send_events
 from playwright.sync_api import Page
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from .browser import BrowserThread
 from .site import Site

@@ -11,7 +11,7 @@ from durably.cli.output.text import Console
 from durably.cli.processes.apps import AppProcess
 from durably.cli.servers.dev_server import DevOptions, DevServer
 from durably.engine.api.interface import Engine
-from durably.engine.model.views import RunStatus, RunView
+from durably.engine.model.runs import Run, RunStatus
 from durably.io.background_loop import BackgroundLoop
 
 from ..ports import free_port
@@ -71,7 +71,7 @@ class Site:
         body = msgspec.json.encode([Event(name=name, data=data or {})])
         return self.run(self.engine.receive_events(body)).ids[0]
 
-    def run_of(self, event_id: str, *, until: Callable[[RunView], object] = lambda run: run.ended_at) -> RunView:
+    def run_of(self, event_id: str, *, until: Callable[[Run], object] = lambda run: run.ended_at) -> Run:
         """The run that an event started, once ``until`` holds for it."""
         return self.wait(
             lambda: next((run for run in self.run(self.engine.event_runs(event_id)) if until(run)), None),
@@ -82,7 +82,7 @@ class Site:
         """The first value of ``look`` that is true."""
         return eventually(look, what)  # type: ignore[return-value]
 
-    def runs(self, function: str, status: RunStatus | None = None) -> list[RunView]:
+    def runs(self, function: str, status: RunStatus | None = None) -> list[Run]:
         """The showcase's runs of a function, newest first."""
         return self.run(self.engine.list_runs(function_id=f"back-office-{function}", status=status))
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, Route, expect
 
 from durably import Event
 from durably.engine.api.dashboard.pages.runs import PAGE_SIZE
-from durably.engine.model.views import RunStatus, RunView
+from durably.engine.model.runs import Run, RunStatus
 
 from .conftest import OpenPage
 from .site import Site
@@ -19,7 +19,7 @@ def notice(page: Page) -> object:
     return page.locator("main .notice")
 
 
-def live_run(site: Site, event: str, data: dict[str, object], step: str, status: str) -> RunView:
+def live_run(site: Site, event: str, data: dict[str, object], step: str, status: str) -> Run:
     """A run whose step has the status."""
     run = site.run_of(site.send(event, data), until=lambda run: True)
     site.wait(
@@ -29,7 +29,7 @@ def live_run(site: Site, event: str, data: dict[str, object], step: str, status:
     return run
 
 
-def retried(site: Site, run: RunView) -> None:
+def retried(site: Site, run: Run) -> None:
     """Wait for the second failed attempt of the run."""
     site.wait(lambda: len(site.run(site.engine.run_attempts(run.id))) > 1, "second attempt")
 

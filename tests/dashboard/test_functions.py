@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from .conftest import OpenPage
 from .site import Site

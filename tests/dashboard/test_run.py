@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import Page, expect
 
-from durably.engine.model.views import RunStatus, RunView
+from durably.engine.model.runs import Run, RunStatus
 
 from .conftest import OpenPage
 from .site import Site
@@ -12,7 +12,7 @@ MARK = "() => { window.isTheSamePage = true }"
 IS_MARKED = "() => window.isTheSamePage === true"
 
 
-def waiting_run(site: Site, order: str) -> RunView:
+def waiting_run(site: Site, order: str) -> Run:
     """A run that waits for the answer to a refund."""
     event_id = site.send("refund/requested", {"order": order, "amount": 60, "reason": "late"})
     run = site.run_of(event_id, until=lambda run: True)
@@ -20,7 +20,7 @@ def waiting_run(site: Site, order: str) -> RunView:
     return run
 
 
-def ended(site: Site, function: str, status: RunStatus = RunStatus.COMPLETED) -> RunView:
+def ended(site: Site, function: str, status: RunStatus = RunStatus.COMPLETED) -> Run:
     return site.wait(lambda: next(iter(site.runs(function, status)), None), f"{status} run of {function}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from .conftest import OpenPage
 from .site import Site

@@ -12,8 +12,8 @@ import pytest
 
 from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus
 from durably.protocol.engine_errors import (
     CancellationNotFoundError,
     EventInvalidError,

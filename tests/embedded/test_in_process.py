@@ -29,8 +29,8 @@ from durably import (
     TriggerEvent,
 )
 from durably.comm import CommHandler, CommRequest
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunView
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 from durably.protocol.engine_errors import (
@@ -70,12 +70,12 @@ class App:
         async with self.engine.running():
             yield
 
-    async def run(self, event: Event) -> RunView:
+    async def run(self, event: Event) -> Run:
         """The first run that the event starts, once it has ended."""
         [event_id] = await self.client.send(event)
         return await self.ended(event_id)
 
-    async def ended(self, event_id: str) -> RunView:
+    async def ended(self, event_id: str) -> Run:
         runs = await async_eventually(
             lambda: self.engine.event_runs(event_id),
             "the event's run has ended",
@@ -84,7 +84,7 @@ class App:
         return runs[0]
 
 
-def output_of(run: RunView) -> Any:
+def output_of(run: Run) -> Any:
     assert run.output is not None
     return json.loads(bytes(run.output))
 

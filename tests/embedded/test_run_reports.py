@@ -5,7 +5,7 @@ from pathlib import Path
 
 from durably import Client, Context, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.model.reports import RunReport, SpanKind
+from durably.engine.model.runs import RunReport, SpanKind
 from durably.execution.async_call import install_task_factory
 from durably.io.background_loop import get_background_loop
 

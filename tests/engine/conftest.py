@@ -13,8 +13,8 @@ from yarl import URL
 from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
 from durably.engine.api.http.codec import HttpEngine, HttpRequest, HttpResponse
+from durably.engine.model.runs import Run, UpdateKind
 from durably.engine.model.settings import EngineSettings, SystemClock
-from durably.engine.model.views import RunView, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
@@ -94,7 +94,7 @@ async def until(engine: SqliteEngine, done: Callable[[], Awaitable[bool]]) -> No
                 return
 
 
-async def ended(engine: SqliteEngine, run_id: str) -> RunView:
+async def ended(engine: SqliteEngine, run_id: str) -> Run:
     async def has_ended() -> bool:
         run = await engine.get_run(run_id)
         return run is not None and run.status.has_ended
@@ -115,7 +115,7 @@ async def send(engine: SqliteEngine, name: str, **data: Any) -> str:
     return event_id
 
 
-async def run_to_end(engine: SqliteEngine, name: str, **data: Any) -> RunView:
+async def run_to_end(engine: SqliteEngine, name: str, **data: Any) -> Run:
     """Send an event that triggers one function, and wait for its run's end."""
     return await ended(engine, await only_run(engine, await send(engine, name, **data)))
 
@@ -129,6 +129,6 @@ async def step_is(engine: SqliteEngine, run_id: str, step_id: str, *statuses: st
     await until(engine, is_so)
 
 
-def output(run: RunView) -> Any:
+def output(run: Run) -> Any:
     assert run.output is not None
     return msgspec.json.decode(run.output)

@@ -21,8 +21,8 @@ from durably.engine.api.http.codec import (
 )
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation, blocking, operation, operations_of
-from durably.engine.model.reports import EngineInfo
-from durably.engine.model.views import FromStep, RunStatus
+from durably.engine.model.overview import EngineInfo
+from durably.engine.model.runs import FromStep, RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.call import CheckpointRequest, LogLine

@@ -19,7 +19,7 @@ from examples.showcase.events import send_events
 
 from durably import Event
 from durably.cli.servers.dev_server import DevOptions, DevServer
-from durably.engine.model.views import RunStatus, RunUpdate, StepStatus, UpdateKind
+from durably.engine.model.runs import RunStatus, RunUpdate, StepStatus, UpdateKind
 
 from ..waiting import async_eventually
 

@@ -11,7 +11,7 @@ import pytest
 from durably import Event
 from durably.cli.servers.dev_server import DevOptions, DevServer
 from durably.dashboard import Action
-from durably.engine.model.views import UpdateKind
+from durably.engine.model.runs import UpdateKind
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

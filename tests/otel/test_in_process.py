@@ -24,7 +24,7 @@ import durably.otel
 import durably.otel.spans
 from durably import Batch, Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.model.views import RunView
+from durably.engine.model.runs import Run
 from durably.errors import FunctionConfigInvalidError
 
 from ..waiting import async_eventually
@@ -52,7 +52,7 @@ class App:
         ]
         CommHandler(client=self.client, framework="test", functions=functions)
 
-    async def request(self, name: str, **data: Any) -> RunView:
+    async def request(self, name: str, **data: Any) -> Run:
         """Send an event from a request, and wait for its run's end."""
         with self.spans.provider.get_tracer("web").start_as_current_span("POST /orders"):
             [event_id] = await self.client.send(Event(name=name, data=data))

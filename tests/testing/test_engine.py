@@ -13,7 +13,7 @@ import pydantic
 import pytest
 
 import durably
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.testing import RunStuckError, RunUnknownError, TestEngine
 
 from .shop import DAY, approve, billing, charge, client, mail, onboard, order, race

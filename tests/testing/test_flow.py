@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 import durably
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.testing import RunStuckError, TestEngine
 
 from .shop import DAY, client

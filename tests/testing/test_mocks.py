@@ -1,14 +1,13 @@
 """Steps that a test makes up: each kind of step, in async and in sync functions."""
 
 import datetime as dt
-import warnings
 from typing import Any
 
 import pydantic
 import pytest
 
 import durably
-from durably.testing import TestEngine, UnusedMockWarning
+from durably.testing import TestEngine
 
 from .shop import DAY, CardError, client
 
@@ -151,34 +150,6 @@ async def test_a_step_fails_on_chosen_attempts(checkpointing: bool) -> None:
         run = await (await engine.send(GO)).wait()
         run.assert_step("step", output="real", attempts=3)
         assert engine.now - start == dt.timedelta(seconds=45)
-
-
-@pytest.mark.parametrize("error", ["declined", 5, dict])
-async def test_mock_error_that_is_not_an_exception_is_refused(error: Any) -> None:
-    async with TestEngine(client, [single]) as engine:
-        with pytest.raises(TypeError, match=r"fail_step\(error=…\) must be an exception"):
-            engine.fail_step("step", error=error)
-        with pytest.raises(TypeError, match=r"mock_step\(raises=…\) must be an exception"):
-            engine.mock_step("step", raises=error)
-
-
-async def run_with_mock(step_id: str) -> None:
-    async with TestEngine(client, [single]) as engine:
-        engine.mock_step(step_id, returns="mocked")
-        await (await engine.send(GO)).wait()
-
-
-async def test_a_mock_with_a_mistyped_id_is_warned_of() -> None:
-    with pytest.warns(UnusedMockWarning, match=r"no step has used mock_step\('stepp'\), and the step 'step' was not"):
-        await run_with_mock("stepp")
-
-
-@pytest.mark.parametrize("mocked", ["step", "another"])
-async def test_other_mocks_are_not_warned_of(mocked: str) -> None:
-    """A fixture may mock steps that not every test reaches."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        await run_with_mock(mocked)
 
 
 async def test_a_step_that_is_mocked_may_fail_first() -> None:

@@ -105,7 +105,7 @@ async def test_failed_run_reports_its_error() -> None:
 
 
 async def test_only_the_latest_is_remembered_of_very_many_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durably.testing.timeline._MOST_REMEMBERED", 5)
+    monkeypatch.setattr("durably.testing.runs._MOST_REMEMBERED", 5)
     async with TestEngine(client, [onboard]) as engine:
         runs = await engine.send([SIGN_UP] * 3)
         assert "the first updates are no longer kept" in runs[0].timeline()

@@ -2,8 +2,6 @@
 
 import click
 
-from durably.settings import Environment, describe_unknown_name
-
 from .commands.database import backup, check
 from .commands.dev import dev
 from .commands.events import events, send, signal
@@ -16,15 +14,13 @@ from .commands.sync import health, sync
 from .commands.temporal import temporal
 from .commands.top import top
 from .commands.worker import worker
-from .output.text import Group, echo
+from .output.text import Group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="durably")
 def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
-    for name, nearest in Environment().unknown_names().items():
-        echo(f"Warning: {describe_unknown_name(name, nearest)}", err=True)
 
 
 for command in (

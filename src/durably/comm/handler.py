@@ -43,7 +43,15 @@ from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe,
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.options import check_switch, check_text
 from durably.protocol.text import printable
-from durably.settings import SERVE_ORIGIN, Environment, Streaming
+from durably.settings import (
+    ALLOW_IN_BAND_SYNC,
+    ENABLE_UNAUTHED_SYNC,
+    SERVE_ORIGIN,
+    SERVE_PATH,
+    STREAMING,
+    Environment,
+    Streaming,
+)
 
 from .requests import CommRequest, CommResponse, stream
 from .serve_options import (
@@ -119,8 +127,8 @@ class CommHandler:
         self.client = client
         self.framework = framework
         self.functions = list(functions)
-        self.serve_origin = serve_origin or environment.serve_origin
-        self.serve_path = read_path(serve_path, "serve_path") or environment.serve_path
+        self.serve_origin = serve_origin or environment.read(SERVE_ORIGIN)
+        self.serve_path = read_path(serve_path, "serve_path") or environment.read(SERVE_PATH)
         self.public_path = read_path(public_path, "public_path")
         self.unsigned_syncs = UnsignedSyncs()
         self._runaways: dict[str, float] = {}
@@ -137,11 +145,11 @@ class CommHandler:
         self._is_production = client.is_production
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)
-        self._is_streaming = (read_streaming(streaming) or environment.streaming) is Streaming.FORCE
-        self._allows_in_band = environment.allows_in_band_sync
+        self._is_streaming = (read_streaming(streaming) or environment.read(STREAMING)) is Streaming.FORCE
+        self._allows_in_band = environment.read(ALLOW_IN_BAND_SYNC) is not False
         self._allows_unsigned_sync = (
-            environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
-        )
+            environment.read(ENABLE_UNAUTHED_SYNC) if enable_unauthed_sync is None else enable_unauthed_sync
+        ) is not False
         size = None
         if thread_pool is None and (size := thread_count(environment, is_in_process=client.in_process is not None)):
             thread_pool = ThreadPoolExecutor(size, thread_name_prefix="durably-call")

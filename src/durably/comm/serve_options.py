@@ -14,6 +14,8 @@ from durably.functions.function import Function
 from durably.protocol.text import redact_url
 from durably.settings import (
     DEFAULT_SERVE_PATH,
+    SERVE_PATH,
+    THREAD_POOL_MAX_WORKERS,
     Environment,
     Streaming,
     check_serve_path,
@@ -27,7 +29,7 @@ def mount_path(serve_path: str | None) -> str:
 
     It is the argument, ``DURABLY_SERVE_PATH``, or the default. Raises ``FunctionConfigInvalidError``.
     """
-    return with_slash(read_path(serve_path, "serve_path") or Environment().serve_path or DEFAULT_SERVE_PATH)
+    return with_slash(read_path(serve_path, "serve_path") or Environment().read(SERVE_PATH) or DEFAULT_SERVE_PATH)
 
 
 def read_path(path: str | None, argument: str) -> str | None:
@@ -93,7 +95,7 @@ def thread_count(environment: Environment, *, is_in_process: bool) -> int:
 
     The default is that of ``ThreadPoolExecutor``.
     """
-    workers = environment.thread_pool_max_workers
+    workers = environment.read(THREAD_POOL_MAX_WORKERS)
     if workers == 0 and is_in_process:
         workers = None  # No request has a thread in which a sync function could run.
     return min(32, (os.cpu_count() or 1) + 4) if workers is None else workers

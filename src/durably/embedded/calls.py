@@ -18,8 +18,8 @@ from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Retu
 from durably.engine.core.call_body import CallData, job_id_of
 from durably.engine.core.policy import clip_retry_after
 from durably.engine.core.transition import encode_error
+from durably.engine.model.runs import to_datetime
 from durably.engine.model.settings import Clock
-from durably.engine.model.views import to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.errors import (
     CallStaleError,

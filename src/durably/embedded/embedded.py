@@ -14,8 +14,8 @@ import msgspec
 from durably.engine.api.metrics.catalogue import Metric
 from durably.engine.api.metrics.exposition import EngineCollector
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import check_place, resolve_path
-from durably.engine.sqlite.identity import refuse_foreign
 from durably.functions.diagnostics import find_unserved, report_unserved
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.durations import Duration, to_timedelta

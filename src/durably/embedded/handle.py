@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from durably.engine.api.interface import SyncEngine
 from durably.engine.api.metrics.catalogue import Metric
 from durably.engine.api.operations import Operation, blocking
-from durably.engine.model.views import CancellationView, FromStep, InvokeReceipt, ReplayView, RunStatus, RunView
+from durably.engine.model.runs import CancellationView, FromStep, InvokeReceipt, ReplayView, Run, RunStatus
 from durably.engines import InProcessEngine
 from durably.events import as_data
 from durably.io.background_loop import get_background_loop
@@ -100,7 +100,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         """Block this thread until the coroutine has ended. Returns its result."""
         return self._process.run(coroutine)
 
-    async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> RunView:
+    async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> Run:
         """Wait until the run has ended with any status. Returns the run.
 
         Without a ``timeout`` it waits without a limit, even while no engine answers. Raises ``TimeoutError`` and

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from .digital_ocean import DigitalOceanSimulator
 
 if TYPE_CHECKING:
-    from .determinism import DeterminismWarning, NotDeterministicError
+    from .determinism import NotDeterministicError
     from .engine import SyncTestEngine, SyncTestRun, TestEngine, check_determinism
     from .engine_base import TestRun
-    from .mocks import UnusedMockWarning
     from .runs import RunStuckError, RunUnknownError, TestStep
 
 __all__ = [
-    "DeterminismWarning",
     "DigitalOceanSimulator",
     "NotDeterministicError",
     "RunStuckError",
@@ -25,12 +23,10 @@ __all__ = [
     "TestEngine",
     "TestRun",
     "TestStep",
-    "UnusedMockWarning",
     "check_determinism",
 ]
 
 _MODULES = {
-    "DeterminismWarning": "determinism",
     "NotDeterministicError": "determinism",
     "RunStuckError": "runs",
     "RunUnknownError": "runs",
@@ -40,7 +36,6 @@ _MODULES = {
     "TestEngine": "engine",
     "TestRun": "engine_base",
     "TestStep": "runs",
-    "UnusedMockWarning": "mocks",
 }
 """Names that need the engine, and their modules, which are imported at their first use."""
 

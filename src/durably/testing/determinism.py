@@ -1,26 +1,25 @@
 """The check that a function is deterministic.
 
-A function that is called again with a run's memos must find the same steps. Each call is repeated several times, at
-other times, and in a process in which sets have another order. That is done for each prefix of the run's memos, and for
-other orders in which the same steps might have finished.
+A function that is called again with a run's memos must find the same steps. Each call is repeated several times, and at
+other times. That is done for each prefix of the run's memos, and for other orders in which the same steps might have
+finished. The calls find steps and execute none. They need no engine.
 """
 
-import asyncio
 import datetime as dt
 import random
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
 
-from durably.comm import CommHandler
-from durably.engine.model.views import RunStatus
-from durably.functions.function import Function
-
-from .replays import RETURNED, OtherProcessError, Past, PastStep, ReplayedCall, call_body, replay, replay_elsewhere
+from durably.comm import CommHandler, CommRequest
+from durably.engine.model.runs import RunStatus
+from durably.protocol.events import Event
+from durably.protocol.headers import DISCOVER, Query
+from durably.protocol.opcodes import Op
 
 _REPETITIONS = 8
 """Number of calls with the same memos. More calls find a random choice with a higher probability."""
@@ -30,27 +29,100 @@ _ADVICE = """\
 A function is called again and again from its top, and must find the same steps each time it is called with the same
 memos: else steps are run twice, or never."""
 _AT_RANDOM = """\
-What the function does before that differs from call to call: is anything there random, a uuid, read from outside
-(a database, a file, a global variable), or in the order of a set? Do it in a step, whose memo stays:
+What the function does before that differs from call to call: is anything there random, a uuid, or read from outside
+(a database, a file, a global variable)? Do it in a step, whose memo stays:
     chosen = await ctx.step.run("choose", random.choice, candidates)"""
 _BY_TIME = """\
 The second call was made {shift} later: does the function read the clock? Do it in a step, whose memo stays:
     now = await ctx.step.run("now", time.time)"""
-_BY_ORDER = """\
-The second call was made in another process: does the function go through a set, or depend on anything else that is
-each process's own (hash() of text, id(), a global variable)? Sort the set:
-    for name in sorted(names): ..."""
 _SINCE = """\
 The run itself did otherwise when it was made: is anything before that random, taken from the clock, read from outside?
 Do it in a step, whose memo stays. Or has the code changed since?"""
 
 
+class PastStep(msgspec.Struct, frozen=True):
+    """A step that has finished: its hashed id, its own id, and its memo as JSON."""
+
+    hashed_id: str
+    name: str
+    memo: msgspec.Raw
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A past run; ``steps`` are in the order of their memos."""
+
+    run_id: str
+    function_id: str
+    events: list[Event]
+    steps: list[PastStep]
+
+
+class ReplayedCall(msgspec.Struct, frozen=True):
+    """The result of a call: the steps that it found, or how the function ended.
+
+    ``steps`` are the names of steps without memos, by their hashed ids.
+    """
+
+    steps: dict[str, str]
+    end: str | None = None
+
+    def is_like(self, other: "ReplayedCall") -> bool:
+        return self.steps.keys() == other.steps.keys() and self.end == other.end
+
+    def __str__(self) -> str:
+        return self.end or ", ".join(f"step {name!r}" for name in self.steps.values())
+
+
+RETURNED = "that it returned"
+_ops_decoder = msgspec.json.Decoder(list[Op])
+
+
+def call_body(past: Past, memos: Sequence[PastStep]) -> bytes:
+    """The body of a call that discovers steps, with these memos in this order.
+
+    A call that discovers steps executes none (spec §4.4.1).
+    """
+    ids = [step.hashed_id for step in memos]
+    body: dict[str, Any] = {
+        "ctx": {
+            "run_id": past.run_id,
+            "step_id": DISCOVER,
+            "disable_immediate_execution": True,
+            "stack": {"stack": ids, "current": len(ids)},
+        },
+        "event": past.events[0],
+        "events": past.events,
+        "steps": {step.hashed_id: step.memo for step in memos},
+    }
+    return msgspec.json.encode(body)
+
+
+async def replay(handler: CommHandler, function_id: str, body: bytes) -> ReplayedCall:
+    request = CommRequest(
+        body=body,
+        headers={},
+        query_params={Query.FUNCTION_ID.value: function_id, Query.STEP_ID.value: DISCOVER},
+        raw_request=None,
+        request_url="test://replay",
+        is_connect=True,
+    )
+    response = await handler.post(request)
+    answer = response.body
+    if response.status_code == HTTPStatus.OK:
+        return ReplayedCall({}, RETURNED)
+    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
+        return ReplayedCall({}, f"that it raised {msgspec.json.decode(answer)['name']}")
+    return ReplayedCall({op.id: _name_of(op) for op in _ops_decoder.decode(answer)})
+
+
+def _name_of(op: Op) -> str:
+    if op.userland is None:
+        return op.display_name or op.id
+    return f"{op.userland.id}:{op.userland.index}" if op.userland.index else op.userland.id
+
+
 class NotDeterministicError(AssertionError):
     """A function found other steps when it was called again with the same memos."""
-
-
-class DeterminismWarning(UserWarning):
-    """A part of the check was not possible."""
 
 
 class _Point(msgspec.Struct, frozen=True):
@@ -65,30 +137,26 @@ Choose = Callable[[Sequence[PastStep], Sequence[PastStep]], PastStep | None]
 
 
 class DeterminismCheck:
-    """The check of one run of ``function``, which ``handler`` serves.
+    """The check of one run of a function that ``handler`` serves.
 
     ``orders`` is the number of other orders of its memos that are checked.
     """
 
-    def __init__(
-        self, handler: CommHandler, function: Function[Any], past: Past, status: RunStatus, *, orders: int
-    ) -> None:
+    def __init__(self, handler: CommHandler, past: Past, status: RunStatus, *, orders: int) -> None:
         self._handler = handler
-        self._function = function
         self._past = past
         self._status = status
         self._orders = orders
         self._points: dict[tuple[str, ...], _Point] = {}
 
     async def run(self) -> None:
-        """Check the run's history and its other orders, also in another process.
+        """Check the run's history and its other orders.
 
-        Raises ``NotDeterministicError``, which names the step. Warns if it cannot use another process.
+        Raises ``NotDeterministicError``, which names the step.
         """
         await self._walk(self._next_in_history)
         for seed in range(self._orders if self._is_parallel() else 0):
             await self._walk(partial(_choose_any, random.Random(seed)))
-        await self._compare_elsewhere()
 
     async def _walk(self, choose: Choose) -> None:
         """Add the memos one by one, and record which steps the function finds."""
@@ -144,20 +212,6 @@ class DeterminismCheck:
     async def _replay(self, body: bytes, shift: dt.timedelta | None) -> ReplayedCall:
         with nullcontext() if shift is None else _shifted(shift):
             return await replay(self._handler, self._past.function_id, body)
-
-    async def _compare_elsewhere(self) -> None:
-        points = list(self._points.values())
-        bodies = [call_body(self._past, point.memos) for point in points]
-        try:
-            found = await asyncio.to_thread(
-                replay_elsewhere, self._handler.client, self._function, self._past.function_id, bodies
-            )
-        except OtherProcessError as error:
-            message = f"whether the function depends on the order of sets could not be checked: {error}"
-            warnings.warn(message, DeterminismWarning, stacklevel=2)
-            return
-        for point, elsewhere in zip(points, found, strict=True):
-            self._compare(point.memos, point.found, elsewhere, _BY_ORDER)
 
     def _compare(self, memos: Sequence[PastStep], first: ReplayedCall, second: ReplayedCall, cause: str) -> None:
         if not first.is_like(second):

@@ -8,7 +8,6 @@ under test.
 import datetime as dt
 import random
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -21,8 +20,8 @@ from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
 from durably.engine.core.policy import standard_backoff
 from durably.engine.model.http_call import Caller
+from durably.engine.model.runs import to_datetime, to_milliseconds
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import to_datetime, to_milliseconds
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.runtime import Runtime
 from durably.events import Event, as_data
@@ -31,13 +30,10 @@ from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 
-from .clock import VirtualClock
-from .determinism import DeterminismCheck
-from .link import TestCaller, TestLink, linked, refuse_inside_calls
-from .mocks import Mocks, UnusedMockWarning, calling, raising, returning
-from .replays import Past
-from .runs import Inspector, Records, RunFacts, RunRef, RunStuckError
-from .timeline import Recorder, format_span
+from .determinism import DeterminismCheck, Past
+from .link import TestCaller, TestLink, VirtualClock, linked, refuse_inside_calls
+from .mocks import Mocks, calling, raising, returning
+from .runs import Inspector, Recorder, Records, RunFacts, RunRef, RunStuckError, format_span
 
 T = TypeVar("T")
 
@@ -47,16 +43,6 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 _MOST_DESCRIBED = 10
 _ID_SEED = 0
 """Random-looking bytes for ids, the same in each test. The times in ids are those of its clock."""
-
-
-def _check_error(error: object, argument: str) -> None:
-    """Check an error argument. Raises ``TypeError``."""
-    if not (error is None or isinstance(error, BaseException) or _is_exception_class(error)):
-        raise TypeError(f"{argument} must be an exception, such as ValueError(…), not {error!r}")
-
-
-def _is_exception_class(value: object) -> bool:
-    return isinstance(value, type) and issubclass(value, BaseException)
 
 
 def _id_of(function: Function[Any] | None) -> str | None:
@@ -146,12 +132,7 @@ class TestEngineBase:
         await self._close()
 
     def _annotate(self, error: BaseException | None) -> None:
-        """Add the state of the engine's runs to an error that ends the test.
-
-        Without an error, warn of mocks that are probably mistyped: the real handlers have run.
-        """
-        for mistyped in self._mocks.mistyped() if error is None else ():
-            warnings.warn(mistyped, UnusedMockWarning, stacklevel=3)
+        """Add the state of the engine's runs to an error that ends the test."""
         if error is not None and self._records is not None and (described := self.describe_runs(besides=str(error))):
             error.add_note(described)
 
@@ -336,7 +317,6 @@ class TestEngineBase:
         """
         if sum(given is not None for given in (returns, raises, calls)) > 1:
             raise TypeError("mock_step takes one of returns, raises and calls")
-        _check_error(raises, "mock_step(raises=…)")
         if calls is not None:
             make = calling(calls)
         elif raises is not None:
@@ -358,7 +338,6 @@ class TestEngineBase:
         ``attempts`` are the attempts that fail (from 0, as ``ctx.attempt``); by default all. ``error`` is by default a
         ``RuntimeError``.
         """
-        _check_error(error, "fail_step(error=…)")
         if error is None:
             error = RuntimeError(f"the test makes step {step_id!r} fail")
         elif isinstance(error, type):
@@ -368,23 +347,15 @@ class TestEngineBase:
     async def check_determinism(self, run: RunFacts, *, orders: int = 5) -> None:
         """Check that the run's function finds the same steps each time it is replayed.
 
-        It is called with the memos of one more step each time, for parallel steps in ``orders`` other orders, at other
-        times, and in another process. Its steps are not executed, but its code between them is, many times. Raises
-        ``NotDeterministicError``, which names the step. Warns with ``DeterminismWarning`` if it cannot use another
-        process.
+        It is called with the memos of one more step each time, for parallel steps in ``orders`` other orders, and at
+        other times. Its steps are not executed, but its code between them is, many times. Raises
+        ``NotDeterministicError``, which names the step.
         """
         await self._rest()
         inspector = self._open_records.inspector
         past = Past(run.id, run.function_id, run.events, inspector.finished_steps(run.id))
-        handler, function = self._find(run.function_id)
-        await DeterminismCheck(handler, function, past, run.status, orders=orders).run()
-
-    def _find(self, function_id: str) -> tuple[CommHandler, Function[Any]]:
-        for handler in self._link.handlers.values():
-            for function in handler.functions:
-                if function_id in (function.id, function.on_failure_fn_id):
-                    return handler, function
-        raise RuntimeError(f"no function {function_id!r} is under test")
+        handler = next(each for each in self._link.handlers.values() if run.function_id in each.function_ids)
+        await DeterminismCheck(handler, past, run.status, orders=orders).run()
 
     async def _apply(self, operation: Coroutine[Any, Any, T]) -> T:
         """Execute an operation of the engine, and wait for its effects.

@@ -5,7 +5,6 @@ They replace a step's own handler, or the request of the step to the engine. A m
 the mock's result in the form of the real one.
 """
 
-import difflib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -15,12 +14,6 @@ from durably.execution import ReplaceStep, StepRequest
 from durably.protocol.opcodes import Opcode
 
 Handler = Callable[..., Any]
-_NEAR = 0.75
-"""Minimum ``difflib`` ratio of a mistyped id and the intended one."""
-
-
-class UnusedMockWarning(UserWarning):
-    """No step has used a mock, and a step with nearly the same id was not mocked."""
 
 
 class _Rule(msgspec.Struct, frozen=True):
@@ -52,7 +45,6 @@ class Mocks:
         self._mocked: list[_Rule] = []
         self._failing: list[_Rule] = []
         self._applied: set[int] = set()  # Rules by identity; no rule is removed.
-        self._unmocked: set[str] = set()
 
     def mock(self, step_id: str, function_id: str | None, make: Callable[[StepRequest], Handler]) -> None:
         self._mocked.insert(0, _Rule(step_id, function_id, None, make))
@@ -68,23 +60,13 @@ class Mocks:
 
         Their ids are probably mistyped.
         """
-        return [f"{method}({rule.step_id!r})" for method, rule in self._unmet()]
-
-    def mistyped(self) -> list[str]:
-        """Sentences about mocks that no step has used.
-
-        Each names a step that was not mocked, and has nearly the same id.
-        """
-        return [
-            f"no step has used {method}({rule.step_id!r}), and the step {near!r} was not mocked: is the id mistyped?"
-            for method, rule in self._unmet()
-            for near in difflib.get_close_matches(rule.step_id, self._unmocked, 1, _NEAR)
-            if near != rule.step_id
-        ]
-
-    def _unmet(self) -> list[tuple[str, _Rule]]:
         kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
-        return [(method, rule) for method, rules in kinds for rule in reversed(rules) if id(rule) not in self._applied]
+        return [
+            f"{method}({rule.step_id!r})"
+            for method, rules in kinds
+            for rule in reversed(rules)
+            if id(rule) not in self._applied
+        ]
 
     def replace_step(self, function_id: str) -> ReplaceStep | None:
         """The replacement of a function's steps; ``None`` without mocks."""
@@ -96,7 +78,6 @@ class Mocks:
                 if rule.applies(function_id, request.step_id, attempt):
                     self._applied.add(id(rule))
                     return _replace(request, rule.make(request))
-            self._unmocked.add(request.step_id)
             return request
 
         return replaced

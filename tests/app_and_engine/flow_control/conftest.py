@@ -18,14 +18,14 @@ from aiohttp import web
 
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
+from durably.engine.model.runs import Run, RunStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus, RunView
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.functions import config
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_sync
-from durably.testing.clock import VirtualClock
+from durably.testing.link import VirtualClock
 
 START = dt.datetime(2026, 3, 2, 12, 0, tzinfo=dt.UTC)
 """A Monday, at noon."""
@@ -216,7 +216,7 @@ class World:
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
 
-    async def runs(self, fn_id: str) -> list[RunView]:
+    async def runs(self, fn_id: str) -> list[Run]:
         """Oldest first."""
         return list(reversed(await self.engine.list_runs(function_id=f"shop-{fn_id}", limit=500)))
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from durably import Cancel, Concurrency, Context, Debounce, Singleton, Timeouts, TriggerEvent
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
 
 from .conftest import START, World
@@ -47,7 +47,7 @@ async def test_an_event_cancels_the_runs_it_matches(world: World) -> None:
     await world.send("stop-all")
     await world.rest()
     assert await world.statuses("work") == [cancelled] * 4
-    assert world.rows("cancels", "heads", "waits") == 0
+    assert world.rows("cancel_events", "run_states", "waits") == 0
 
 
 async def test_cancelling_holds_no_longer_than_its_timeout(world: World) -> None:
@@ -140,8 +140,10 @@ async def test_cancelling_events_are_found_by_index(world: World) -> None:
     for order in range(50):
         await world.send("work", order=order)
     await world.rest()
-    assert world.rows("cancels") == 50
-    assert "cancels_by_event" in world.plan("SELECT * FROM cancels WHERE event = 'a' AND path IS 'b' AND value IS 'c'")
+    assert world.rows("cancel_events") == 50
+    assert "cancel_events_by_event" in world.plan(
+        "SELECT * FROM cancel_events WHERE event = 'a' AND path IS 'b' AND value IS 'c'"
+    )
 
 
 async def test_a_run_that_does_not_start_in_time(world: World) -> None:
@@ -156,7 +158,7 @@ async def test_a_run_that_does_not_start_in_time(world: World) -> None:
     await world.rest()
     assert await world.statuses("work") == [RunStatus.COMPLETED, RunStatus.CANCELLED]
     assert "timeouts.start" in await message_of(world, "work", 1)
-    assert world.rows("deadlines", "queued_calls", "lanes") == 0
+    assert world.rows("deadlines", "queued_calls", "concurrency_keys") == 0
 
 
 async def test_a_run_that_does_not_end_in_time(world: World) -> None:

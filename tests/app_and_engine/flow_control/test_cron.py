@@ -4,7 +4,7 @@ import datetime as dt
 from typing import Any
 
 from durably import Context, TriggerCron, TriggerEvent
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from .conftest import World
 

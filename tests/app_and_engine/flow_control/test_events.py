@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from durably import Batch, Context, Debounce, Priority, RateLimit, Singleton
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.events import Event
 
@@ -103,7 +103,7 @@ async def test_a_debounce_survives_restarts(world: World) -> None:
     await world.restart(after=HOUR)
     await world.rest()
     assert seen == [2, 3]
-    assert world.rows("buckets", "held_events") == 0
+    assert world.rows("buckets", "pending_events") == 0
 
 
 async def test_a_pending_debounce_starts_its_run_though_the_option_is_gone(world: World) -> None:
@@ -170,7 +170,7 @@ async def test_an_open_batch_survives_restarts(world: World) -> None:
     await world.restart(after=HOUR)
     await world.rest()
     assert seen == [[0, 1], [2, 3]]
-    assert world.rows("buckets", "held_events") == 0
+    assert world.rows("buckets", "pending_events") == 0
 
 
 async def test_a_large_batch_is_fetched_by_the_app(world: World) -> None:
@@ -234,7 +234,7 @@ async def test_singleton_can_start_its_next_run_itself(world: World) -> None:
     await world.send("work", n=2)
     await world.rest()
     assert await world.statuses("work") == [RunStatus.CANCELLED, RunStatus.CANCELLED, RunStatus.COMPLETED]
-    assert world.rows("buckets", "heads", "waits") == 0
+    assert world.rows("buckets", "run_states", "waits") == 0
 
 
 async def test_invoking_step_gets_the_reason_of_a_skipped_run(world: World) -> None:

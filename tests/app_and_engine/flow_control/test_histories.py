@@ -21,9 +21,9 @@ from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.registry import Registry, SyncedFunction
-from durably.engine.model.views import to_datetime
-from durably.engine.sqlite.migrations import MIGRATIONS
+from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
+from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.timers import load_timers
 from durably.engine.sqlite.transactions import bulk_operations, event_routing, operations, runs
@@ -64,17 +64,17 @@ _OPTIONS: list[dict[str, Any]] = [
 ]
 _KINDS = ("plan", "sleep", "run", "signal", "signal instead", "signal instead")
 _LEFT_BEHIND = (
-    "heads",
+    "run_states",
     "waits",
     "delayed_calls",
-    "lanes",
+    "concurrency_keys",
     "queued_calls",
     "slots_used",
-    "holds",
-    "openings",
-    "cancels",
+    "slots",
+    "throttle_times",
+    "cancel_events",
     "deadlines",
-    "held_events",
+    "pending_events",
 )
 
 
@@ -146,7 +146,7 @@ class Histories(RuleBasedStateMachine):
                 self.under_way[due.run_key, due.call.generation] = due
 
     def _head_call(self, due: ScheduledCall) -> object:
-        row = self.db.execute("SELECT head FROM heads WHERE run_key = ?", (due.run_key,)).fetchone()
+        row = self.db.execute("SELECT state FROM run_states WHERE run_key = ?", (due.run_key,)).fetchone()
         return decode_run_state(row[0]).call(due.call.generation) if row else None
 
     def _fall_due(self) -> None:
@@ -220,7 +220,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 50))
     def cancel(self, index: int) -> None:
-        runs = self.db.execute("SELECT id FROM runs JOIN heads ON run_key = key ORDER BY key").fetchall()
+        runs = self.db.execute("SELECT id FROM runs JOIN run_states ON run_key = key ORDER BY key").fetchall()
         if runs:
             self._do(lambda transaction: operations.cancel(transaction, runs[index % len(runs)][0]))
 
@@ -235,7 +235,7 @@ class Histories(RuleBasedStateMachine):
         )
         self._do(lambda transaction: bulk_operations.cancel_runs(transaction, mine))
         live = self.db.execute(
-            "SELECT events.body FROM heads JOIN runs ON runs.key = run_key JOIN events ON events.key = event_key "
+            "SELECT events.body FROM run_states JOIN runs ON runs.key = run_key JOIN events ON events.key = event_key "
             "WHERE created_at < ?",
             (self.now,),
         )
@@ -245,14 +245,14 @@ class Histories(RuleBasedStateMachine):
     def cancel_what_comes(self, seconds: int) -> None:
         coming = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
         self._do(lambda transaction: bulk_operations.cancel_runs(transaction, coming))
-        assert not self.db.execute("SELECT 1 FROM heads").fetchone(), "those that are there are cancelled first"
+        assert not self.db.execute("SELECT 1 FROM run_states").fetchone(), "those that are there are cancelled first"
 
     @precondition(lambda self: self.runs_when_paused is None)
     @rule(statuses=st.sets(st.sampled_from([RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED]), min_size=1))
     def replay(self, statuses: set[RunStatus]) -> None:
         before = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now))
         self._do(lambda transaction: bulk_operations.replay_runs(transaction, before, statuses))
-        assert not self.db.execute("SELECT 1 FROM sweeps WHERE ended_at IS NULL").fetchone()
+        assert not self.db.execute("SELECT 1 FROM bulk_operations WHERE ended_at IS NULL").fetchone()
 
     @precondition(lambda self: self.runs_when_paused is None)
     @rule(index=st.integers(0, 50))
@@ -294,7 +294,7 @@ class Histories(RuleBasedStateMachine):
         self.cache.clear()
         self.registry = Registry([_function(self.synced)], bulk_operations.read_controls(self.context.store, self.now))
         self.under_way.clear()
-        self._do(lambda transaction: operations.recover(transaction, self.context.store.moving_runs()))
+        self._do(lambda transaction: operations.recover(transaction, self.context.store.runnable_runs()))
         self._fall_due()
 
     @rule(options=st.sampled_from(_OPTIONS))
@@ -309,7 +309,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def room_is_taken_by_calls_under_way_alone(self) -> None:
-        holding_slots = dict(self.db.execute("SELECT run_key || '/' || generation, bucket_ids FROM holds").fetchall())
+        holding_slots = dict(self.db.execute("SELECT run_key || '/' || generation, bucket_ids FROM slots").fetchall())
         live = {key for key, due in self.under_way.items() if self._head_call(due) is not None}
         assert set(holding_slots) <= {f"{run_key}/{generation}" for run_key, generation in live}
         taken = Counter(bucket for encoded in holding_slots.values() for bucket in msgspec.msgpack.decode(encoded))
@@ -323,7 +323,7 @@ class Histories(RuleBasedStateMachine):
             stored = store.state(run_key)
             assert cached is None or stored is not None, "a run that has ended is forgotten"
             if cached is not None:
-                assert (cached.state, cached.queue_entry, cached.is_moving) == stored
+                assert (cached.state, cached.queue_entry, cached.is_runnable) == stored
                 assert cached.row == store.run(run_key)
                 assert self.cache.keys[cached.row.id] == run_key
 
@@ -344,7 +344,9 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_run_has_something_that_moves_it(self) -> None:
-        for run_key, encoded, is_moving in self.db.execute("SELECT run_key, head, is_moving FROM heads").fetchall():
+        for run_key, encoded, is_runnable in self.db.execute(
+            "SELECT run_key, state, is_runnable FROM run_states"
+        ).fetchall():
             state = decode_run_state(encoded)
             assert state.calls or state.waits
             queued = self._generations("queued_calls", run_key)
@@ -353,7 +355,7 @@ class Histories(RuleBasedStateMachine):
                 is_made = (run_key, call.generation) in self.under_way
                 is_waiting = call.generation in queued or (call.generation in delayed and call.due > self.now)
                 assert is_made != is_waiting
-                assert is_moving or not is_made
+                assert is_runnable or not is_made
 
     def _generations(self, table: str, run_key: int) -> set[int]:
         rows = self.db.execute(f"SELECT generation FROM {table} WHERE run_key = ?", (run_key,))
@@ -363,8 +365,9 @@ class Histories(RuleBasedStateMachine):
     def nothing_waits_where_there_is_room(self) -> None:
         """And no concurrency key is looked at that need not be: each waits at a limit that is closed."""
         rows = self.db.execute(
-            "SELECT gate, gate_limit, coalesce(used, 0) FROM lanes LEFT JOIN slots_used ON slots_used.id = gate "
-            "WHERE gate_limit > 0"
+            "SELECT limit_id, limit_maximum, coalesce(used, 0) FROM concurrency_keys LEFT JOIN slots_used ON "
+            "slots_used.id = limit_id "
+            "WHERE limit_maximum > 0"
         )
         for limit, limit, used in rows:
             assert used >= limit, limit
@@ -374,7 +377,7 @@ class Histories(RuleBasedStateMachine):
         for _ in range(400):
             while self.under_way:
                 self._answer(self._some_call(0), self._ending(self._some_call(0)))
-            if not self.db.execute("SELECT 1 FROM heads").fetchone() and not self._has_pending():
+            if not self.db.execute("SELECT 1 FROM run_states").fetchone() and not self._has_pending():
                 break
             self.now += 5_000
             self._fall_due()
@@ -383,7 +386,9 @@ class Histories(RuleBasedStateMachine):
         assert self.db.execute("SELECT count(*) FROM buckets WHERE expires IS NULL").fetchone() == (0,)
 
     def _has_pending(self) -> bool:
-        return any(self.db.execute(f"SELECT 1 FROM {table}").fetchone() for table in ("held_events", "openings"))
+        return any(
+            self.db.execute(f"SELECT 1 FROM {table}").fetchone() for table in ("pending_events", "throttle_times")
+        )
 
     def _ending(self, due: ScheduledCall) -> Answer:
         if due.call.is_discovery:

@@ -9,7 +9,7 @@ import durably
 from durably import Context, Debounce
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.flow.rates import Pace
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.sync import FunctionConfig
 
 from .conftest import World
@@ -76,7 +76,17 @@ async def test_a_function_with_all_options(world: World) -> None:
     }
     assert sorted(value for value in await world.outputs("all") if isinstance(value, int)) == [2, 3]
     assert failures == ["bad"]
-    left = ("lanes", "queued_calls", "slots_used", "holds", "openings", "cancels", "deadlines", "held_events", "heads")
+    left = (
+        "concurrency_keys",
+        "queued_calls",
+        "slots_used",
+        "slots",
+        "throttle_times",
+        "cancel_events",
+        "deadlines",
+        "pending_events",
+        "run_states",
+    )
     assert world.rows(*left) == 0
 
 

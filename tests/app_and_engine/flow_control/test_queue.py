@@ -3,7 +3,7 @@
 import datetime as dt
 
 from durably import Concurrency, Context, Priority, Throttle
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from .conftest import World
 
@@ -231,7 +231,19 @@ async def test_a_run_without_options_touches_nothing_of_flow_control(world: Worl
     await world.rest()
     assert await world.outputs("plain") == [1]
     assert await world.engine.list_runs(function_id="shop-plain")
-    assert world.rows("buckets", "lanes", "queued_calls", "holds", "levels", "openings", "cancels", "deadlines") == 0
+    assert (
+        world.rows(
+            "buckets",
+            "concurrency_keys",
+            "queued_calls",
+            "slots",
+            "throttle_levels",
+            "throttle_times",
+            "cancel_events",
+            "deadlines",
+        )
+        == 0
+    )
 
 
 async def test_nothing_is_left_behind(world: World) -> None:
@@ -243,7 +255,7 @@ async def test_nothing_is_left_behind(world: World) -> None:
         await world.send("work", n=n)
     await world.let_pass(minutes=2)
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
-    assert world.rows("lanes", "queued_calls", "slots_used", "holds", "openings") == 0
+    assert world.rows("concurrency_keys", "queued_calls", "slots_used", "slots", "throttle_times") == 0
 
 
 async def test_only_the_start_is_throttled_of_a_run_that_also_needs_room(world: World) -> None:

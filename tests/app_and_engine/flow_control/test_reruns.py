@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from durably import Batch, Concurrency, Context, Debounce, Singleton
-from durably.engine.model.views import FromStep, RunStatus
+from durably.engine.model.runs import FromStep, RunStatus
 from durably.protocol.engine_errors import (
     FunctionNotFoundError,
     FunctionPausedError,

@@ -14,7 +14,7 @@ import pytest
 
 from durably.cli.servers.production_server import SyncLog
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.model.views import SyncResult
+from durably.engine.model.overview import SyncResult
 from durably.protocol.sync import SyncRequest
 
 from .. import apps
@@ -179,17 +179,6 @@ def test_systemd_is_notified_when_the_engine_is_ready(start: Start, keys: dict[s
         assert "engine started" in engine.output or origin_of(engine)
         engine.stop()
         assert supervisor.recv(100) == b"STOPPING=1"
-
-
-def test_a_misspelt_setting_is_pointed_out(run: Run) -> None:
-    result = run("start", "--db", "engine.db", DURABLY_SIGNINGKEY="signkey-prod-secret")
-    assert result.status == 1
-    assert "Warning: DURABLY_SIGNINGKEY is set, but no setting has that name; did you mean DURABLY_SIGNING_KEY?" in (
-        result.stderr
-    )
-    assert "no signing key: set DURABLY_SIGNING_KEY" in result.stderr
-    assert "`durably keys` makes" in result.stderr
-    assert "secret" not in result.stderr
 
 
 @pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durably.cli.commands.top import render
-from durably.engine.model.reports import Concern, ConcernKind, FunctionLoad, Overview, RunCounts
-from durably.engine.model.views import RunStatus
+from durably.engine.model.overview import Concern, ConcernKind, FunctionLoad, Overview, RunCounts
+from durably.engine.model.runs import RunStatus
 
 from ..conftest import COMMAND, TIMEOUT_SECONDS, Command, Run, Start, environment
 

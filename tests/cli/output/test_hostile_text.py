@@ -21,18 +21,31 @@ from durably.cli.output.log_lines import JsonFormatter, TextFormatter
 from durably.cli.output.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run
 from durably.cli.output.text import CliError, Console
 from durably.cli.output.waterfall_text import draw
-from durably.engine.model.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
-from durably.engine.model.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, UpdateKind
+from durably.engine.model.overview import FunctionInfo
+from durably.engine.model.runs import (
+    Attempt,
+    Run,
+    RunLink,
+    RunReport,
+    RunStatus,
+    RunUpdate,
+    Span,
+    SpanKind,
+    Step,
+    StepStatus,
+    UpdateKind,
+)
 from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import FunctionConfig, Trigger
-from durably.testing.timeline import describe_run as describe_timeline
+from durably.testing.runs import describe_run as describe_timeline
 
 from ...protocol.test_text import UNSAFE, hostile
 from .. import apps
-from ..conftest import TIMEOUT_SECONDS, Run, Start, write
+from ..conftest import TIMEOUT_SECONDS, Start, write
+from ..conftest import Run as RunCommand
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -44,7 +57,7 @@ def as_json(value: object) -> msgspec.Raw:
     return msgspec.Raw(text)
 
 
-def run_view(**fields: Any) -> RunView:
+def run_view(**fields: Any) -> Run:
     """A run with the fields given."""
     others: dict[str, Any] = {
         "id": "r",
@@ -59,7 +72,7 @@ def run_view(**fields: Any) -> RunView:
         "max_attempts": 4,
         "rerun_of": None,
     }
-    return RunView(**(others | fields))
+    return Run(**(others | fields))
 
 
 def assert_fit(shown: str, *, lines: int | None = None) -> None:
@@ -104,8 +117,8 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
         event_ids=[message],
         rerun_of=message,
     )
-    failed = AttemptReport(attempt=0, ended_at=NOW, error=ErrorData(name=message, message=message, stack=message))
-    step = StepReport(
+    failed = Attempt(attempt=0, ended_at=NOW, error=ErrorData(name=message, message=message, stack=message))
+    step = Step(
         id=step_id,
         hashed_id=message,
         op=Opcode.STEP_RUN,
@@ -212,7 +225,7 @@ def test_lines_of_the_production_log(message: str, field: str) -> None:
 @given(hostile)
 def test_function_lists_escape_control_characters(name: str) -> None:
     config = FunctionConfig(id=name, triggers=[Trigger(event=name or "e")], steps={})
-    function = FunctionView(id=name, name=name, config=config, app_id=name, is_paused=True)
+    function = FunctionInfo(id=name, name=name, config=config, app_id=name, is_paused=True)
     row = [function.id, function.app_id, _triggers(function), _state(function)]
     assert_fit(text.table(["A", "B", "C", "D"], [row]), lines=2)
 
@@ -245,7 +258,7 @@ def test_nothing_but_tracebacks_is_printed_in_several_lines() -> None:
 HARMFUL = r"\x1b]0;owned\x07\x1b[2J\nforged \u202eline"
 
 
-def test_an_apps_error_reaches_no_terminal_raw(start: Start, run: Run, directory: Path) -> None:
+def test_an_apps_error_reaches_no_terminal_raw(start: Start, run: RunCommand, directory: Path) -> None:
     source = apps.FLASK.format(sdk="durably").replace(
         'return ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})',
         f'raise durably.NonRetriableError("{HARMFUL}")',
@@ -265,7 +278,7 @@ def test_an_apps_error_reaches_no_terminal_raw(start: Start, run: Run, directory
         assert_fit(output)
 
 
-def test_an_apps_password_is_not_shown(start: Start, run: Run, directory: Path) -> None:
+def test_an_apps_password_is_not_shown(start: Start, run: RunCommand, directory: Path) -> None:
     dev = start("dev", "--port", "0", "-u", "http://me:pa55word@127.0.0.1:1/api?token=t0ken")
     dev.until(r"no app answers at http://127\.0\.0\.1:1/api\?token=\*\*\*")
     sync = {
@@ -297,7 +310,7 @@ def test_an_apps_password_is_not_shown(start: Start, run: Run, directory: Path) 
         assert "t0ken" not in output
 
 
-def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: Run) -> None:
+def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: RunCommand) -> None:
     harm = "shop\nforged \x1b[2Jline"
     dev = start("dev", "--port", "0")
     url = "http://127.0.0.1:1/api"
@@ -327,7 +340,7 @@ def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: Run) 
         assert_fit(output)
 
 
-def test_a_senders_text_in_a_traceback_reaches_no_terminal_raw(start: Start, run: Run, directory: Path) -> None:
+def test_a_senders_text_in_a_traceback_reaches_no_terminal_raw(start: Start, run: RunCommand, directory: Path) -> None:
     """Whether the app configures logging or not: ``ctx.logger`` uses our handler, the traceback that of the app."""
     source = apps.FLASK.format(sdk="durably").replace(
         'return ctx.step.run("charge", lambda: {"charged": ctx.event.data["total"]})',

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from durably.cli.output.run_text import Activity, describe_memo
-from durably.engine.model.views import RunUpdate, UpdateKind
+from durably.engine.model.runs import RunUpdate, UpdateKind
 from durably.protocol.opcodes import Opcode
 
 START = dt.datetime(2026, 1, 31, 12, 0, 0, tzinfo=dt.UTC)

@@ -9,8 +9,7 @@ import pytest
 
 from durably.cli.output.waterfall_text import draw
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import AttemptReport, RunReport, Span, SpanKind, StepReport
-from durably.engine.model.views import RunView, StepStatus
+from durably.engine.model.runs import Attempt, Run, RunReport, Span, SpanKind, Step, StepStatus
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
@@ -25,10 +24,10 @@ def span(kind: SpanKind, start: float, end: float | None, attempt: int | None = 
     return Span(kind=kind, start=at(start), end=None if end is None else at(end), attempt=attempt)
 
 
-def step(name: str, op: Opcode, *spans: Span, failed: int = 0, output: object = None) -> StepReport:
+def step(name: str, op: Opcode, *spans: Span, failed: int = 0, output: object = None) -> Step:
     ended = spans[-1].end
     error = ErrorData(name="ValueError", message="not yet")
-    return StepReport(
+    return Step(
         id=name,
         hashed_id=name,
         op=op,
@@ -38,13 +37,13 @@ def step(name: str, op: Opcode, *spans: Span, failed: int = 0, output: object = 
         ended_at=ended,
         due_at=None,
         spans=list(spans),
-        failed_attempts=[AttemptReport(attempt=n, ended_at=at(n), error=error) for n in range(failed)],
+        failed_attempts=[Attempt(attempt=n, ended_at=at(n), error=error) for n in range(failed)],
         output=None if output is None else msgspec.Raw(msgspec.json.encode(output)),
     )
 
 
-def report_of(*steps: StepReport, ended: float | None = 10) -> RunReport:
-    run = RunView(
+def report_of(*steps: Step, ended: float | None = 10) -> RunReport:
+    run = Run(
         id="RUN",
         function_id="shop-pay",
         app_id="shop",

@@ -14,8 +14,7 @@ from durably.cli.output.run_text import describe_attempts
 from durably.engine.api.dashboard.rendering.waterfall import lay_out
 from durably.engine.api.http.codec import decoder_of, from_wire
 from durably.engine.model.records import MAX_ERROR_TEXT
-from durably.engine.model.reports import Relation, RunReport, Span, SpanKind
-from durably.engine.model.views import FromStep, RunStatus, StepStatus, UpdateKind
+from durably.engine.model.runs import FromStep, Relation, RunReport, RunStatus, Span, SpanKind, StepStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.opcodes import hash_step_id
 

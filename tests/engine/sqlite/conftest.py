@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.requests import OutboundClient
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -13,13 +13,13 @@ from typing import TypeVar
 import msgspec
 import pytest
 
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import Durability
-from durably.engine.model.views import RunStatus
 from durably.engine.sqlite import database
 from durably.engine.sqlite.database import open_database, take_ownership
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.engine_errors import (
     DatabaseCorruptError,
@@ -99,7 +99,7 @@ async def test_a_run_whose_run_state_is_damaged_fails_when_the_engine_starts(pat
         await engine.sync_app(app.sync_request())
         first, second = [await only_run(engine, await send(engine, "slow")) for _ in range(2)]
         await app.wait_for_calls(2)
-    change(path, f"UPDATE heads SET head = x'c1' WHERE run_key = (SELECT key FROM runs WHERE id = '{first}')")
+    change(path, f"UPDATE run_states SET state = x'c1' WHERE run_key = (SELECT key FROM runs WHERE id = '{first}')")
     app.gate.set()
     async with opened(path) as engine:
         damaged = await ended(engine, first)
@@ -128,7 +128,7 @@ async def test_a_run_whose_run_state_is_damaged_fails_when_it_is_to_move(path: P
             await until(engine, lambda: has(engine.run_calls(run_id), lambda call: call.error is not None))
         else:
             await until(engine, lambda: has(engine.run_steps(run_id), lambda step: True))
-    change(path, "UPDATE heads SET head = x'c1'")
+    change(path, "UPDATE run_states SET state = x'c1'")
     for table in ("waits", "delayed_calls"):
         change(path, f"UPDATE {table} SET due = 1 WHERE '{step}' IN ('nap', 'retried')")
     async with opened(path, long_backoff) as engine:
@@ -298,19 +298,3 @@ async def test_the_log_shrinks_after_a_long_read(path: Path, monkeypatch: pytest
         for _ in range(3):
             await engine.send_events([Event(name="e", data={"text": "x" * 400_000})])
         assert log.stat().st_size < 8_000_000
-
-
-def test_earlier_version_refuses_rows_that_are_not_canonical(path: Path) -> None:
-    """Otherwise it would sign calls that other SDKs refuse, if somebody goes back to it."""
-    connection = open_database(path, Durability.FULL)
-    take_ownership(connection)
-    assert connection.execute("SELECT is_canonical FROM owner").fetchone() == (0,)
-    connection.close()
-
-
-def test_a_database_of_each_earlier_version_is_migrated(path: Path) -> None:
-    """With one version so far: opened twice, it is migrated once."""
-    for _ in range(2):
-        connection = open_database(path, Durability.FULL)
-        assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
-        connection.close()

@@ -16,7 +16,7 @@ from durably.engine.model import http_call
 from durably.engine.model.events import check_event
 from durably.engine.model.http_call import open_socket
 from durably.engine.model.registry import Registry, SyncedFunction
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.transactions import event_routing
 from durably.engine.sqlite.transactions.transaction import Transaction

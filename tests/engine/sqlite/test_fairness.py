@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ended, only_run, opened, run_to_end

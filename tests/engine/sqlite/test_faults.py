@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.model.views import RunStatus, UpdateKind
+from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.maintenance import check_database
 from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseUnavailableError

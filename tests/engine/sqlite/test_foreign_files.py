@@ -1,6 +1,5 @@
 """Files of other programs, which an engine refuses and leaves as they are."""
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from durably import Embedded
+from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.identity import refuse_foreign
 from durably.protocol.engine_errors import DatabaseCorruptError
 
 from ..conftest import QUICK, opened, send
@@ -106,15 +105,6 @@ async def test_database_whose_tables_are_in_its_log_is_opened(path: Path, tmp_pa
         await send(engine, "a")
         shutil.copy(path, copy)
         shutil.copy(f"{path}-wal", f"{copy}-wal")
-    assert copy.read_bytes()[68:72] == bytes(4), "the file has the application's id already"
     refuse_foreign(copy)
     async with opened(copy) as engine:
         assert len(await engine.list_events()) == 1
-
-
-async def test_empty_database_is_used(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-    assert (await asyncio.to_thread(path.stat)).st_size > 0
-    async with opened(path) as engine:
-        assert await engine.list_runs() == []

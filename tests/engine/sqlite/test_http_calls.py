@@ -15,8 +15,8 @@ from durably.engine.core import call_body
 from durably.engine.core.answers import Answer, AnswerVerification
 from durably.engine.core.call_body import CallData, build_body, to_sign
 from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus, UpdateKind
 from durably.engine.sqlite import call_dispatch
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.outbox import ScheduledCall

@@ -7,8 +7,8 @@ import pytest
 
 from durably.engine.core.answers import Unreached
 from durably.engine.model.observers import EndedCall, Group, Observer
+from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import RunStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ..conftest import opened, run_to_end, send

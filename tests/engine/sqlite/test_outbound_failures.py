@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.sqlite.step_requests import OutboundClient, OutboundError
+from durably.engine.model.requests import OutboundClient, OutboundError
 
 
 async def test_too_large_an_answer(server: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.sqlite.step_requests import OutboundClient, OutboundError
+from durably.engine.model.requests import OutboundClient, OutboundError
 
 
 async def test_fetch_hands_the_answer_back(server: Any, outbound: OutboundClient) -> None:

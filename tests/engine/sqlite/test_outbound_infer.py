@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.sqlite.step_requests import OutboundClient, OutboundError
+from durably.engine.model.requests import OutboundClient, OutboundError
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,8 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.model import outbound_request
-from durably.engine.model.outbound_request import is_public
-from durably.engine.sqlite.step_requests import OutboundClient, OutboundError
+from durably.engine.model import requests
+from durably.engine.model.requests import OutboundClient, OutboundError, is_public
 
 PRETENDED = "127.0.0.2"
 """An address of this machine that tests take for a public one."""
@@ -34,7 +33,7 @@ async def private(serving: Any) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def public(serving: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
-    monkeypatch.setattr(outbound_request, "is_public", lambda address: address == PRETENDED or is_public(address))
+    monkeypatch.setattr(requests, "is_public", lambda address: address == PRETENDED or is_public(address))
     async with serving(PRETENDED) as server:
         yield server
 

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import Concern, ConcernKind, FunctionLoad
-from durably.engine.model.views import to_datetime
+from durably.engine.model.overview import Concern, ConcernKind, FunctionLoad
+from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite import concerns
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.overviews import plan_axis

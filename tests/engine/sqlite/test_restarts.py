@@ -13,8 +13,8 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from durably.engine.model.runs import RunStatus, StepStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus, StepStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import EngineClosedError, StaleCallError

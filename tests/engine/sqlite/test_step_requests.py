@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from durably.engine.model.requests import OutboundClient
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.step_requests import OutboundClient
 
 from ..conftest import output, run_to_end
 from ..small_app import SmallApp, StepFailed, Steps

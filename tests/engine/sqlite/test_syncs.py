@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.model.views import RunStatus, SyncResult
+from durably.engine.model.overview import SyncResult
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import SyncRequest, decode_sync

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from durably.engine.sqlite.timers import Loaded, Timers
-from durably.testing.clock import VirtualClock
+from durably.testing.link import VirtualClock
 
 
 async def advance_to(clock: VirtualClock, time: int) -> None:

@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from durably.engine.model.registry import Registry, SyncedFunction
+from durably.engine.model.runs import StoredEvent
 from durably.engine.model.unmatched import KnownNames, UnmatchedEvents, explain_unmatched
-from durably.engine.model.views import EventView
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.transactions.event_routing import EventOutcome, EventOutcomes
 from durably.protocol.events import Event
@@ -171,7 +171,7 @@ def test_many_outcomes_are_counted_and_the_oldest_forgotten() -> None:
     outcomes = EventOutcomes(since=0)
     outcomes.note({f"{number:04}": EventOutcome(["it ended the wait 'a' of the run r"], 3) for number in range(1001)})
     at = dt.datetime.now(dt.UTC)
-    oldest, newest = (EventView.of(id_, Event(name="e"), at) for id_ in ("0000", "1000"))
+    oldest, newest = (StoredEvent.of(id_, Event(name="e"), at) for id_ in ("0000", "1000"))
     registry = Registry([], {})
     assert "remembers" in outcomes.explain(oldest, registry, ["e"])[0]
     assert outcomes.explain(newest, registry, ["e"])[1] == "it ended 2 more waits or runs"

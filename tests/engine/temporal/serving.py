@@ -15,8 +15,8 @@ from durably.comm.handler import CommHandler
 from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings, SystemClock
-from durably.engine.model.views import RunView
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.messages import CallInput
@@ -78,7 +78,7 @@ async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = 
     return event_id
 
 
-async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[RunView]:
+async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[Run]:
     """The runs that an event started, once all of them have ended."""
     runs = await async_eventually(
         lambda: engine.event_runs(event_id),

@@ -17,12 +17,12 @@ from aiohttp import web
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
-from durably.testing.clock import VirtualClock
+from durably.testing.link import VirtualClock
 
 from ..core.fake_app import FakeApp
 from ..small_app import SmallApp

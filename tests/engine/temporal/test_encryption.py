@@ -7,7 +7,7 @@ import pytest
 from temporalio.client import Client
 
 import durably
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.temporal import Temporal
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey

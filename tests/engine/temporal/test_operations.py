@@ -6,7 +6,7 @@ import datetime as dt
 import pytest
 
 import durably
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 
 from ...temporal.dev_server import DevServer

@@ -21,7 +21,7 @@ from durably import Alerts, Client, Context, Embedded, EngineSettings, Event, Te
 from durably.comm import CommHandler
 from durably.engine.api.metrics.catalogue import CATALOGUE, Metric
 from durably.engine.core.inputs import EndRun
-from durably.engine.model.views import RunView
+from durably.engine.model.runs import Run
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.observers import LiveRuns
 from durably.engine.temporal.observers import RunChanges
@@ -90,7 +90,7 @@ class Shop:
         runs = await async_eventually(lambda: self.engine.event_runs(event_id), f"the run of {name} is listed")
         return runs[0].id
 
-    async def run(self, name: str) -> RunView:
+    async def run(self, name: str) -> Run:
         return await self.engine.wait_for_run(await self.start(name))
 
     async def read(self) -> dict[str, Metric]:

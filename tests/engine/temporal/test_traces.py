@@ -16,8 +16,8 @@ from durably.comm import CommHandler
 from durably.engine.api.http.server import EngineServer
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunView
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
@@ -66,7 +66,7 @@ class App:
         ]
         CommHandler(client=self.client, framework="test", functions=functions)
 
-    async def request(self, function: str) -> RunView:
+    async def request(self, function: str) -> Run:
         """Send an event from a request, and wait for its run's end."""
         with self._spans.provider.get_tracer("web").start_as_current_span("POST /orders"):
             [event_id] = await self.client.send(Event(name=self.event(function)))

@@ -10,7 +10,7 @@ import msgspec
 
 from durably.cli.output.text import CliError
 from durably.engine.api.interface import SyncEngine
-from durably.engine.model.views import RunUpdate
+from durably.engine.model.runs import RunUpdate
 from durably.protocol.events import AppSyncBody, Event, EventReceipt
 
 T = TypeVar("T")

@@ -28,7 +28,7 @@ from durably.engine.api.http.codec import (
     status_of,
 )
 from durably.engine.api.operations import Operation
-from durably.engine.model.views import RunUpdate
+from durably.engine.model.runs import RunUpdate
 from durably.io.http_connections import failure_reason
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import AppSyncBody, Envelope, ErrorBody

@@ -10,8 +10,8 @@ from temporalio.service import RPCError
 from durably.cli.output.text import CliError
 from durably.engine.api.http.codec import status_of
 from durably.engine.api.operations import Operation
+from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunUpdate
 from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.engines import parse_temporal_url

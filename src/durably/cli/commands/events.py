@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.model.views import EventView, RunView
+    from durably.engine.model.runs import Run, StoredEvent
 
 
 _NOT_LISTED = (
@@ -81,14 +81,14 @@ def send(
         _report_runs(runs, notes)
 
 
-def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | None, list[str] | None]":
+def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[Run] | None, list[str] | None]":
     """The runs that an event started, and notes about it, if the keys allow it.
 
     In production, an event key allows only to send.
     """
     from durably.cli.clients.engine_client import AnswerError, existing
 
-    runs: list[RunView] = []
+    runs: list[Run] = []
     try:
         runs = client.event_runs_sync(event_id)
         notes = existing(client.get_event_sync(event_id)).notes
@@ -102,7 +102,7 @@ def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | 
         raise
 
 
-def _report_runs(runs: "list[RunView]", notes: list[str]) -> None:
+def _report_runs(runs: "list[Run]", notes: list[str]) -> None:
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
         echo(f"{verb} run {run.id} of {run.function_id}", err=True)
@@ -200,7 +200,7 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
         echo(f"{note[:1].upper()}{note[1:]}.")
 
 
-def _find_event(client: "EngineClient", text: str) -> "EventView":
+def _find_event(client: "EngineClient", text: str) -> "StoredEvent":
     """The event with this id, or the sender's id, or an id that ends with the text.
 
     Raises ``CliError``.
@@ -216,7 +216,7 @@ def _find_event(client: "EngineClient", text: str) -> "EventView":
     return existing(client.get_event_sync(only_id("event", text, [event.id for event in found])))
 
 
-def _followed(client: "EngineClient", name: str | None, found: "list[EventView]") -> "Iterator[EventView]":
+def _followed(client: "EngineClient", name: str | None, found: "list[StoredEvent]") -> "Iterator[StoredEvent]":
     """``found``, oldest first, then each new event."""
     while True:
         yield from reversed(found)
@@ -233,12 +233,12 @@ def _newest_id(client: "EngineClient", name: str | None) -> str | None:
     return newest[0].id if newest else None
 
 
-def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventView]":
+def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[StoredEvent]":
     """All events after the event with the id ``last``, newest first.
 
     Reads as many pages as needed.
     """
-    found: list[EventView] = []
+    found: list[StoredEvent] = []
     while True:
         cursor = found[-1].id if found else None
         page = client.list_events_sync(name=name, received_after=None, limit=_PAGE, cursor=cursor)
@@ -250,7 +250,7 @@ def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[
             return found
 
 
-def _row(event: "EventView") -> list[str]:
+def _row(event: "StoredEvent") -> list[str]:
     return [
         event.id,
         event.name,

@@ -11,7 +11,8 @@ from durably.protocol.text import printable
 
 if TYPE_CHECKING:
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.model.views import FunctionView, RunView
+    from durably.engine.model.overview import FunctionInfo
+    from durably.engine.model.runs import Run
 
 
 @click.group()
@@ -66,12 +67,12 @@ def _report_state(client: "EngineClient", function_id: str, state: str, as_json:
         echo(f"{fit(function_id)} is {state}")
 
 
-def _triggers(function: "FunctionView") -> str:
+def _triggers(function: "FunctionInfo") -> str:
     triggers = (trigger.event or trigger.cron or "" for trigger in function.config.triggers)
     return ", ".join(triggers) or "invoked only"
 
 
-def _state(function: "FunctionView") -> str:
+def _state(function: "FunctionInfo") -> str:
     return style("paused", fg="yellow") if function.is_paused else style("active", fg="green")
 
 
@@ -111,7 +112,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
         echo(format_json(run.decode_output()))
 
 
-def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":
+def _wait_for_end(client: "EngineClient", run_id: str) -> "Run":
     from durably.cli.clients.engine_client import existing
 
     pause = _FIRST_POLL_SECONDS
@@ -121,7 +122,7 @@ def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":
     return run
 
 
-def describe_failure(run: "RunView") -> str:
+def describe_failure(run: "Run") -> str:
     output = run.decode_output()
     error = output if isinstance(output, dict) else {}
     if run.status == "Cancelled":

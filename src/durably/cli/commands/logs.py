@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.model.reports import LogEntry, LogPage
-    from durably.engine.model.views import RunUpdate, RunView
+    from durably.engine.model.runs import LogEntry, LogPage, Run, RunUpdate
 
 _PAGE = 500
 
@@ -90,7 +89,7 @@ def logs(
 
 def _follow(
     client: "EngineClient",
-    run: "RunView | None",
+    run: "Run | None",
     function_id: str | None,
     page: "LogPage",
     lines_only: bool,
@@ -98,8 +97,7 @@ def _follow(
 ) -> None:
     from durably.cli.clients.engine_client import existing
     from durably.cli.output.log_stream import describe_change, followed_lines, followed_updates, merge
-    from durably.engine.model.reports import LogEntry
-    from durably.engine.model.views import RunUpdate
+    from durably.engine.model.runs import LogEntry, RunUpdate
 
     def show(value: "LogEntry | RunUpdate") -> None:
         if as_json:

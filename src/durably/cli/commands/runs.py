@@ -44,10 +44,10 @@ from durably.protocol.text import suggest
 
 if TYPE_CHECKING:
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.model.views import CancellationView, ReplayView
+    from durably.engine.model.runs import CancellationView, ReplayView
 
     Body = TypeVar("Body", CancellationView, ReplayView)
-    from durably.engine.model.views import RunView
+    from durably.engine.model.runs import Run
 
 _POLL_SECONDS = 0.1
 
@@ -189,7 +189,7 @@ def list_runs(
             raise click.UsageError("--follow shows what happens from now on: --status and --since do not go with it")
         _follow(client, function_id, as_json)
         return
-    from durably.engine.model.views import RunStatus
+    from durably.engine.model.runs import RunStatus
 
     found = client.list_runs_sync(
         status=RunStatus(status) if status else None, function_id=function_id, started_after=since, limit=limit
@@ -294,7 +294,7 @@ def cancel(
         return
     now = dt.datetime.now(dt.UTC)
     assert function_id is not None
-    from durably.engine.model.views import RunStatus
+    from durably.engine.model.runs import RunStatus
 
     live = (RunStatus.SCHEDULED, RunStatus.RUNNING)
     selection = {"started_after": since, "started_before": until or now, "if_exp": expression}
@@ -349,7 +349,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     """Run the same function again with the same events, and print the new run's id."""
     if step_input is not None and from_step is None:
         raise click.UsageError("--input is for the step of --from-step")
-    from durably.engine.model.views import FromStep
+    from durably.engine.model.runs import FromStep
 
     step = None
     if from_step is not None:
@@ -386,7 +386,7 @@ def replay(
     as_json: bool,
 ) -> None:
     """Run many runs of a function again, and print how many."""
-    from durably.engine.model.views import RunStatus
+    from durably.engine.model.runs import RunStatus
 
     selection: dict[str, Any] = {
         "statuses": [RunStatus(status) for status in statuses],
@@ -438,7 +438,7 @@ def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> N
     raise CliError("the engine stopped")
 
 
-def _times(run: "RunView") -> list[str]:
+def _times(run: "Run") -> list[str]:
     started = format_local(run.created_at)
     if run.ended_at is None:
         return [started, ""]

@@ -18,7 +18,7 @@ from durably.cli.output.text import Styled, alternate_screen, draw, echo, echo_j
 
 if TYPE_CHECKING:
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.model.reports import FunctionLoad, Overview, RunCounts
+    from durably.engine.model.overview import FunctionLoad, Overview, RunCounts
 
 _INTERVAL_SECONDS = 1.0
 _PLAIN_WIDTH = 120

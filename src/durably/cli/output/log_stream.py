@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from durably.cli.clients.engine_client import EngineClient, existing
-from durably.engine.model.reports import LogEntry, LogPage
-from durably.engine.model.views import END_UPDATES, RunUpdate, RunView, UpdateKind
+from durably.engine.model.runs import END_UPDATES, LogEntry, LogPage, Run, RunUpdate, UpdateKind
 
 from .run_text import describe_update
 from .text import CliError, Styled, fit, format_clock, short_id, shorten, style
@@ -57,7 +56,7 @@ def followed_lines(
 
 
 def followed_updates(
-    client: EngineClient, run: RunView | None, function_id: str | None, *, on_connected: Callable[[], None]
+    client: EngineClient, run: Run | None, function_id: str | None, *, on_connected: Callable[[], None]
 ) -> Iterator[RunUpdate]:
     """Starts, failed attempts and ends of runs, from now on.
 

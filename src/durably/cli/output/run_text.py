@@ -11,8 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-from durably.engine.model.reports import RunReport
-from durably.engine.model.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
+from durably.engine.model.runs import Run, RunMetadata, RunReport, RunUpdate, StoredEvent, UpdateKind
 from durably.protocol.call import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import keep_ends, printable
@@ -179,7 +178,7 @@ _MOST_LOG_LINES = 50
 _LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
-def describe_run(run: RunView, app_version: str | None = None) -> Styled:
+def describe_run(run: Run, app_version: str | None = None) -> Styled:
     output = run.decode_output()
     facts = [
         ("Run", run.id),
@@ -203,7 +202,7 @@ def describe_run(run: RunView, app_version: str | None = None) -> Styled:
     return describe_facts(facts)
 
 
-def describe_events(events: list[EventView], count: int) -> Styled:
+def describe_events(events: list[StoredEvent], count: int) -> Styled:
     """The data of each event. ``count`` is the number of the run's events."""
     rows = [[event.id, event.name, format_json(event.data)] for event in events]
     more = f"\n… and {count - len(events)} more" if count > len(events) else ""
@@ -260,7 +259,7 @@ def log_row(origin: dt.datetime, line: LogLine) -> list[str]:
     return [at, style(line.level, fg=colour), line.step or "", shorten(line.message, _ERROR_WIDTH)]
 
 
-def describe_metadata(metadata: list[MetadataView]) -> Styled | None:
+def describe_metadata(metadata: list[RunMetadata]) -> Styled | None:
     """A line for each time that the app's SDK sent metadata about the run."""
     rows = [
         [format_local(one.received_at), shorten(format_json(msgspec.json.decode(one.body)), _ERROR_WIDTH)]

@@ -17,7 +17,7 @@ from durably.protocol.errors import Error
 from durably.protocol.text import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
-    from durably.engine.model.views import RunView
+    from durably.engine.model.runs import Run
 
 STATUS_COLOURS = {
     "Scheduled": "blue",
@@ -154,7 +154,7 @@ def describe_zone(times: Iterable[dt.datetime]) -> str:
     return "UTC" if offset == "+0000" else f"UTC{offset[:3]}:{offset[3:5]}"
 
 
-def describe_status(run: "RunView") -> Styled:
+def describe_status(run: "Run") -> Styled:
     """The status, and what an idle run does."""
     idle = "" if run.waiting is None else style(f" ({run.waiting.kind})", dim=True)
     return Styled(f"{coloured_status(run.status)}{idle}")

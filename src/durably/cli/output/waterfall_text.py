@@ -10,7 +10,7 @@ import shutil
 import msgspec
 
 from durably.engine.api.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
-from durably.engine.model.reports import RunReport, SpanKind, StepReport
+from durably.engine.model.runs import RunReport, SpanKind, Step
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode
 
 from .text import Styled, fit, format_json, format_local, format_seconds, shorten, style
@@ -118,7 +118,7 @@ def _place(bar: Bar, width: int) -> tuple[int, int]:
     return first, min(max(round((bar.x + bar.width) * width / 100), first + 1), width)
 
 
-def _result(step: StepReport | None) -> str:
+def _result(step: Step | None) -> str:
     """The step's output or error, or what it waits for."""
     if step is None:
         return ""

@@ -34,9 +34,9 @@ from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.api.interface import LocalEngine
+from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.model.tracing import EngineTracing
-from durably.engine.model.views import RunUpdate
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind

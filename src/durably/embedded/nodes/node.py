@@ -13,8 +13,8 @@ from typing import Any
 from durably.embedded.process import NodeClosedError
 from durably.embedded.worker import LocalWorker
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, check_place, make_directory, read_note
-from durably.engine.sqlite.identity import refuse_foreign
 from durably.errors import TransportError
 from durably.protocol.engine_errors import (
     DatabaseBusyError,

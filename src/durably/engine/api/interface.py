@@ -16,38 +16,38 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from durably.engine.model.reports import (
+from durably.engine.model.overview import (
+    App,
     AppReport,
     Changes,
     EngineInfo,
-    EventPage,
+    FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    Overview,
+    ScheduleInfo,
+    SyncResult,
+)
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    EventPage,
+    ExportedSpans,
+    FromStep,
+    InvokeReceipt,
     LogPage,
     MatchCount,
-    Overview,
+    ReplayView,
+    Run,
+    RunCall,
+    RunMetadata,
     RunPage,
     RunReport,
-    ScheduleView,
-    StatusCounts,
-)
-from durably.engine.model.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FromStep,
-    FunctionView,
-    InvokeReceipt,
-    MetadataView,
-    ReplayView,
     RunStatus,
     RunUpdate,
-    RunView,
+    StatusCounts,
     StepView,
-    SyncResult,
-    TracesView,
+    StoredEvent,
 )
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import EngineError, NotSupportedError
@@ -89,15 +89,15 @@ async def _show_receipt(engine: "Engine", arguments: Mapping[str, Any], receipt:
     return SendBody(ids=receipt.ids, status=200, unmatched=receipt.unmatched)
 
 
-async def _show_run(engine: "Engine", arguments: Mapping[str, Any], result: object) -> RunView | None:
+async def _show_run(engine: "Engine", arguments: Mapping[str, Any], result: object) -> Run | None:
     return await engine.get_run(arguments["run_id"])
 
 
-async def _show_new_run(engine: "Engine", arguments: Mapping[str, Any], run_id: str) -> RunView | None:
+async def _show_new_run(engine: "Engine", arguments: Mapping[str, Any], run_id: str) -> Run | None:
     return await engine.get_run(run_id)
 
 
-async def _show_function(engine: "Engine", arguments: Mapping[str, Any], result: object) -> FunctionView | None:
+async def _show_function(engine: "Engine", arguments: Mapping[str, Any], result: object) -> FunctionInfo | None:
     return next((each for each in await engine.list_functions() if each.id == arguments["function_id"]), None)
 
 
@@ -193,7 +193,7 @@ class Engine:
         limit: EventLimit = 50,
         cursor: str | None = None,
         id_suffix: IdSuffix | None = None,
-    ) -> list[EventView]:
+    ) -> list[StoredEvent]:
         """Events, newest first."""
 
     @operation("GET /v1/search/events", names={"if_exp": "if"})
@@ -221,11 +221,11 @@ class Engine:
         """
 
     @operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
-    async def get_event(self, event_id: str) -> EventView | None:
+    async def get_event(self, event_id: str) -> StoredEvent | None:
         """An event by the id that ``Client.send`` returned, with notes on its effects."""
 
     @operation("GET /v1/events/{event_id}/runs", missing=_NO_EVENT, exists=_event_exists)
-    async def event_runs(self, event_id: str) -> list[RunView]:
+    async def event_runs(self, event_id: str) -> list[Run]:
         """The runs that an event started, in their order."""
 
     # runs
@@ -240,7 +240,7 @@ class Engine:
         cursor: str | None = None,
         started_after: dt.datetime | None = None,
         id_suffix: IdSuffix | None = None,
-    ) -> list[RunView]:
+    ) -> list[Run]:
         """Runs, newest first."""
 
     @operation("GET /v1/search/runs", names={"if_exp": "if"})
@@ -284,11 +284,11 @@ class Engine:
         """
 
     @operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
-    async def get_run(self, run_id: str) -> RunView | None:
+    async def get_run(self, run_id: str) -> Run | None:
         """A run's status, its output (JSON) and more; ``None`` if it does not exist."""
 
     @operation("GET /v1/runs/{run_id}/end")
-    async def wait_for_run(self, run_id: str) -> RunView:
+    async def wait_for_run(self, run_id: str) -> Run:
         """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
 
     @operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
@@ -300,7 +300,7 @@ class Engine:
         """Attempts that failed and were repeated, the earliest first."""
 
     @operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
-    async def run_calls(self, run_id: str) -> list[CallView]:
+    async def run_calls(self, run_id: str) -> list[RunCall]:
         """The calls that are scheduled or under way, the earliest first."""
 
     @operation("DELETE /v1/runs/{run_id}", show=_show_run)
@@ -390,7 +390,7 @@ class Engine:
         """The apps that have synced, by id, with their last syncs and connection errors."""
 
     @operation("GET /v1/schedules")
-    async def list_schedules(self) -> list[ScheduleView]:
+    async def list_schedules(self) -> list[ScheduleInfo]:
         """The cron schedules of functions, with their next five ticks and last runs."""
 
     @operation("POST /v1/counts", names={"if_exp": "if"})
@@ -433,7 +433,7 @@ class Engine:
     # functions and apps
 
     @operation("GET /v1/functions")
-    async def list_functions(self) -> list[FunctionView]:
+    async def list_functions(self) -> list[FunctionInfo]:
         """List the functions that apps serve.
 
         They are in the order of apps, and of functions within each app.
@@ -451,11 +451,11 @@ class Engine:
         """Allow a paused function to start runs again. Raises ``FunctionNotFoundError``."""
 
     @operation("GET /v1/apps")
-    async def list_apps(self) -> list[AppView]:
+    async def list_apps(self) -> list[App]:
         """The apps that have synced, by id."""
 
     @operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
-    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         """The functions of an app, in its order; ``None`` if no such app has synced."""
 
     # bulk operations on the runs of a function
@@ -554,7 +554,7 @@ class Engine:
         """
 
     @operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
-    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         """Metadata of a run from SDKs; ``None`` if the run does not exist."""
 
     @operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
@@ -565,7 +565,7 @@ class Engine:
         """
 
     @operation("GET /v1/runs/{run_id}/traces")
-    async def run_traces(self, run_id: str) -> list[TracesView]:
+    async def run_traces(self, run_id: str) -> list[ExportedSpans]:
         """The exports of spans that name a run. They may contain spans of other runs."""
 
     # metrics

@@ -17,7 +17,7 @@ from typing import get_type_hints as read_type_hints
 
 import msgspec
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.durations import parse_rfc3339
 
 Method = TypeVar("Method", bound=Callable[..., Any])

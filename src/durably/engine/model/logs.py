@@ -11,8 +11,8 @@ from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.protocol.text import get_logger
 
 from .observers import Group, Observer
+from .runs import RunUpdate, UpdateKind
 from .subscriptions import RunChange
-from .views import RunUpdate, UpdateKind
 
 RUN_LOGGER = get_logger("durably.runs")
 _logger = get_logger("durably.engine")

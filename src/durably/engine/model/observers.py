@@ -7,8 +7,8 @@ import msgspec
 from durably.engine.core.answers import Answer
 from durably.protocol.text import get_logger
 
+from .runs import UpdateKind
 from .subscriptions import RunChange
-from .views import UpdateKind
 
 _logger = get_logger("durably.engine")
 

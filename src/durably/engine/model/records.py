@@ -33,6 +33,10 @@ MAX_ARGUMENT_BYTES = 256 * 1024
 MAX_ERROR_TEXT = 16 * 1024
 """Number of characters that are kept of the message, and of the traceback, of a failed attempt."""
 _MAX_ERROR_BYTES = 128 * 1024
+MAX_METADATA_BYTES = 1024 * 1024
+"""The limit of one run's metadata."""
+MAX_LOG_LINES, MAX_LOG_CHARACTERS = 5000, 2 * 1024 * 1024
+"""The limits of the lines of ``ctx.logger`` that are kept of one run."""
 
 _logger = get_logger("durably.engine")
 _memo_decoder = msgspec.json.Decoder(dict[str, ErrorData])

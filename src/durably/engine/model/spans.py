@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from .reports import Span, SpanKind
-from .views import from_microseconds
+from .runs import Span, SpanKind, from_microseconds
 
 _SHORTEST = 1000
 """Shorter times in a queue are ignored, because the engine's times are milliseconds."""

@@ -16,11 +16,23 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode, hash_step_id
 
-from .reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
 from .rows import UNREACHED_ERRORS, AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
+from .runs import (
+    Attempt,
+    Run,
+    RunLink,
+    RunReport,
+    Span,
+    SpanKind,
+    Step,
+    StepStatus,
+    StoredEvent,
+    to_datetime,
+    to_milliseconds,
+    to_optional_datetime,
+)
 from .spans import AttemptTimes, Interval, attempt_spans, make_span, run_spans
 from .step_views import call_status, called_step_id, wait_status
-from .views import EventView, RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
 
 CalledAt = Callable[[int], int | None]
 """Returns when the call of a generation was made, in milliseconds; ``None`` if it is not under way."""
@@ -40,7 +52,7 @@ class StepReporter:
     """
 
     def __init__(
-        self, run: RunView, called_at: CalledAt, children: Sequence[RunLink], failed: Iterable[AttemptRow]
+        self, run: Run, called_at: CalledAt, children: Sequence[RunLink], failed: Iterable[AttemptRow]
     ) -> None:
         self._run = run
         self._called_at = called_at
@@ -60,7 +72,7 @@ class StepReporter:
         unfinished: Iterable[UnfinishedStep],
         state: RunState | None,
         waits: Mapping[str, OpenWait],
-    ) -> list[StepReport]:
+    ) -> list[Step]:
         """Report all steps.
 
         ``finished`` are those with their memos, ``unfinished`` those that were under way at the run's end. ``state``
@@ -96,13 +108,13 @@ class StepReporter:
             for row in self._failed[step_id or DISCOVER]
         ]
 
-    def attempt_reports(self, step_id: str | None, latest: int | None = None) -> list[AttemptReport]:
+    def attempt_reports(self, step_id: str | None, latest: int | None = None) -> list[Attempt]:
         """Reports of the failed attempts at a step, or at the function's own code.
 
         ``latest`` is the attempt that follows the last failed one, if it is known.
         """
         return [
-            AttemptReport(
+            Attempt(
                 attempt=row.attempt,
                 ended_at=to_datetime(row.ended_at),
                 error=(error := _error_of(row)),
@@ -120,7 +132,7 @@ class StepReporter:
         times = [(row.queued_at, row.ran_from and row.ran_from // 1000, row.called_at, row.ended_at) for row in failed]
         return min([latest, *(next(each for each in known if each is not None) for known in times)])
 
-    def _finished(self, row: MemoRow, memo: bytes) -> StepReport:
+    def _finished(self, row: MemoRow, memo: bytes) -> Step:
         op, times = row.op, row.times
         if op is Opcode.STEP_RUN:
             self.note_call(times.called_at, times.ended_at)
@@ -128,7 +140,7 @@ class StepReporter:
                 self.due_times.append(min(times.created_at, times.called_at) * 1000)
         else:
             self.note_call(times.called_at, times.created_at)
-        return StepReport(
+        return Step(
             id=row.name,
             hashed_id=row.step_id,
             op=op,
@@ -174,12 +186,12 @@ class StepReporter:
             spans.append(make_span(SpanKind.RETRYING, row.ended_at * 1000, began, row.attempt))
         return [*spans, make_span(kind, began, ended, len(failed) if failed else None)]
 
-    def _called(self, call: Call) -> StepReport:
+    def _called(self, call: Call) -> Step:
         """A step that is planned, under way or to be tried again."""
         step_id = called_step_id(call)
         called_at = self._called_at(call.generation)
         now = AttemptTimes(attempt=call.attempt, queued_at=call.due * 1000, began_at=_micro(called_at))
-        return StepReport(
+        return Step(
             id=call.name,
             hashed_id=step_id,
             op=Opcode.STEP_RUN,
@@ -192,9 +204,9 @@ class StepReporter:
             failed_attempts=self.attempt_reports(step_id, call.attempt),
         )
 
-    def _waiting(self, wait: Wait, row: OpenWait) -> StepReport:
+    def _waiting(self, wait: Wait, row: OpenWait) -> Step:
         self.note_call(row.called_at, row.created_at)
-        return StepReport(
+        return Step(
             id=wait.name,
             hashed_id=wait.step_id,
             op=wait.op,
@@ -209,7 +221,7 @@ class StepReporter:
             child_run_id=self._child_run_id(wait.name),
         )
 
-    def _unfinished(self, step: UnfinishedStep) -> StepReport:
+    def _unfinished(self, step: UnfinishedStep) -> Step:
         """A step that was under way when the run ended."""
         ended_at = self._run.ended_at or to_datetime(step.created_at)
         began, ended = step.created_at * 1000, to_milliseconds(ended_at) * 1000
@@ -218,7 +230,7 @@ class StepReporter:
             spans = attempt_spans([*self.attempts(step.step_id), last])
         else:
             spans = self._wait_spans(step.op, step.step_id, began, ended)
-        return StepReport(
+        return Step(
             id=step.name,
             hashed_id=step.step_id,
             op=step.op,
@@ -297,14 +309,14 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     function_name: str
     app_version: str | None
     last_called_at: int | None
-    events: list[EventView]
+    events: list[StoredEvent]
     parent: RunLink | None
     children: list[RunLink]
     has_more_children: bool
     logs: list[LogLine]
 
 
-def report_run(run: RunView, facts: RunFacts, reporter: StepReporter, steps: list[StepReport]) -> RunReport:
+def report_run(run: Run, facts: RunFacts, reporter: StepReporter, steps: list[Step]) -> RunReport:
     """The report of a run. ``steps`` are those of ``reporter``."""
     if facts.last_called_at is not None and run.ended_at is not None:
         reporter.note_call(facts.last_called_at, to_milliseconds(run.ended_at))
@@ -332,11 +344,11 @@ def report_run(run: RunView, facts: RunFacts, reporter: StepReporter, steps: lis
     )
 
 
-def _start_of(step: StepReport) -> Any:
+def _start_of(step: Step) -> Any:
     return step.spans[0].start if step.spans else step.created_at
 
 
-def _error_of_run(run: RunView) -> ErrorData | None:
+def _error_of_run(run: Run) -> ErrorData | None:
     if run.output is None or not run.status.has_ended or run.status == "Completed":
         return None
     return decode_error(run.output)

@@ -13,7 +13,7 @@ from durably.engine.core.run_state import Call, RunState, Wait
 from durably.protocol.opcodes import Opcode, hash_step_id
 
 from .rows import OpenWait
-from .views import CallView, RunWait, StepStatus, StepView, describe_failed_memo, to_datetime, to_optional_datetime
+from .runs import RunCall, RunWait, StepStatus, StepView, describe_failed_memo, to_datetime, to_optional_datetime
 
 
 def finished_step(
@@ -84,10 +84,10 @@ def waiting_step(wait: Wait, row: OpenWait) -> StepView:
     )
 
 
-def call_views(run_id: str, state: RunState, is_under_way: Callable[[int], bool]) -> list[CallView]:
+def call_views(run_id: str, state: RunState, is_under_way: Callable[[int], bool]) -> list[RunCall]:
     """The calls of a run, the earliest first. ``is_under_way`` takes a generation."""
     return [
-        CallView(
+        RunCall(
             job_id=job_id_of(run_id, call.step_id),
             step_id=call.step_id,
             step_name=call.name or None,

@@ -12,7 +12,7 @@ from durably.engine.core.run_state import Call
 from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.opcodes import Opcode
 
-from .views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
+from .runs import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 
 
 class ChangedRun(Protocol):

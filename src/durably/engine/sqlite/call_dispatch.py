@@ -248,9 +248,9 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
     ``None`` if none is. Raises ``DatabaseCorruptError``.
     """
     row = connection.execute(
-        "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body, "
-        "events.traceparent FROM heads JOIN runs ON runs.key = heads.run_key "
-        "JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
+        "SELECT run_states.state, run_states.step_input, runs.id, runs.function_id, runs.is_batch, events.body, "
+        "events.traceparent FROM run_states JOIN runs ON runs.key = run_states.run_key "
+        "JOIN events ON events.key = runs.event_key WHERE run_states.run_key = ?",
         (run_key,),
     ).fetchone()
     if row is None:

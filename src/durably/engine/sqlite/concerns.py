@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from durably.engine.model.reports import Concern, ConcernKind
-from durably.engine.model.views import to_optional_datetime
+from durably.engine.model.overview import Concern, ConcernKind, UnreachedApp
+from durably.engine.model.runs import to_optional_datetime
 from durably.engine.sqlite.queries.loads import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
 from durably.engine.sqlite.tables.counts import COMPLETED, FAILED, MINUTE
-
-from .statistics import UnreachedApp
 
 LEAST_FAILED_SHARE = 0.05
 """The share of failed runs of the last hour above which a function needs attention."""

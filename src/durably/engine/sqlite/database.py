@@ -1,6 +1,7 @@
-"""Opening the database: connections, migrations, ownership, and SQLite's errors."""
+"""Opening the database: whose file it is, connections, migrations, ownership, and SQLite's errors."""
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from durably.engine.model.settings import Durability
@@ -15,20 +16,44 @@ from durably.protocol.engine_errors import (
 from durably.protocol.text import get_logger
 
 from .files import create_private, make_private
-from .identity import APPLICATION_ID
-from .migrations import MIGRATIONS
+from .schema import MIGRATIONS
 
 _logger = get_logger("durably.engine")
 
+APPLICATION_ID = 0x44524259
+"""The ``application_id`` of the file: "DRBY". It distinguishes the file from other programs' databases."""
+_MAGIC = b"SQLite format 3\0"
 _BUSY_TIMEOUT_MS = 5000
 """The longest wait for another process's lock."""
 _MOST_LOG_BYTES = 64 * 1024 * 1024
 """The maximum size of the write-ahead log after a checkpoint. It grows during a long read, such as a backup."""
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise ``DatabaseCorruptError`` for a file that another program wrote.
+
+    Reads the file's header, because SQLite would change the file and apply its log. A missing or empty file passes. So
+    does one that cannot be read: the error of its opening says more.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(100)
+    except OSError:
+        return
+    if header and not header.startswith(_MAGIC):
+        raise DatabaseCorruptError(
+            f"the database {path} cannot be opened: file is not a database; give the engine a file of its own"
+        )
+    if header and int.from_bytes(header[68:72], "big") != APPLICATION_ID:
+        raise DatabaseCorruptError(f"{path} is a SQLite database of another program; give the engine a file of its own")
+
+
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     """A connection for the writer. Transactions are begun explicitly."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    if not path.stat().st_size:
+        # Before the log exists: the header of the file itself then identifies it from the start.
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {durability.value}")
     connection.execute(f"PRAGMA journal_size_limit = {_MOST_LOG_BYTES}")
@@ -48,7 +73,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
+def open_database(path: Path, durability: Durability, migrations: Sequence[str] = MIGRATIONS) -> sqlite3.Connection:
     """Open the database. Create or migrate it if necessary.
 
     Raises ``DatabaseNotOwnedError``, ``DatabaseTooNewError``, ``DatabaseUnavailableError`` and
@@ -58,23 +83,21 @@ def open_database(path: Path, durability: Durability) -> sqlite3.Connection:
     try:
         create_private(path)
         make_private(path)
+        refuse_foreign(path)
         connection = connect(path, durability)
-        _check_application(connection, path)
-        _migrate(connection, path)
+        _migrate(connection, path, migrations)
     except OSError as error:
         raise DatabaseUnavailableError(f"the database {path} cannot be created: {error.strerror}") from error
-    except sqlite3.DatabaseError as error:
+    except BaseException as error:
         if connection is not None:
             connection.close()
+        if not isinstance(error, sqlite3.DatabaseError):
+            raise
         # A read-only file, a full disk or a missing directory does not mean that the content is damaged.
         kind = DatabaseUnavailableError if isinstance(error, sqlite3.OperationalError) else DatabaseCorruptError
         if is_busy(error):
             kind = DatabaseBusyError
         raise kind(f"the database {path} cannot be opened: {error}") from error
-    except BaseException:
-        if connection is not None:
-            connection.close()
-        raise
     return connection
 
 
@@ -85,48 +108,39 @@ def open_existing(path: Path) -> sqlite3.Connection:
     """
     if not path.exists():
         raise DatabaseMissingError(f"there is no database {path}")
+    refuse_foreign(path)
     connection = connect_reader(path)
     try:
-        _check_application(connection, path)
-        if _check_version(connection, path) == 0:
+        if _check_version(connection, path, MIGRATIONS) == 0:
             raise DatabaseCorruptError(f"{path} is not a database of an engine: it is empty")
-    except sqlite3.DatabaseError as error:
+    except BaseException as error:
         connection.close()
-        raise DatabaseCorruptError(f"the database {path} cannot be read: {error}") from error
-    except BaseException:
-        connection.close()
+        if isinstance(error, sqlite3.DatabaseError):
+            raise DatabaseCorruptError(f"the database {path} cannot be read: {error}") from error
         raise
     return connection
 
 
-def _check_application(connection: sqlite3.Connection, path: Path) -> None:
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    if application != APPLICATION_ID and (application or tables):
-        raise DatabaseCorruptError(f"{path} is a SQLite database of another program; give the engine a file of its own")
-
-
-def _check_version(connection: sqlite3.Connection, path: Path) -> int:
+def _check_version(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
+    if version > len(migrations):
         raise DatabaseTooNewError(
             f"the database {path} has schema version {version}, and this version of Durably knows those up to "
-            f"{len(MIGRATIONS)}: update Durably, or go back to a backup that was made before the update"
+            f"{len(migrations)}: update Durably, or go back to a backup that was made before the update"
         )
     return version
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    version = _check_version(connection, path)
-    for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-        # user_version and application_id belong to the transaction, so a migration is applied completely or not at all.
-        marks = f"PRAGMA user_version = {number}; PRAGMA application_id = {APPLICATION_ID};"
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks} COMMIT;")
-    if 0 < version < len(MIGRATIONS):
+def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+    version = _check_version(connection, path, migrations)
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        # user_version belongs to the transaction, so a migration is applied completely or not at all.
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    if 0 < version < len(migrations):
         _logger.info(
             "database migrated from schema version %d to %d: earlier versions of Durably can no longer open %s",
             version,
-            len(MIGRATIONS),
+            len(migrations),
             path,
         )
 
@@ -142,8 +156,7 @@ def take_ownership(connection: sqlite3.Connection, after_epoch: int | None = Non
     if after_epoch not in (None, current):
         connection.execute("ROLLBACK")
         raise DatabaseLostError("another engine has taken over the database already")
-    # Earlier versions canonicalise calls made of rows that are not canonical. They do so if they open this database.
-    connection.execute("UPDATE owner SET epoch = epoch + 1, is_canonical = 0")
+    connection.execute("UPDATE owner SET epoch = epoch + 1")
     epoch: int
     (epoch,) = connection.execute("SELECT epoch FROM owner").fetchone()
     connection.execute("COMMIT")

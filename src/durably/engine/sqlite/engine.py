@@ -21,45 +21,45 @@ from durably.engine.model.events import CheckedEvent, IdSeed, check_event
 from durably.engine.model.http_call import Caller, HttpCaller
 from durably.engine.model.json_bodies import decode_events
 from durably.engine.model.observers import Observer
-from durably.engine.model.registry import read_sync
-from durably.engine.model.reports import (
+from durably.engine.model.overview import (
+    App,
     AppReport,
     Changes,
     EngineInfo,
-    EventPage,
+    FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    Overview,
+    ScheduleInfo,
+    SyncResult,
+)
+from durably.engine.model.registry import read_sync
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    EventPage,
+    ExportedSpans,
+    FromStep,
+    InvokeReceipt,
     LogPage,
     MatchCount,
-    Overview,
+    ReplayView,
+    Run,
+    RunCall,
+    RunMetadata,
     RunPage,
     RunReport,
-    ScheduleView,
-    StatusCounts,
-)
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.unmatched import UnmatchedEvents
-from durably.engine.model.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FromStep,
-    FunctionView,
-    InvokeReceipt,
-    MetadataView,
-    ReplayView,
     RunStatus,
     RunUpdate,
-    RunView,
     Selection,
+    StatusCounts,
     StepView,
-    SyncResult,
-    TracesView,
+    StoredEvent,
     to_datetime,
     to_optional_milliseconds,
 )
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.unmatched import UnmatchedEvents
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.queries.functions import count_matching_runs
 from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
@@ -248,7 +248,7 @@ class SqliteEngine(LocalEngine):
         limit: int = 50,
         cursor: str | None = None,
         id_suffix: str | None = None,
-    ) -> list[EventView]:
+    ) -> list[StoredEvent]:
         return await self._reader.read(
             lambda connection: views.list_events(
                 connection, name, received_after, received_before, limit, cursor, id_suffix
@@ -281,16 +281,16 @@ class SqliteEngine(LocalEngine):
             lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
         )
 
-    async def get_event(self, event_id: str) -> EventView | None:
+    async def get_event(self, event_id: str) -> StoredEvent | None:
         event = await self._reader.read(lambda connection: views.find_event(connection, event_id))
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
-    async def explain_event(self, event: EventView) -> list[str]:
+    async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
         awaited = await self._reader.read(views.awaited_names)
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 
-    async def event_runs(self, event_id: str) -> list[RunView]:
+    async def event_runs(self, event_id: str) -> list[Run]:
         first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
 
@@ -305,7 +305,7 @@ class SqliteEngine(LocalEngine):
         cursor: str | None = None,
         started_after: datetime | None = None,
         id_suffix: str | None = None,
-    ) -> list[RunView]:
+    ) -> list[Run]:
         first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: views.list_runs(
@@ -361,11 +361,11 @@ class SqliteEngine(LocalEngine):
         first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: count_by_status(connection, wanted, first_call_at))
 
-    async def get_run(self, run_id: str) -> RunView | None:
+    async def get_run(self, run_id: str) -> Run | None:
         first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
 
-    async def wait_for_run(self, run_id: str) -> RunView:
+    async def wait_for_run(self, run_id: str) -> Run:
         """Also raises ``EngineClosedError`` if the engine closes first."""
         run_key = await self._reader.read(lambda connection: find_run_key(connection, run_id))
         if run_key is not None:
@@ -385,7 +385,7 @@ class SqliteEngine(LocalEngine):
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
 
-    async def run_calls(self, run_id: str) -> list[CallView]:
+    async def run_calls(self, run_id: str) -> list[RunCall]:
         is_under_way = self._runtime.call_dispatcher.is_under_way
         return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
 
@@ -442,7 +442,7 @@ class SqliteEngine(LocalEngine):
     async def inspect_apps(self) -> list[AppReport]:
         return await self._overviews.app_reports()
 
-    async def list_schedules(self) -> list[ScheduleView]:
+    async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._overviews.schedules()
 
     async def count_matching_runs(
@@ -500,7 +500,7 @@ class SqliteEngine(LocalEngine):
         self._runtime.statistics.unreached_apps.pop(request.app_id, None)
         return result
 
-    async def list_functions(self) -> list[FunctionView]:
+    async def list_functions(self) -> list[FunctionInfo]:
         return await self._reader.read(views.list_functions)
 
     async def pause_function(self, function_id: str) -> None:
@@ -513,10 +513,10 @@ class SqliteEngine(LocalEngine):
             lambda transaction: bulk_operations.resume(transaction, transaction.registry.get_active(function_id).id)
         )
 
-    async def list_apps(self) -> list[AppView]:
+    async def list_apps(self) -> list[App]:
         return await self._reader.read(views.list_apps)
 
-    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         return await self._reader.read(lambda connection: views.list_app_functions(connection, app_id))
 
     # bulk operations
@@ -615,7 +615,7 @@ class SqliteEngine(LocalEngine):
         self._runtime.changes.note_run(run_id)
         return kept
 
-    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
@@ -623,7 +623,7 @@ class SqliteEngine(LocalEngine):
             lambda transaction: annotations.add_traces(transaction, content_type, body)
         )
 
-    async def run_traces(self, run_id: str) -> list[TracesView]:
+    async def run_traces(self, run_id: str) -> list[ExportedSpans]:
         return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
 
     # metrics

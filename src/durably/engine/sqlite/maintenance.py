@@ -20,8 +20,8 @@ from durably.protocol.sync import decode_function
 
 from .database import open_existing
 
-_OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "holds", "cancels", "deadlines", "defers")
-_OF_RUNS = ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS)
+_OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "slots", "cancel_events", "deadlines", "deferred_functions")
+_OF_RUNS = ("memos", "failed_attempts", "run_events", "run_states", *_OF_LIVE_RUNS)
 _MOST_OF_A_KIND = 20
 _PAGES_OF_A_PART = 1024
 """Pages of a copy between reports of its progress: 4 MiB with SQLite's usual pages."""
@@ -55,7 +55,7 @@ def _checks() -> dict[str, _Check]:
         **{f"the runs of {table}": partial(_check_run_keys, table) for table in _OF_RUNS},
         **{f"the run states of {table}": partial(_check_state_keys, table) for table in _OF_LIVE_RUNS},
         "runs": _check_runs,
-        "run states": _check_heads,
+        "run states": _check_run_states,
         "slots": _check_slots,
         "the order of memos": _check_memos,
         "waits": _check_waits,
@@ -85,18 +85,18 @@ def _check_run_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]
 
 def _check_state_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
     """Find rows of live runs without the state of their run."""
-    query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM heads)"
+    query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM run_states)"
     yield from (f"{table} hold rows of a run that has no run state (key {key})" for (key,) in connection.execute(query))
 
 
 def _check_runs(connection: sqlite3.Connection) -> Iterator[str]:
     """Find live runs without state, ended runs with one, and runs without their event."""
-    missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM heads)"
+    missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM run_states)"
     yield from (
         f"run {run_id} is live but has no run state, so nothing continues it"
         for (run_id,) in connection.execute(missing)
     )
-    ended = f"SELECT id, status FROM runs JOIN heads ON run_key = key WHERE status NOT IN {_LIVE}"
+    ended = f"SELECT id, status FROM runs JOIN run_states ON run_key = key WHERE status NOT IN {_LIVE}"
     yield from (f"run {run_id} is {status} but has a run state" for run_id, status in connection.execute(ended))
     lost = (
         "SELECT id FROM runs WHERE event_key NOT IN (SELECT key FROM events) OR key IN "
@@ -105,11 +105,11 @@ def _check_runs(connection: sqlite3.Connection) -> Iterator[str]:
     yield from (f"run {run_id} has lost an event that triggered it" for (run_id,) in connection.execute(lost))
 
 
-def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
+def _check_run_states(connection: sqlite3.Connection) -> Iterator[str]:
     """Find run states that cannot be read, or that contradict other rows."""
     rows = connection.execute(
-        "SELECT run_key, runs.id, head, (SELECT count(*) FROM memos WHERE memos.run_key = heads.run_key) "
-        "FROM heads JOIN runs ON runs.key = run_key"
+        "SELECT run_key, runs.id, state, (SELECT count(*) FROM memos WHERE memos.run_key = run_states.run_key) "
+        "FROM run_states JOIN runs ON runs.key = run_key"
     )
     for run_key, run_id, stored, memos in rows:
         try:
@@ -145,7 +145,7 @@ def _check_outstanding(connection: sqlite3.Connection, run_key: int, run_id: str
     outstanding = {call.generation for call in state.calls}
     for generation in _generations(connection, "queued_calls", run_key) - outstanding:
         yield f"run {run_id}: call {generation} waits in the queue, but is no longer outstanding"
-    for generation in _generations(connection, "holds", run_key) - outstanding:
+    for generation in _generations(connection, "slots", run_key) - outstanding:
         yield f"run {run_id}: call {generation} uses a slot, but is no longer outstanding"
 
 
@@ -157,7 +157,7 @@ def _generations(connection: sqlite3.Connection, table: str, run_key: int) -> se
 def _check_slots(connection: sqlite3.Connection) -> Iterator[str]:
     """Compare used concurrency slots with the calls that use them."""
     taken: Counter[str] = Counter()
-    for (slots,) in connection.execute("SELECT bucket_ids FROM holds"):
+    for (slots,) in connection.execute("SELECT bucket_ids FROM slots"):
         taken.update(msgspec.msgpack.decode(slots, type=list[str]))
     counted = dict(connection.execute("SELECT id, used FROM slots_used").fetchall())
     for slot in sorted(taken.keys() | counted.keys()):

@@ -10,20 +10,22 @@ import msgspec
 
 from durably.engine.core.flow.cron import Schedule
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.registry import Registry
-from durably.engine.model.reports import (
+from durably.engine.model.overview import (
+    App,
     AppReport,
     Concern,
+    FunctionInfo,
     FunctionLoad,
     FunctionReport,
     Overview,
     RunCounts,
-    ScheduleView,
+    ScheduleInfo,
     SyncReport,
 )
+from durably.engine.model.registry import Registry
+from durably.engine.model.runs import to_datetime, to_optional_milliseconds
 from durably.engine.model.settings import Clock
 from durably.engine.model.unmatched import explain_unmatched
-from durably.engine.model.views import AppView, FunctionView, to_datetime, to_optional_milliseconds
 from durably.engine.sqlite.queries import loads
 from durably.engine.sqlite.queries.functions import PlannedSchedule, percentile, planned_schedules, sample_durations
 from durably.engine.sqlite.queries.loads import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
@@ -164,7 +166,7 @@ class Overviews:
         )
         return await self._loads(await self._reader.read(loads.queued_loads), axis)
 
-    async def function_report(self, function: FunctionView, since: dt.datetime | None) -> FunctionReport:
+    async def function_report(self, function: FunctionInfo, since: dt.datetime | None) -> FunctionReport:
         axis = plan_axis(to_optional_milliseconds(since), None, self._clock.now(), _MOST_INTERVALS)
         queued = await self._reader.read(loads.queued_loads)
         (load,) = await self._loads(queued, axis, function.id)
@@ -182,7 +184,7 @@ class Overviews:
         apps, syncs = await self._reader.read(lambda connection: (list_apps(connection), read_syncs(connection)))
         return [self._app_report(app, syncs.get(app.id)) for app in apps]
 
-    def _app_report(self, app: AppView, sync: bytes | None) -> AppReport:
+    def _app_report(self, app: App, sync: bytes | None) -> AppReport:
         unreached = self._statistics.unreached_apps.get(app.id)
         return AppReport(
             app=app,
@@ -191,17 +193,17 @@ class Overviews:
             unreached_error=None if unreached is None else unreached.error,
         )
 
-    async def schedules(self) -> list[ScheduleView]:
+    async def schedules(self) -> list[ScheduleInfo]:
         """The schedules of active functions."""
         first_call_at, registry = self._call_dispatcher.first_call_at, self._transactions.registry
         planned = await self._reader.read(lambda connection: planned_schedules(connection, first_call_at))
         found = ((each, _find_schedule(registry, each)) for each in planned)
         return [self._schedule_view(each, schedule) for each, schedule in found if schedule is not None]
 
-    def _schedule_view(self, planned: PlannedSchedule, schedule: Schedule) -> ScheduleView:
+    def _schedule_view(self, planned: PlannedSchedule, schedule: Schedule) -> ScheduleInfo:
         controls = self._transactions.registry.controls.get(planned.function_id)
         ticks = [planned.at, *itertools.islice(schedule.ticks_after(planned.at), _MOST_TICKS - 1)]
-        return ScheduleView(
+        return ScheduleInfo(
             function_id=planned.function_id,
             schedule=planned.schedule,
             next_ticks=[to_datetime(tick) for tick in ticks],

@@ -25,7 +25,7 @@ _logger = get_logger("durably.engine")
 _IS_UNUSED = (
     "NOT EXISTS (SELECT 1 FROM runs WHERE event_key = events.key) "
     "AND NOT EXISTS (SELECT 1 FROM run_events WHERE event_key = events.key) "
-    "AND NOT EXISTS (SELECT 1 FROM held_events WHERE event_key = events.key) "
+    "AND NOT EXISTS (SELECT 1 FROM pending_events WHERE event_key = events.key) "
     f"AND NOT EXISTS (SELECT 1 FROM waits WHERE op = '{Opcode.INVOKE_FUNCTION}' AND topic = events.id)"
 )
 _LISTED = "(SELECT value FROM json_each(?))"

@@ -12,12 +12,12 @@ from pathlib import Path
 from durably.engine.api.run_observers import RunObservers
 from durably.engine.model.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.model.registry import Registry
+from durably.engine.model.requests import OutboundClient
 from durably.engine.model.settings import EngineSettings, make_policy
 from durably.engine.model.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.model.tracing import EndedRun
-from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
+from durably.engine.sqlite.database import explain, is_busy, open_database, refuse_foreign, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
-from durably.engine.sqlite.identity import refuse_foreign
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.writer import Writer
@@ -47,7 +47,7 @@ from .outbox import (
 )
 from .retention import PurgeStore, Retention
 from .statistics import Statistics
-from .step_requests import OutboundClient, StepRequests
+from .step_requests import StepRequests
 from .timers import Loaded, Timers, load_timers
 from .transactions import bulk_operations, operations, runs
 from .transactions.bulk_operations import read_controls
@@ -225,7 +225,7 @@ class Runtime:
 
         They are repeated under new generations.
         """
-        moving, open_bulk_operations = self._store.moving_runs(), self._store.apps.open_bulk_operations()
+        moving, open_bulk_operations = self._store.runnable_runs(), self._store.apps.open_bulk_operations()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
         for operation_id in open_bulk_operations:

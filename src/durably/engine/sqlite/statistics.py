@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
-
 from durably.engine.model.observers import Group, Observer
+from durably.engine.model.overview import UnreachedApp
+from durably.engine.model.runs import END_UPDATES, UpdateKind
 from durably.engine.model.settings import Clock
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import END_UPDATES, UpdateKind
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.counts import (
@@ -60,14 +59,6 @@ _ANSWERED = {
 }
 """Updates that result from an app's answer."""
 _PLACES = {END_UPDATES[status]: place for status, place in ENDS.items()} | {UpdateKind.RUN_STARTED: CREATED}
-
-
-class UnreachedApp(msgspec.Struct, frozen=True):
-    """The calls of an app that did not reach it, since the last one that did."""
-
-    since: int
-    error: str
-    count: int
 
 
 class Statistics(Observer):

@@ -171,7 +171,7 @@ _TIMERS: tuple[tuple[str, str, str, Callable[..., StoredTimer]], ...] = (
     ("deadlines", "due", "run_key, due", DeadlineTimer),
     ("buckets", "due", "id, due", BucketTimer),
     ("schedules", "due", "function_id, schedule, due", CronTimer),
-    ("openings", "opens_at", "opens_at", ThrottleTimer),
+    ("throttle_times", "ready_at", "ready_at", ThrottleTimer),
 )
 """Tables, their columns of times, their other columns, and the timers made of them."""
 _CALLS = ("delayed_calls", "due", "run_key, generation, due")
@@ -202,8 +202,9 @@ def _delayed_call(connection: sqlite3.Connection, run_key: int, generation: int,
     # A damaged run state is detected when the call is made.
     call = state.call(generation) if state else Call(generation=generation, due=due)
     row = connection.execute(
-        "SELECT runs.function_id, heads.ticket IS NOT NULL FROM heads JOIN runs ON runs.key = heads.run_key "
-        "WHERE heads.run_key = ?",
+        "SELECT runs.function_id, run_states.queue_entry IS NOT NULL FROM run_states JOIN runs ON runs.key = "
+        "run_states.run_key "
+        "WHERE run_states.run_key = ?",
         (run_key,),
     ).fetchone()
     return None if call is None or row is None else ScheduledCall(run_key, call, row[0], has_to_queue=bool(row[1]))

@@ -36,8 +36,8 @@ from durably.engine.api.alerts.alert import (
 from durably.engine.api.alerts.delivery import TIMEOUT_SECONDS, DeliveryError, Email, Webhook
 from durably.engine.api.alerts.failure_alerts import FailureAlerts
 from durably.engine.api.alerts.settings import AlertsInvalidError
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import SystemClock
-from durably.engine.model.views import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ....waiting import async_eventually

@@ -15,7 +15,7 @@ from durably.engine.api.dashboard.messages import Action, DashboardResponse
 from durably.engine.api.dashboard.pages import ROUTES
 from durably.engine.api.dashboard.protection import CSRF_COOKIE, CSRF_FIELD, make_token
 from durably.engine.api.dashboard.visit import Route
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ...conftest import only_run, send

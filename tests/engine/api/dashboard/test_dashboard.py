@@ -7,7 +7,7 @@ import pytest
 
 from durably.engine.api.dashboard.dashboard import Dashboard, DashboardConfigError
 from durably.engine.api.dashboard.messages import Action
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.engine_errors import EngineClosedError
 

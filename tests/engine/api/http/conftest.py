@@ -16,8 +16,8 @@ import durably
 import durably.fast_api
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
+from durably.engine.model.runs import Run, RunStatus
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import RunStatus, RunView
 from durably.protocol.headers import ServerKind
 
 SIGNING_KEY = "signkey-test-0123456789abcdef0123456789abcdef"
@@ -41,11 +41,11 @@ class Harness:
         assert status == 200, body
         return str(body["ids"][0])
 
-    async def run_of(self, event_id: str) -> RunView:
+    async def run_of(self, event_id: str) -> Run:
         [run] = await self.engine.event_runs(event_id)
         return run
 
-    async def until(self, run_id: str, is_so: Callable[[RunView], bool]) -> RunView:
+    async def until(self, run_id: str, is_so: Callable[[Run], bool]) -> Run:
         """The run, once it is so: looked at again whenever something happens to a run."""
         with self.engine.watch() as updates:
             while True:
@@ -55,7 +55,7 @@ class Harness:
                     return run
                 await anext(updates)
 
-    async def ended(self, run_id: str) -> RunView:
+    async def ended(self, run_id: str) -> Run:
         return await self.until(run_id, lambda run: run.status not in (RunStatus.SCHEDULED, RunStatus.RUNNING))
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import durably
 from durably.engine.api.http.server import EngineServer
+from durably.engine.model.runs import RunStatus, StepStatus
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import RunStatus, StepStatus
 from durably.protocol.headers import ServerKind
 
 from ....ports import free_port

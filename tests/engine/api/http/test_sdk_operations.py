@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 import durably
-from durably.engine.model.views import StepStatus
+from durably.engine.model.runs import StepStatus
 
 from .conftest import Harness, ServeFunctions, client_of
 

@@ -11,7 +11,7 @@ from aiohttp import web
 
 import durably
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.views import RunStatus, RunView
+from durably.engine.model.runs import Run, RunStatus
 from durably.protocol.limits import MAX_CANONICAL_BYTES
 
 from .conftest import EVENT_KEY, SIGNING_KEY, Harness, ServeFunctions, client_of
@@ -84,7 +84,7 @@ async def between(cloud: Harness, serve_functions: ServeFunctions) -> AsyncItera
         yield meddler
 
 
-async def run(cloud: Harness, **data: Any) -> RunView:
+async def run(cloud: Harness, **data: Any) -> Run:
     status, body = await cloud.json("POST", f"/e/{EVENT_KEY}", json={"name": "echo", "data": data})
     assert status == 200
     return await cloud.ended((await cloud.run_of(body["ids"][0])).id)

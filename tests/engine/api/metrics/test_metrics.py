@@ -14,8 +14,8 @@ from durably.engine.api.metrics.catalogue import CATALOGUE, OTHER_FUNCTIONS, Met
 from durably.engine.api.metrics.exposition import write_text
 from durably.engine.api.metrics.instruments import EngineCounters
 from durably.engine.model.observers import Group
+from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import RunStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.tables.runs import RunRow
 

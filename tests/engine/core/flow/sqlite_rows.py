@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-from durably.engine.sqlite.migrations import MIGRATIONS
+from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.tables.flow import SqliteQueueRows
 
 
@@ -41,8 +41,8 @@ class SqliteRows(SqliteQueueRows):
 
     def purge(self, now: int) -> None:
         """Remove rows that now have no effect."""
-        self._connection.execute("DELETE FROM levels WHERE expires <= ?", (now,))
+        self._connection.execute("DELETE FROM throttle_levels WHERE expires <= ?", (now,))
 
     def next_opening(self) -> int | None:
-        row: tuple[int | None] = self._connection.execute("SELECT min(opens_at) FROM openings").fetchone()
+        row: tuple[int | None] = self._connection.execute("SELECT min(ready_at) FROM throttle_times").fetchone()
         return row[0]

@@ -50,7 +50,7 @@ def make_flow(function: int, limits: int, throttle: int) -> Flow:
     )
 
 
-def ticket_of(flow: Flow, fields: dict[str, Any], now: int) -> QueueEntry:
+def queue_entry_of(flow: Flow, fields: dict[str, Any], now: int) -> QueueEntry:
     outcome = start(flow, fields, lambda _: None, now).outcome
     assert isinstance(outcome, Start)
     return decode_queue_entry(encode_queue_entry(outcome.queue_entry))
@@ -128,7 +128,7 @@ class World:
 
     def start_run(self, queue: LimitQueue, function: int, **data: Any) -> Call:
         flow = self.flows[function]
-        queue_entry = ticket_of(flow, event(**data), self.now)
+        queue_entry = queue_entry_of(flow, event(**data), self.now)
         return self.join(
             queue, Call(QueuedCall(queue_entry.position, next(self.run_keys), 1), queue_entry, function, True)
         )
@@ -216,14 +216,16 @@ def check_rows(world: World) -> None:
     assert dict(rows.execute("SELECT id, used FROM slots_used").fetchall()) == used
     assert rows.execute("SELECT count(*) FROM queued_calls").fetchone() == (len(plain.queued),)
     keys = [key for function in range(len(world.flows)) for key in rows.keys_of(f"fn-{function}")]
-    assert len(keys) == rows.execute("SELECT count(DISTINCT lane_id) FROM queued_calls").fetchone()[0]
+    assert len(keys) == rows.execute("SELECT count(DISTINCT key_id) FROM queued_calls").fetchone()[0]
     for key in keys:
         assert key.waits_at in key.limits
         assert rows.first_call(key.id) == key.first
         if key.waits_at.maximum:
             assert used.get(key.waits_at.bucket_id, 0) >= key.waits_at.maximum
         else:
-            ready_at = rows.execute("SELECT opens_at FROM openings WHERE id = ?", key.waits_at.bucket_id).fetchone()
+            ready_at = rows.execute(
+                "SELECT ready_at FROM throttle_times WHERE id = ?", key.waits_at.bucket_id
+            ).fetchone()
             assert ready_at is not None
 
 
@@ -244,7 +246,7 @@ def test_the_queue_agrees_with_a_simple_model(
         world.drain()
         check_rows(world)
         rows.purge(world.now + 10**9)
-        for table in ("lanes", "queued_calls", "slots_used", "holds", "levels"):
+        for table in ("concurrency_keys", "queued_calls", "slots_used", "slots", "throttle_levels"):
             assert rows.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     finally:
         rows.close()
@@ -348,7 +350,7 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     world = World(rows, [flow])
     queue, calls = LimitQueue(rows, world.now), []
     for number in range(queued):
-        queue_entry = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
+        queue_entry = queue_entry_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
         call = QueuedCall(queue_entry.position, number, 1)
         queue.join(call, queue_entry, flow, starts_run=True)
     calls = queue.settle()

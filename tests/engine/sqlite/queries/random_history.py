@@ -139,5 +139,6 @@ class RandomHistory:
         if not run.status.has_ended:
             state = RunState(version=MACHINE_VERSION, status=run.status, max_attempts=4)
             connection.execute(
-                "INSERT INTO heads (run_key, is_moving, head) VALUES (?, 0, ?)", (run.key, encode_run_state(state))
+                "INSERT INTO run_states (run_key, is_runnable, state) VALUES (?, 0, ?)",
+                (run.key, encode_run_state(state)),
             )

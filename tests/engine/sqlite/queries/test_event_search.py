@@ -10,7 +10,7 @@ import pytest
 
 from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
-from durably.engine.model.reports import EventReport
+from durably.engine.model.runs import EventReport
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search_pages
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch

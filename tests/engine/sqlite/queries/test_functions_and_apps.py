@@ -9,8 +9,7 @@ from msgspec.structs import replace
 
 from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import MatchCount
-from durably.engine.model.views import to_datetime
+from durably.engine.model.runs import MatchCount, to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import functions
 from durably.engine.sqlite.queries.functions import percentile

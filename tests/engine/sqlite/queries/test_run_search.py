@@ -13,8 +13,7 @@ import pytest
 from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import MatchCount
-from durably.engine.model.views import RunView
+from durably.engine.model.runs import MatchCount, Run
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import run_search, search_pages
 from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
@@ -42,7 +41,7 @@ def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def find_all(connection: sqlite3.Connection, wanted: RunFilter, limit: int) -> Iterator[RunView]:
+def find_all(connection: sqlite3.Connection, wanted: RunFilter, limit: int) -> Iterator[Run]:
     cursor: str | None = None
     while True:
         page = search_runs(connection, wanted, limit, cursor, lambda key: None, Budget(0))

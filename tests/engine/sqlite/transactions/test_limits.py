@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from ...conftest import QUICK, opened, output, run_to_end
 from ...small_app import SmallApp, Steps

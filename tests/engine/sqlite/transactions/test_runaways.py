@@ -12,7 +12,7 @@ from durably.engine.core.run_state import (
     explain_runaway,
     origin_of,
 )
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.events import Event
 

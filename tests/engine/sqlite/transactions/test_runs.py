@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.model.views import RunStatus, StepStatus, UpdateKind
+from durably.engine.model.runs import RunStatus, StepStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.views import RunStatus, StepStatus
+from durably.engine.model.runs import RunStatus, StepStatus
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ...conftest import ended, only_run, output, send, step_is
@@ -99,7 +99,7 @@ async def test_waits_are_found_by_index(engine: SqliteEngine, path: Path) -> Non
                 ("SELECT * FROM waits WHERE op = ? AND topic = ?", ("a", "b")),
                 ("SELECT * FROM waits WHERE due > ? AND due <= ? ORDER BY due LIMIT ?", (1, 2, 3)),
                 ("SELECT * FROM delayed_calls WHERE due > ? AND due <= ? ORDER BY due LIMIT ?", (1, 2, 3)),
-                ("SELECT run_key FROM heads WHERE is_moving", ()),
+                ("SELECT run_key FROM run_states WHERE is_runnable", ()),
             )
         ]
     connection.close()

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from temporalio.client import Client
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import ContentPage, ContentRequest
 from durably.engine.temporal.engine import WorkflowEngine

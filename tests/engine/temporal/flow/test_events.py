@@ -15,8 +15,8 @@ from durably import Batch, Cancel, Context, Debounce, Function, RateLimit, Singl
 from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.inputs import WaitResolved
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus
 from durably.engine.temporal.flow import bucket_workflow
 from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import router

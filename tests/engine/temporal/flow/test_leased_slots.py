@@ -10,8 +10,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 
 from durably import Concurrency, Context
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus
 from durably.engine.temporal import workflow_requests
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
 from durably.engine.temporal.reports.lists import RunFilter

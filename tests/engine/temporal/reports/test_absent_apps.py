@@ -14,7 +14,7 @@ from durably import Client, Context, TriggerEvent
 from durably.cli.group import durably as durably_command
 from durably.comm.handler import CommHandler
 from durably.embedded.calls import sync_of
-from durably.engine.model.reports import AppReport, ConcernKind
+from durably.engine.model.overview import AppReport, ConcernKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.reports.unreached_apps import NO_PROCESS

@@ -9,8 +9,7 @@ import pytest
 
 import durably
 from durably.engine.model.registry import CANCELLED_IN_BULK
-from durably.engine.model.reports import Relation
-from durably.engine.model.views import FromStep, RunStatus
+from durably.engine.model.runs import FromStep, Relation, RunStatus
 from durably.engine.temporal.ids import bulk_workflow_id
 from durably.engine.temporal.reports import bulk, bulk_workflow
 from durably.protocol.engine_errors import (

@@ -6,7 +6,7 @@ import pytest
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 import durably
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.reports import run_lists
 from durably.engine.temporal.reports.lists import RunFilter, RunLists
 from durably.engine.temporal.search_attributes import APP

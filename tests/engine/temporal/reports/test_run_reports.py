@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.model.reports import Relation, SpanKind
+from durably.engine.model.runs import Relation, RunStatus, SpanKind, StepStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus, StepStatus
 from durably.protocol.call import LogLine
 from durably.protocol.engine_errors import NotSupportedError, RunNotFoundError
 from durably.protocol.headers import ServerKind

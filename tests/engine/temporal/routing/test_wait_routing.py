@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from temporalio.client import WorkflowFailureError
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id, signal_workflow_id, topic_workflow_id, wait_workflow_id
 from durably.engine.temporal.messages import Condition, EventRecord, MatchInput, RunInput
 from durably.engine.temporal.routing.workflows import matching, wait_key

@@ -16,7 +16,7 @@ from temporalio.worker import Worker
 from durably.engine.core.answers import Answer, Returned, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.model.events import make_id
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import EventRecord, InternalEvents, RunInput

@@ -16,7 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.messages import MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities, StepRequests
 from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest

@@ -28,7 +28,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.events import make_id
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from durably.engine.model.views import to_datetime
+from durably.engine.model.runs import to_datetime
 from durably.protocol.text import printable, redact_urls
 
 SPACING_MILLISECONDS: Final = 10_000

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from durably.engine.api.metrics.catalogue import Sample
 from durably.engine.model.observers import Group, Observer
+from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import Clock, Timer
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import UpdateKind
 from durably.protocol.text import get_logger
 
 from .alert import Alert, FailureGroups, clip_error

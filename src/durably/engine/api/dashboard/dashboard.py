@@ -13,7 +13,7 @@ from typing import Any
 
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import ArgumentInvalidError
-from durably.engine.model.reports import EngineInfo
+from durably.engine.model.overview import EngineInfo
 from durably.protocol import engine_errors as errors
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger

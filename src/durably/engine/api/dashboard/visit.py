@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import msgspec
 
 from durably.engine.api.interface import Engine
-from durably.engine.model.reports import EngineInfo
+from durably.engine.model.overview import EngineInfo
 
 from .messages import DashboardRequest, DashboardResponse, Finding
 from .protection import CSRF_FIELD, make_cookie, make_token, read_token, token_cookie

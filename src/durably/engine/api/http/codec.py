@@ -23,7 +23,7 @@ from durably.engine.api.operations import (
     read_status,
     without_none,
 )
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol import engine_errors as errors
 from durably.protocol.call import check_nesting, decode
 from durably.protocol.engine_errors import EngineError

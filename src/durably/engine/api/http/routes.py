@@ -18,7 +18,7 @@ from aiohttp import hdrs, web
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.operations import Access, Operation
 from durably.engine.model.json_bodies import decode_json, explain_json_error
-from durably.engine.model.views import RunUpdate
+from durably.engine.model.runs import RunUpdate
 from durably.protocol.engine_errors import BodyInvalidError, DatabaseLostError, EngineError
 from durably.protocol.events import AppSyncBody
 from durably.protocol.headers import Header, Query, ServerKind

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.model.views import SyncResult
+from durably.engine.model.overview import SyncResult
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import redact_url
 

@@ -15,9 +15,9 @@ import msgspec
 from durably.engine.core.answers import AttemptFailed, Unreached
 from durably.engine.core.ops import EXECUTED, REQUESTS
 from durably.engine.model.observers import EndedCall, Group, Observer
-from durably.engine.model.reports import FunctionLoad
+from durably.engine.model.overview import FunctionLoad
+from durably.engine.model.runs import UpdateKind
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import UpdateKind
 from durably.protocol.limits import MAX_METRIC_FUNCTIONS
 from durably.protocol.text import get_logger
 

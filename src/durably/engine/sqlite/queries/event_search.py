@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.reports import EventPage, EventReport, RunLink
+from durably.engine.model.runs import EventPage, EventReport, RunLink
 from durably.protocol.events import INTERNAL_PREFIX
 
 from .run_report import run_links
@@ -40,7 +40,7 @@ _HAS_NO_EFFECT = (
     f"ended IS NULL AND substr(name, 1, {len(INTERNAL_PREFIX)}) <> '{INTERNAL_PREFIX}' "
     "AND NOT EXISTS (SELECT 1 FROM runs WHERE event_key = events.key) "
     "AND NOT EXISTS (SELECT 1 FROM run_events WHERE event_key = events.key) "
-    "AND NOT EXISTS (SELECT 1 FROM held_events WHERE event_key = events.key)"
+    "AND NOT EXISTS (SELECT 1 FROM pending_events WHERE event_key = events.key)"
 )
 
 IsTriggering = Callable[[str], bool]

@@ -11,7 +11,8 @@ import msgspec
 
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import MatchCount, RunLink, StepTimes
+from durably.engine.model.overview import StepTimes
+from durably.engine.model.runs import MatchCount, RunLink
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 

@@ -73,7 +73,8 @@ class SkippedRuns(msgspec.Struct, frozen=True):
 def queued_loads(connection: sqlite3.Connection) -> dict[str, QueuedLoad]:
     """Calls that wait, by function."""
     rows = connection.execute(
-        "SELECT function_id, sum((SELECT count(*) FROM queued_calls WHERE lane_id = lanes.id)) FROM lanes "
+        "SELECT function_id, sum((SELECT count(*) FROM queued_calls WHERE key_id = concurrency_keys.id)) FROM "
+        "concurrency_keys "
         "GROUP BY function_id"
     ).fetchall()
     return {
@@ -85,7 +86,7 @@ def queued_loads(connection: sqlite3.Connection) -> dict[str, QueuedLoad]:
 def _due_times(connection: sqlite3.Connection, function_id: str) -> Iterator[int]:
     """The due times of the first calls of a function's first concurrency keys."""
     rows = connection.execute(
-        "SELECT run_key, generation FROM lanes WHERE function_id = ? ORDER BY place LIMIT ?",
+        "SELECT run_key, generation FROM concurrency_keys WHERE function_id = ? ORDER BY position LIMIT ?",
         (function_id, _MOST_FIRST_CALLS),
     ).fetchall()
     for run_key, generation in rows:
@@ -101,8 +102,9 @@ def count_scheduled(connection: sqlite3.Connection, first_call_at: FirstCallAt) 
     Their calls are queued, or about to be made. Runs that sleep or wait are not read.
     """
     rows = connection.execute(
-        "SELECT runs.key FROM heads INDEXED BY heads_moving CROSS JOIN runs ON runs.key = heads.run_key "
-        "WHERE is_moving AND started_at IS NULL UNION "
+        "SELECT runs.key FROM run_states INDEXED BY run_states_runnable CROSS JOIN runs ON runs.key = "
+        "run_states.run_key "
+        "WHERE is_runnable AND started_at IS NULL UNION "
         "SELECT runs.key FROM queued_calls CROSS JOIN runs ON runs.key = queued_calls.run_key WHERE started_at IS NULL"
     )
     return sum(first_call_at(key) is None for (key,) in rows)
@@ -111,8 +113,8 @@ def count_scheduled(connection: sqlite3.Connection, first_call_at: FirstCallAt) 
 def stuck_slots(connection: sqlite3.Connection, now: int) -> list[StuckSlot]:
     """Stuck slots, one for each bucket, longest held first."""
     held = connection.execute(
-        "SELECT bucket_ids, made_at, runs.id, runs.function_id FROM holds CROSS JOIN runs ON runs.key = holds.run_key "
-        "WHERE made_at < ? ORDER BY made_at LIMIT ?",
+        "SELECT bucket_ids, taken_at, runs.id, runs.function_id FROM slots CROSS JOIN runs ON runs.key = slots.run_key "
+        "WHERE taken_at < ? ORDER BY taken_at LIMIT ?",
         (now - STUCK_MILLISECONDS, _MOST_STUCK),
     ).fetchall()
     found: dict[str, StuckSlot] = {}
@@ -120,8 +122,9 @@ def stuck_slots(connection: sqlite3.Connection, now: int) -> list[StuckSlot]:
         for bucket_id in _bucket_ids.decode(encoded):
             if bucket_id not in found:
                 (waiting,) = connection.execute(
-                    "SELECT coalesce(sum((SELECT count(*) FROM queued_calls WHERE lane_id = lanes.id)), 0) FROM lanes "
-                    "WHERE gate = ?",
+                    "SELECT coalesce(sum((SELECT count(*) FROM queued_calls WHERE key_id = concurrency_keys.id)), 0) "
+                    "FROM concurrency_keys "
+                    "WHERE limit_id = ?",
                     (bucket_id,),
                 ).fetchone()
                 found[bucket_id] = StuckSlot(bucket_id, run_id, function_id, since, waiting)

@@ -7,10 +7,20 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.run_state import RunStatus, decode_origin
-from durably.engine.model.reports import LogEntry, LogPage, Relation, RunLink, RunReport, relation_by
 from durably.engine.model.rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
+from durably.engine.model.runs import (
+    LogEntry,
+    LogPage,
+    Relation,
+    Run,
+    RunLink,
+    RunReport,
+    StoredEvent,
+    from_microseconds,
+    relation_by,
+    to_datetime,
+)
 from durably.engine.model.step_reports import RunFacts, StepReporter, report_run
-from durably.engine.model.views import EventView, RunView, from_microseconds, to_datetime
 from durably.engine.sqlite.tables.runs import open_waits
 from durably.protocol.call import LogLine
 from durably.protocol.events import InternalEvent
@@ -190,7 +200,7 @@ def _finished_steps(connection: sqlite3.Connection, run_key: int) -> list[tuple[
     return found
 
 
-def _events(connection: sqlite3.Connection, run: RunView) -> list[EventView]:
+def _events(connection: sqlite3.Connection, run: Run) -> list[StoredEvent]:
     found = (find_event(connection, event_id) for event_id in run.event_ids)
     return [event for event in found if event is not None]
 

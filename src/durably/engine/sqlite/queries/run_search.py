@@ -12,8 +12,7 @@ import msgspec
 
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import MatchCount, RunPage, StatusCounts
-from durably.engine.model.views import RunView
+from durably.engine.model.runs import MatchCount, Run, RunPage, StatusCounts
 
 from .search_pages import (
     AFTER_IDS,
@@ -99,8 +98,8 @@ def index_walks(connection: sqlite3.Connection, wanted: RunFilter) -> list[Walk]
     """The indexes that fit a filter, the most selective first."""
     walks: list[Walk] = []
     if wanted.status is not None and not wanted.status.has_ended:
-        rows = "heads AS live CROSS JOIN runs ON runs.key = live.run_key"
-        walks.append(Walk(key="live.run_key", source="heads AS live", rows=rows))
+        rows = "run_states AS live CROSS JOIN runs ON runs.key = live.run_key"
+        walks.append(Walk(key="live.run_key", source="run_states AS live", rows=rows))
     elif wanted.status not in (None, RunStatus.COMPLETED):
         rare, clause = "runs INDEXED BY runs_by_rare_end", f"status = ? AND {_HAS_RARE_END}"
         parts = [(wanted.status,)]
@@ -190,7 +189,7 @@ class _Rows:
         walk, end = farthest(self._connection, walks, low, high)
         return _to_runs(self.page(walk, low, end, high, limit))
 
-    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[RunView]:
+    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[Run]:
         searched = Searched("runs", "created_at", low, end, high)
         return read_page(self._connection, self._read(walk, end, high), self._match, searched, limit, self._budget)
 
@@ -200,12 +199,12 @@ class _Rows:
         output = short_output if self._wanted.condition is None else "output"
         return self._connection.execute(
             f"SELECT {RUN_COLUMNS}, {output}, events.body FROM {walk.rows} "
-            "CROSS JOIN events ON events.key = runs.event_key LEFT JOIN heads ON heads.run_key = runs.key "
+            "CROSS JOIN events ON events.key = runs.event_key LEFT JOIN run_states ON run_states.run_key = runs.key "
             f"WHERE {where} ORDER BY {walk.key} DESC",
             values,
         )
 
-    def _match(self, row: Any) -> RunView | None:
+    def _match(self, row: Any) -> Run | None:
         """The run of a row, if it meets the conditions that SQL does not compare."""
         *columns, output, event = row
         status = self._wanted.status
@@ -227,7 +226,7 @@ class _Rows:
         return RunStatus.RUNNING if is_running else RunStatus.SCHEDULED
 
 
-def _to_runs(page: Page[RunView]) -> RunPage:
+def _to_runs(page: Page[Run]) -> RunPage:
     return RunPage(runs=page.items, cursor=page.cursor, searched_until=page.searched_until)
 
 

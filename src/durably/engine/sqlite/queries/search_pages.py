@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from ulid import ULID
 
-from durably.engine.model.views import to_datetime
+from durably.engine.model.runs import to_datetime
 from durably.protocol.engine_errors import SelectionInvalidError
 
 PORTION = 20_000

@@ -14,7 +14,21 @@ from msgspec.structs import replace
 
 from durably.engine.core.call_body import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
+from durably.engine.model.overview import App, FunctionInfo
 from durably.engine.model.rows import UNREACHED_ERRORS
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    ReplayView,
+    Run,
+    RunCall,
+    RunWait,
+    StepView,
+    StoredEvent,
+    to_datetime,
+    to_milliseconds,
+    to_optional_datetime,
+)
 from durably.engine.model.step_views import (
     AwaitedStep,
     call_views,
@@ -23,21 +37,6 @@ from durably.engine.model.step_views import (
     has_call,
     run_wait,
     waiting_step,
-)
-from durably.engine.model.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FunctionView,
-    ReplayView,
-    RunView,
-    RunWait,
-    StepView,
-    to_datetime,
-    to_milliseconds,
-    to_optional_datetime,
 )
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
@@ -62,12 +61,12 @@ _FAILED_ATTEMPTS = (
 """The number of a run's failed attempts, without calls that did not reach the app."""
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, heads.head"
+    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, run_states.state"
 )
 """The columns of ``run_view``, without the output, which follows them."""
 _RUN = (
     f"SELECT {RUN_COLUMNS}, output FROM runs JOIN events ON events.key = runs.event_key "
-    "LEFT JOIN heads ON heads.run_key = runs.key"
+    "LEFT JOIN run_states ON run_states.run_key = runs.key"
 )
 _event_decoder = msgspec.json.Decoder(Event)
 _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -93,7 +92,7 @@ class Conditions:
 # events
 
 
-def find_event(connection: sqlite3.Connection, event_id: str) -> EventView | None:
+def find_event(connection: sqlite3.Connection, event_id: str) -> StoredEvent | None:
     row = connection.execute(f"{_EVENT} WHERE id = ?", (event_id,)).fetchone()
     return event_view(*row) if row else None
 
@@ -106,7 +105,7 @@ def list_events(
     limit: int,
     cursor: str | None,
     id_suffix: str | None = None,
-) -> list[EventView]:
+) -> list[StoredEvent]:
     conditions = Conditions()
     conditions.add("id LIKE '%' || ?", id_suffix)
     conditions.add("name = ?", name)
@@ -123,21 +122,21 @@ def awaited_names(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in rows]
 
 
-def event_view(event_id: str, received_at: int, body: bytes) -> EventView:
+def event_view(event_id: str, received_at: int, body: bytes) -> StoredEvent:
     """The event of a row with these columns."""
-    return EventView.of(event_id, _event_decoder.decode(body), to_datetime(received_at))
+    return StoredEvent.of(event_id, _event_decoder.decode(body), to_datetime(received_at))
 
 
 # apps
 
 
-def list_apps(connection: sqlite3.Connection) -> list[AppView]:
+def list_apps(connection: sqlite3.Connection) -> list[App]:
     query = (
         "SELECT id, url, sdk, framework, version, synced_at, "
         "(SELECT count(*) FROM functions WHERE app_id = apps.id AND is_active) FROM apps ORDER BY id"
     )
     return [
-        AppView(
+        App(
             id=app_id,
             url=url,
             sdk=sdk,
@@ -150,7 +149,7 @@ def list_apps(connection: sqlite3.Connection) -> list[AppView]:
     ]
 
 
-def list_functions(connection: sqlite3.Connection, app_id: str | None = None) -> list[FunctionView]:
+def list_functions(connection: sqlite3.Connection, app_id: str | None = None) -> list[FunctionInfo]:
     """The functions of an app, or of all."""
     conditions = Conditions()
     conditions.add("app_id = ?", app_id)
@@ -162,21 +161,21 @@ def list_functions(connection: sqlite3.Connection, app_id: str | None = None) ->
     return [_function_view(*row) for row in connection.execute(query, conditions.values)]
 
 
-def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionView] | None:
+def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionInfo] | None:
     """The functions of an app; ``None`` if no such app has synced."""
     if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
         return None
     return list_functions(connection, app_id)
 
 
-def _function_view(function_id: str, app_id: str, encoded: bytes, is_paused: int) -> FunctionView:
+def _function_view(function_id: str, app_id: str, encoded: bytes, is_paused: int) -> FunctionInfo:
     config = decode_function(encoded)
     # URLs may contain an app's password.
     steps = {
         name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
         for name, step in config.steps.items()
     }
-    return FunctionView(
+    return FunctionInfo(
         id=function_id,
         name=config.name or function_id,
         app_id=app_id,
@@ -217,12 +216,12 @@ def bulk_operation_view(operation: BulkOperation, view: type[Bulk]) -> Bulk:
 # runs
 
 
-def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> RunView | None:
+def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> Run | None:
     row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
     return run_view(connection, row, first_call_at) if row else None
 
 
-def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> list[RunView]:
+def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> list[Run]:
     key = "(SELECT key FROM events WHERE id = ?)"
     of_event = f"SELECT key FROM runs WHERE event_key = {key}"
     with_batch = f"SELECT run_key FROM run_events WHERE event_key = {key}"
@@ -241,7 +240,7 @@ def list_runs(
     first_call_at: FirstCallAt,
     started_after: dt.datetime | None = None,
     id_suffix: str | None = None,
-) -> list[RunView]:
+) -> list[Run]:
     conditions = Conditions()
     # Keys grow with time: the newest run that is too old limits the search.
     older = "SELECT key FROM runs WHERE created_at <= ? ORDER BY key DESC LIMIT 1"
@@ -255,13 +254,13 @@ def list_runs(
         conditions.add(f"status = ?{rare}", status)
     elif status is not None:
         # The database stores late whether a run is scheduled or running, so each live run is read.
-        conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
+        conditions.add("runs.key IN (SELECT run_key FROM run_states WHERE run_key > ?)", 0)
     rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
     views = (run_view(connection, row, first_call_at) for row in rows)
     return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
 
 
-def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: FirstCallAt) -> RunView:
+def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: FirstCallAt) -> Run:
     """The run of a row of ``RUN_COLUMNS`` and the output."""
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
     rerun_of, event_id, event_name, is_batch, failed_attempts, encoded, output = row[9:]
@@ -270,7 +269,7 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
         started_at = first_call_at(key)
         status = RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING
     event_ids = _batch_ids(connection, key) if is_batch else [event_id]
-    return RunView(
+    return Run(
         id=run_id,
         function_id=function_id,
         app_id=app_id,
@@ -331,7 +330,8 @@ def read_batch(connection: sqlite3.Connection, run_key: int) -> list[bytes]:
 
 def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
     row = connection.execute(
-        "SELECT runs.key, heads.step_input FROM runs LEFT JOIN heads ON heads.run_key = runs.key WHERE runs.id = ?",
+        "SELECT runs.key, run_states.step_input FROM runs LEFT JOIN run_states ON run_states.run_key = runs.key "
+        "WHERE runs.id = ?",
         (run_id,),
     ).fetchone()
     if row is None:
@@ -357,7 +357,7 @@ def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
 
 
 def read_run_state_of(connection: sqlite3.Connection, run_key: int) -> RunState | None:
-    row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+    row = connection.execute("SELECT state FROM run_states WHERE run_key = ?", (run_key,)).fetchone()
     return _readable(row[0]) if row else None
 
 
@@ -375,7 +375,7 @@ def _readable(stored: bytes) -> RunState | None:
 # steps and calls
 
 
-def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[CallView]:
+def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnderWay) -> list[RunCall]:
     key = _run_key(connection, run_id)
     state = None if key is None else read_run_state_of(connection, key)
     if key is None or state is None:

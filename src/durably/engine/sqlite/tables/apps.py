@@ -11,7 +11,7 @@ from durably.engine.core.run_state import RunStatus
 
 _SELECT = (
     "SELECT id, kind, function_id, started_after, started_before, expression, statuses, created_at, ended_at, cursor, "
-    "until_key, affected FROM sweeps"
+    "until_key, affected FROM bulk_operations"
 )
 _statuses = msgspec.json.Decoder(tuple[RunStatus, ...])
 
@@ -24,7 +24,7 @@ class BulkOperationKind(StrEnum):
 class BulkOperation(msgspec.Struct, frozen=True, kw_only=True):
     """A bulk cancellation or replay, and its progress.
 
-    ``affected`` is the number of runs changed so far. For the other fields see ``migrations``.
+    ``affected`` is the number of runs changed so far. For the other fields see ``schema``.
     """
 
     id: str
@@ -112,7 +112,7 @@ class AppStore:
 
     def add(self, operation: BulkOperation) -> None:
         self._connection.execute(
-            "INSERT INTO sweeps (id, kind, function_id, started_after, started_before, expression, statuses, "
+            "INSERT INTO bulk_operations (id, kind, function_id, started_after, started_before, expression, statuses, "
             "created_at, ended_at, cursor, until_key, affected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 operation.id,
@@ -137,7 +137,8 @@ class AppStore:
     def open_bulk_operations(self, function_id: str | None = None) -> list[str]:
         """The ids of unfinished operations, of one function or of all."""
         rows = self._connection.execute(
-            "SELECT id FROM sweeps WHERE ended_at IS NULL AND function_id = coalesce(?, function_id) ORDER BY id",
+            "SELECT id FROM bulk_operations WHERE ended_at IS NULL AND function_id = coalesce(?, function_id) ORDER "
+            "BY id",
             (function_id,),
         )
         return [operation_id for (operation_id,) in rows]
@@ -148,14 +149,14 @@ class AppStore:
 
     def note_progress(self, operation_id: str, cursor: int, affected: int) -> None:
         self._connection.execute(
-            "UPDATE sweeps SET cursor = ?, affected = ? WHERE id = ?", (cursor, affected, operation_id)
+            "UPDATE bulk_operations SET cursor = ?, affected = ? WHERE id = ?", (cursor, affected, operation_id)
         )
 
     def end(self, operation_id: str, now: int) -> None:
-        self._connection.execute("UPDATE sweeps SET ended_at = ? WHERE id = ?", (now, operation_id))
+        self._connection.execute("UPDATE bulk_operations SET ended_at = ? WHERE id = ?", (now, operation_id))
 
     def delete(self, operation_id: str) -> None:
-        self._connection.execute("DELETE FROM sweeps WHERE id = ?", (operation_id,))
+        self._connection.execute("DELETE FROM bulk_operations WHERE id = ?", (operation_id,))
 
     def last_run_key(self) -> int:
         row: tuple[int] = self._connection.execute("SELECT coalesce(max(key), 0) FROM runs").fetchone()

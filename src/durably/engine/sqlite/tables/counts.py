@@ -121,6 +121,7 @@ def count_live(connection: sqlite3.Connection) -> dict[str, int]:
     """Numbers of runs that have not ended, by function."""
     return dict(
         connection.execute(
-            "SELECT function_id, count(*) FROM heads CROSS JOIN runs ON runs.key = heads.run_key GROUP BY function_id"
+            "SELECT function_id, count(*) FROM run_states CROSS JOIN runs ON runs.key = run_states.run_key GROUP BY "
+            "function_id"
         )
     )

@@ -74,17 +74,19 @@ class FlowStore:
     # held events
 
     def hold_event(self, bucket_id: str, event_key: int) -> None:
-        self._connection.execute("INSERT INTO held_events (bucket_id, event_key) VALUES (?, ?)", (bucket_id, event_key))
+        self._connection.execute(
+            "INSERT INTO pending_events (bucket_id, event_key) VALUES (?, ?)", (bucket_id, event_key)
+        )
 
     def drop_held_event(self, bucket_id: str, event_key: int) -> None:
         self._connection.execute(
-            "DELETE FROM held_events WHERE bucket_id = ? AND event_key = ?", (bucket_id, event_key)
+            "DELETE FROM pending_events WHERE bucket_id = ? AND event_key = ?", (bucket_id, event_key)
         )
 
     def take_held_events(self, bucket_id: str) -> tuple[int, ...]:
         """Remove and return the events of a bucket, in the order of receipt."""
         rows = self._connection.execute(
-            "DELETE FROM held_events WHERE bucket_id = ? RETURNING event_key", (bucket_id,)
+            "DELETE FROM pending_events WHERE bucket_id = ? RETURNING event_key", (bucket_id,)
         ).fetchall()
         return tuple(sorted(event_key for (event_key,) in rows))
 
@@ -92,7 +94,7 @@ class FlowStore:
 
     def add_cancel(self, run_key: int, position: int, cancel: CancelRow) -> None:
         self._connection.execute(
-            "INSERT INTO cancels (run_key, position, event, path, value, expression, until) "
+            "INSERT INTO cancel_events (run_key, position, event, path, value, expression, until) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
             (run_key, position, cancel.event, cancel.path, cancel.value, cancel.expression, cancel.until),
         )
@@ -100,7 +102,7 @@ class FlowStore:
     def cancels(self, event: str, path: str | None, value: str | None, now: int) -> list[tuple[int, str | None]]:
         """Runs, oldest first, that an event may cancel, and their expressions."""
         return self._connection.execute(
-            "SELECT run_key, expression FROM cancels WHERE event = ? AND path IS ? AND value IS ? "
+            "SELECT run_key, expression FROM cancel_events WHERE event = ? AND path IS ? AND value IS ? "
             "AND (until IS NULL OR until >= ?) ORDER BY run_key",
             (event, path, value, now),
         ).fetchall()
@@ -121,7 +123,7 @@ class FlowStore:
 
     def forget_run(self, run_key: int) -> None:
         """Delete the cancel events and the deadline of a run that has ended."""
-        for table in ("cancels", "deadlines"):
+        for table in ("cancel_events", "deadlines"):
             self._connection.execute(f"DELETE FROM {table} WHERE run_key = ?", (run_key,))
 
     # schedules
@@ -169,51 +171,54 @@ class SqliteQueueRows:
     # concurrency keys and the calls that wait in them
 
     def key(self, key_id: str) -> ConcurrencyKey | None:
-        return self._one_key("SELECT lane FROM lanes WHERE id = ?", key_id)
+        return self._one_key("SELECT state FROM concurrency_keys WHERE id = ?", key_id)
 
     def put_key(self, key: ConcurrencyKey) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO lanes (id, function_id, gate, gate_limit, place, run_key, generation, lane) "
+            "INSERT OR REPLACE INTO concurrency_keys (id, function_id, limit_id, limit_maximum, position, run_key, "
+            "generation, state) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (key.id, key.function_id, *key.waits_at, *key.first, encode_key(key)),
         )
 
     def drop_key(self, key_id: str) -> None:
-        self._connection.execute("DELETE FROM lanes WHERE id = ?", (key_id,))
+        self._connection.execute("DELETE FROM concurrency_keys WHERE id = ?", (key_id,))
 
     def keys_of(self, function_id: str) -> list[ConcurrencyKey]:
-        rows = self._connection.execute("SELECT lane FROM lanes WHERE function_id = ?", (function_id,))
+        rows = self._connection.execute("SELECT state FROM concurrency_keys WHERE function_id = ?", (function_id,))
         return [decode_key(key) for (key,) in rows.fetchall()]
 
     def first_key(self, limit: Limit) -> ConcurrencyKey | None:
         return self._one_key(
-            "SELECT lane FROM lanes WHERE gate = ? AND gate_limit = ? ORDER BY place, run_key, generation LIMIT 1",
+            "SELECT state FROM concurrency_keys WHERE limit_id = ? AND limit_maximum = ? ORDER BY position, run_key, "
+            "generation LIMIT 1",
             limit.bucket_id,
             limit.maximum,
         )
 
     def next_limit(self, bucket_id: str, above: int) -> int | None:
         row: tuple[int | None] = self._connection.execute(
-            "SELECT min(gate_limit) FROM lanes WHERE gate = ? AND gate_limit > ?", (bucket_id, above)
+            "SELECT min(limit_maximum) FROM concurrency_keys WHERE limit_id = ? AND limit_maximum > ?",
+            (bucket_id, above),
         ).fetchone()
         return row[0]
 
     def add_call(self, key_id: str, call: QueuedCall) -> None:
         self._connection.execute(
-            "INSERT INTO queued_calls (lane_id, place, run_key, generation) VALUES (?, ?, ?, ?)", (key_id, *call)
+            "INSERT INTO queued_calls (key_id, position, run_key, generation) VALUES (?, ?, ?, ?)", (key_id, *call)
         )
 
     def first_call(self, key_id: str) -> QueuedCall | None:
         row = self._connection.execute(
-            "SELECT place, run_key, generation FROM queued_calls WHERE lane_id = ? "
-            "ORDER BY place, run_key, generation LIMIT 1",
+            "SELECT position, run_key, generation FROM queued_calls WHERE key_id = ? "
+            "ORDER BY position, run_key, generation LIMIT 1",
             (key_id,),
         ).fetchone()
         return QueuedCall(*row) if row else None
 
     def drop_call(self, run_key: int, generation: int) -> str | None:
         row = self._connection.execute(
-            "DELETE FROM queued_calls WHERE run_key = ? AND generation = ? RETURNING lane_id", (run_key, generation)
+            "DELETE FROM queued_calls WHERE run_key = ? AND generation = ? RETURNING key_id", (run_key, generation)
         ).fetchone()
         return row[0] if row else None
 
@@ -236,48 +241,49 @@ class SqliteQueueRows:
 
     def put_slots(self, run_key: int, generation: int, bucket_ids: tuple[str, ...]) -> None:
         self._connection.execute(
-            "INSERT INTO holds (run_key, generation, bucket_ids, made_at) VALUES (?, ?, ?, ?)",
+            "INSERT INTO slots (run_key, generation, bucket_ids, taken_at) VALUES (?, ?, ?, ?)",
             (run_key, generation, msgspec.msgpack.encode(bucket_ids), self._now),
         )
 
     def free_slots(self, run_key: int, generation: int) -> tuple[str, ...] | None:
         row = self._connection.execute(
-            "DELETE FROM holds WHERE run_key = ? AND generation = ? RETURNING bucket_ids", (run_key, generation)
+            "DELETE FROM slots WHERE run_key = ? AND generation = ? RETURNING bucket_ids", (run_key, generation)
         ).fetchone()
         return _bucket_ids.decode(row[0]) if row else None
 
     def holding_slots(self, run_key: int) -> set[int]:
         """The generations of a run's calls that hold slots."""
-        rows = self._connection.execute("SELECT generation FROM holds WHERE run_key = ?", (run_key,))
+        rows = self._connection.execute("SELECT generation FROM slots WHERE run_key = ?", (run_key,))
         return {generation for (generation,) in rows}
 
     def slots_taken_at(self, run_key: int, generation: int) -> int | None:
         """The time at which a call left the queue; ``None`` if it holds no slot."""
         row = self._connection.execute(
-            "SELECT made_at FROM holds WHERE run_key = ? AND generation = ?", (run_key, generation)
+            "SELECT taken_at FROM slots WHERE run_key = ? AND generation = ?", (run_key, generation)
         ).fetchone()
         return row[0] if row else None
 
     # throttles
 
     def level(self, bucket_id: str) -> Level | None:
-        row = self._connection.execute("SELECT level FROM levels WHERE id = ?", (bucket_id,)).fetchone()
+        row = self._connection.execute("SELECT level FROM throttle_levels WHERE id = ?", (bucket_id,)).fetchone()
         return Level.decode(row[0]) if row else None
 
     def put_level(self, bucket_id: str, level: Level) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO levels (id, level, expires) VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO throttle_levels (id, level, expires) VALUES (?, ?, ?)",
             (bucket_id, level.encode(), level.expires),
         )
         self._connection.execute(
-            "DELETE FROM levels WHERE id IN (SELECT id FROM levels WHERE expires <= ? ORDER BY expires LIMIT ?)",
+            "DELETE FROM throttle_levels WHERE id IN (SELECT id FROM throttle_levels WHERE expires <= ? ORDER BY "
+            "expires LIMIT ?)",
             (self._now, _EXPIRED_TOGETHER),
         )
 
     def put_throttle_time(self, bucket_id: str, ready_at: int) -> None:
         written = self._connection.execute(
-            "INSERT INTO openings (id, opens_at) VALUES (?, ?) "
-            "ON CONFLICT DO UPDATE SET opens_at = excluded.opens_at WHERE opens_at <> excluded.opens_at",
+            "INSERT INTO throttle_times (id, ready_at) VALUES (?, ?) "
+            "ON CONFLICT DO UPDATE SET ready_at = excluded.ready_at WHERE ready_at <> excluded.ready_at",
             (bucket_id, ready_at),
         )
         if written.rowcount:
@@ -285,12 +291,12 @@ class SqliteQueueRows:
 
     def advance_throttle_times(self, until: int) -> None:
         """Store ``until`` as the time of each later throttle."""
-        self._connection.execute("UPDATE openings SET opens_at = ? WHERE opens_at > ?", (until, until))
+        self._connection.execute("UPDATE throttle_times SET ready_at = ? WHERE ready_at > ?", (until, until))
 
     def take_due_throttles(self, until: int, at_most: int) -> list[str]:
         rows = self._connection.execute(
-            "DELETE FROM openings WHERE id IN "
-            "(SELECT id FROM openings WHERE opens_at <= ? ORDER BY opens_at LIMIT ?) RETURNING id",
+            "DELETE FROM throttle_times WHERE id IN "
+            "(SELECT id FROM throttle_times WHERE ready_at <= ? ORDER BY ready_at LIMIT ?) RETURNING id",
             (until, at_most),
         )
         return [bucket_id for (bucket_id,) in rows.fetchall()]

@@ -49,7 +49,7 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """A run to be stored.
 
     ``state`` is ``None`` if the run has already ended, with ``output``: it was skipped, or failed before it began.
-    ``queue_entry``, ``is_moving`` and ``step_input`` belong to the state; for the last see ``migrations``.
+    ``queue_entry``, ``is_runnable`` and ``step_input`` belong to the state; for the last see ``schema``.
     """
 
     id: str
@@ -63,7 +63,7 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     output: bytes | None = None
     state: RunState | None = None
     queue_entry: QueueEntry | None = None
-    is_moving: bool = False
+    is_runnable: bool = False
     step_input: bytes | None = None
     app_version: str | None = None
 
@@ -185,8 +185,8 @@ class RunStore:
         if run.state is not None:
             queue_entry = None if run.queue_entry is None else encode_queue_entry(run.queue_entry)
             self._connection.execute(
-                "INSERT INTO heads (run_key, is_moving, head, ticket, step_input) VALUES (?, ?, ?, ?, ?)",
-                (row.key, run.is_moving, encode_run_state(run.state), queue_entry, run.step_input),
+                "INSERT INTO run_states (run_key, is_runnable, state, queue_entry, step_input) VALUES (?, ?, ?, ?, ?)",
+                (row.key, run.is_runnable, encode_run_state(run.state), queue_entry, run.step_input),
             )
         return row
 
@@ -226,7 +226,7 @@ class RunStore:
         ``None`` if the run has ended. Raises ``DatabaseCorruptError``.
         """
         row = self._connection.execute(
-            "SELECT head, ticket, is_moving FROM heads WHERE run_key = ?", (run_key,)
+            "SELECT state, queue_entry, is_runnable FROM run_states WHERE run_key = ?", (run_key,)
         ).fetchone()
         if row is None:
             return None
@@ -234,20 +234,22 @@ class RunStore:
 
     def queue_entry(self, run_key: int) -> QueueEntry | None:
         """The queue entry of a run whose run state is damaged, if it can be read."""
-        row = self._connection.execute("SELECT ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+        row = self._connection.execute("SELECT queue_entry FROM run_states WHERE run_key = ?", (run_key,)).fetchone()
         try:
             return decode_queue_entry(row[0]) if row and row[0] is not None else None
         except msgspec.MsgspecError:
             return None
 
-    def moving_runs(self) -> list[int]:
-        return [key for (key,) in self._connection.execute("SELECT run_key FROM heads WHERE is_moving")]
+    def runnable_runs(self) -> list[int]:
+        return [key for (key,) in self._connection.execute("SELECT run_key FROM run_states WHERE is_runnable")]
 
     def put_run_state(self, run_key: int, state: RunState) -> None:
-        self._connection.execute("UPDATE heads SET head = ? WHERE run_key = ?", (encode_run_state(state), run_key))
+        self._connection.execute(
+            "UPDATE run_states SET state = ? WHERE run_key = ?", (encode_run_state(state), run_key)
+        )
 
-    def put_moving(self, run_key: int, is_moving: bool) -> None:
-        self._connection.execute("UPDATE heads SET is_moving = ? WHERE run_key = ?", (is_moving, run_key))
+    def put_runnable(self, run_key: int, is_runnable: bool) -> None:
+        self._connection.execute("UPDATE run_states SET is_runnable = ? WHERE run_key = ?", (is_runnable, run_key))
 
     def begin_run(self, run: RunRow, started_at: int) -> RunRow:
         """Store the time of the run's first call."""
@@ -285,7 +287,7 @@ class RunStore:
                 run_key,
             ),
         )
-        self._connection.execute("DELETE FROM heads WHERE run_key = ?", (run_key,))
+        self._connection.execute("DELETE FROM run_states WHERE run_key = ?", (run_key,))
 
     # memos
 
@@ -419,12 +421,12 @@ class RunStore:
 
     def add_deferred(self, run_key: int, step_id: str, function_id: str, data: bytes) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO defers (run_key, step_id, function_id, data) VALUES (?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO deferred_functions (run_key, step_id, function_id, data) VALUES (?, ?, ?, ?)",
             (run_key, step_id, function_id, data),
         )
 
     def drop_deferred(self, run_key: int, step_id: str) -> None:
-        self._connection.execute("DELETE FROM defers WHERE run_key = ? AND step_id = ?", (run_key, step_id))
+        self._connection.execute("DELETE FROM deferred_functions WHERE run_key = ? AND step_id = ?", (run_key, step_id))
 
     def take_deferred(self, run_key: int) -> list[tuple[str, bytes]]:
         """Remove and return a run's deferred functions: ids and data.
@@ -432,9 +434,9 @@ class RunStore:
         They are in the order of the defers.
         """
         rows = self._connection.execute(
-            "SELECT function_id, data FROM defers WHERE run_key = ? ORDER BY rowid", (run_key,)
+            "SELECT function_id, data FROM deferred_functions WHERE run_key = ? ORDER BY rowid", (run_key,)
         ).fetchall()
-        self._connection.execute("DELETE FROM defers WHERE run_key = ?", (run_key,))
+        self._connection.execute("DELETE FROM deferred_functions WHERE run_key = ?", (run_key,))
         return rows
 
     # delayed calls

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from durably.engine.model.views import MetadataView, TracesView, to_datetime, to_microseconds
+from durably.engine.model.records import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
+from durably.engine.model.runs import ExportedSpans, RunMetadata, to_datetime, to_microseconds
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import LogLine
 from durably.protocol.engine_errors import RunNotFoundError
@@ -17,14 +18,9 @@ from durably.protocol.text import get_logger
 
 from .transaction import Transaction
 
-MAX_METADATA_BYTES = 1024 * 1024
-"""The limit of one run's metadata."""
 MAX_TRACES_BYTES = 16 * 1024 * 1024
 """The limit of all spans. The oldest are deleted first."""
 
-MAX_LOG_LINES = 5000
-MAX_LOG_CHARACTERS = 2 * 1024 * 1024
-"""The limits of one run's lines."""
 _TOO_MANY_LINES = f"further lines are not kept: a run may have {MAX_LOG_LINES} with {MAX_LOG_CHARACTERS} characters"
 
 _logger = get_logger("durably.engine")
@@ -103,7 +99,7 @@ def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool
     return True
 
 
-def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataView] | None:
+def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[RunMetadata] | None:
     """Metadata in the order of receipt; ``None`` if the run does not exist."""
     run_key = find_run_key(connection, run_id)
     if run_key is None:
@@ -111,10 +107,10 @@ def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataV
     rows = connection.execute(
         "SELECT received_at, body FROM run_metadata WHERE run_key = ? ORDER BY key", (run_key,)
     ).fetchall()
-    return [MetadataView(received_at=to_datetime(at), body=msgspec.Raw(body)) for at, body in rows]
+    return [RunMetadata(received_at=to_datetime(at), body=msgspec.Raw(body)) for at, body in rows]
 
 
-def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]:
+def list_traces(connection: sqlite3.Connection, run_id: str) -> list[ExportedSpans]:
     """Exports that contain the run's id, in the order of receipt.
 
     They may contain spans of other runs.
@@ -125,9 +121,9 @@ def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]
     return [_traces_view(*row) for row in rows]
 
 
-def _traces_view(received_at: int, content_type: str, body: bytes) -> TracesView:
+def _traces_view(received_at: int, content_type: str, body: bytes) -> ExportedSpans:
     encoded = msgspec.Raw(msgspec.json.encode(body))  # base64
     if content_type == "application/json":
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
             encoded = msgspec.json.decode(body, type=msgspec.Raw)
-    return TracesView(received_at=to_datetime(received_at), content_type=content_type, body=encoded)
+    return ExportedSpans(received_at=to_datetime(received_at), content_type=content_type, body=encoded)

@@ -16,7 +16,7 @@ from durably.engine.model.registry import (
     FunctionControls,
     SyncedFunction,
 )
-from durably.engine.model.views import Selection, to_milliseconds
+from durably.engine.model.runs import Selection, to_milliseconds
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.tables.runs import RunStore

@@ -15,8 +15,8 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin
 from durably.engine.model.events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
 from durably.engine.model.registry import Registry, SyncedFunction
+from durably.engine.model.runs import StoredEvent, to_milliseconds
 from durably.engine.model.unmatched import explain_unmatched
-from durably.engine.model.views import EventView, to_milliseconds
 from durably.engine.sqlite.outbox import EventsStored
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.protocol.engine_errors import DatabaseCorruptError
@@ -243,7 +243,7 @@ class EventOutcomes:
             forgotten, _ = self._outcomes.popitem(last=False)
             self._forgotten = max(self._forgotten, forgotten)
 
-    def explain(self, view: EventView, registry: Registry, awaited: Collection[str]) -> list[str]:
+    def explain(self, view: StoredEvent, registry: Registry, awaited: Collection[str]) -> list[str]:
         """Sentences on the event.
 
         ``awaited`` are names of events that runs have waited for, or been cancelled by.
@@ -259,7 +259,7 @@ class EventOutcomes:
             said.append(explain_unmatched(name, registry.known_names(awaited)))
         return said + _explain_conditions(view, registry)
 
-    def _explain_no_outcome(self, view: EventView, awaited: Collection[str]) -> list[str]:
+    def _explain_no_outcome(self, view: StoredEvent, awaited: Collection[str]) -> list[str]:
         if view.event.name not in awaited:
             return []
         if view.received_at.timestamp() * 1000 < self._since or view.id <= self._forgotten:
@@ -267,7 +267,7 @@ class EventOutcomes:
         return ["it ended no wait and cancelled no run"]
 
 
-def _explain_conditions(view: EventView, registry: Registry) -> list[str]:
+def _explain_conditions(view: StoredEvent, registry: Registry) -> list[str]:
     refused = registry.refused_by_condition(view.event.model_dump(), view.event.name, to_milliseconds(view.received_at))
     if not refused:
         return []

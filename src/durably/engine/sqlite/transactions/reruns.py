@@ -6,7 +6,7 @@ import msgspec
 
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.views import FromStep
+from durably.engine.model.runs import FromStep
 from durably.engine.sqlite.tables.runs import RunRow, RunStore
 from durably.protocol.engine_errors import StepNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData

@@ -58,8 +58,8 @@ from durably.engine.model.records import (
     memo_times,
     unfinished_steps,
 )
+from durably.engine.model.runs import END_UPDATES
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import END_UPDATES
 from durably.engine.sqlite.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.protocol.engine_errors import DatabaseCorruptError, EventInvalidError, StaleCallError
@@ -125,7 +125,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
         state,
         transaction.store.queue_entry(run_key),
         trigger=None,
-        was_moving=True,
+        was_runnable=True,
         kept_memos=None,
         began=row.created_at,
         memos=0,
@@ -167,12 +167,12 @@ def finish(transaction: Transaction) -> Outbox:
 def _store_live(transaction: Transaction, live: LiveRun) -> None:
     row, state = live.row, live.state
     transaction.store.put_run_state(row.key, state)
-    is_moving = _is_moving(transaction, live)
-    if is_moving != live.was_moving:
-        transaction.store.put_moving(row.key, is_moving)
+    is_runnable = _is_runnable(transaction, live)
+    if is_runnable != live.was_runnable:
+        transaction.store.put_runnable(row.key, is_runnable)
     if state.status == RunStatus.RUNNING and row.status != RunStatus.RUNNING:
         row = transaction.store.begin_run(row, live.began)
-    transaction.cache.put(CachedRun(row, state, live.queue_entry, is_moving, live.trigger, live.kept_memos))
+    transaction.cache.put(CachedRun(row, state, live.queue_entry, is_runnable, live.trigger, live.kept_memos))
 
 
 def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
@@ -192,7 +192,7 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
             run.state,
             run.queue_entry,
             run.trigger,
-            was_moving=run.is_moving,
+            was_runnable=run.is_runnable,
             before=run.state,
             kept_memos=run.memos,
             began=run.row.created_at,
@@ -202,7 +202,7 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
     return live
 
 
-def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
+def _is_runnable(transaction: Transaction, live: LiveRun) -> bool:
     """Whether the run proceeds without another input.
 
     If so, a call or request of the run is under way, or will be.

@@ -42,7 +42,7 @@ Memos = tuple[tuple[str, bytes], ...]
 class CachedRun(msgspec.Struct, frozen=True, gc=False):
     """A run in the cache.
 
-    - ``is_moving``: As stored.
+    - ``is_runnable``: As stored.
     - ``trigger``: The event that triggered the run, unless it is large, or one of several.
     - ``memos``: All memos of the run in their order, by hashed step id; ``None`` if they are unknown or large.
     """
@@ -50,7 +50,7 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
     row: RunRow
     state: RunState
     queue_entry: QueueEntry | None
-    is_moving: bool
+    is_runnable: bool
     trigger: ReceivedEvent | None = None
     memos: Memos | None = None
 
@@ -215,7 +215,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 
     - ``began``: When the current change began.
     - ``is_changing``: True until all commands of that change are executed.
-    - ``was_moving``: As stored.
+    - ``was_runnable``: As stored.
     - ``kept_memos``: As in ``CachedRun``.
     - ``call_place``: The position of the latest call in the outbox.
     - ``before``: The state before the current change.
@@ -228,7 +228,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     state: RunState
     queue_entry: QueueEntry | None
     trigger: ReceivedEvent | None
-    was_moving: bool
+    was_runnable: bool
     kept_memos: Memos | None
     began: int
     memos: int

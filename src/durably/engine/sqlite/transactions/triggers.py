@@ -34,8 +34,8 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.model.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from durably.engine.model.registry import CANCELLED_IN_BULK, SyncedFunction
+from durably.engine.model.runs import END_UPDATES, UpdateKind
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import END_UPDATES, UpdateKind
 from durably.engine.sqlite.outbox import BucketTimer, DeadlineTimer, schedule_call
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
@@ -311,7 +311,7 @@ def _start_run(
         rerun_of=None if rerun is None else rerun.run_id,
         state=state,
         queue_entry=queue_entry,
-        is_moving=not has_to_queue,
+        is_runnable=not has_to_queue,
         step_input=None if rerun is None else rerun.step_input,
         app_version=function.app_version,
     )

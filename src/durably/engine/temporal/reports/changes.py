@@ -11,8 +11,8 @@ import msgspec
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
 from temporalio.service import RPCError
 
-from durably.engine.model.reports import Changes
-from durably.engine.model.views import RunUpdate
+from durably.engine.model.overview import Changes
+from durably.engine.model.runs import RunUpdate
 from durably.engine.temporal.client import is_unreachable
 from durably.engine.temporal.reports.lists import RunFilter, RunLists, RunViews, status_of
 from durably.protocol.engine_errors import TooManyWaitersError

@@ -26,6 +26,9 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.model.records import (
+    MAX_LOG_CHARACTERS,
+    MAX_LOG_LINES,
+    MAX_METADATA_BYTES,
     arguments_to_keep,
     failed_call_row,
     failed_request_row,
@@ -33,9 +36,8 @@ from durably.engine.model.records import (
     unfinished_steps,
 )
 from durably.engine.model.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
+from durably.engine.model.runs import RunMetadata, RunWait, to_datetime
 from durably.engine.model.step_views import AwaitedStep, run_wait
-from durably.engine.model.views import MetadataView, RunWait, to_datetime
-from durably.engine.sqlite.transactions.annotations import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
@@ -70,7 +72,7 @@ class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     started_at: int | None = None
     last_called_at: int | None = None
     logs: list[LogLine] = []
-    metadata: list[MetadataView] = []
+    metadata: list[RunMetadata] = []
 
 
 class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -91,7 +93,7 @@ class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     lines: list[LogLine] = []
-    metadata: MetadataView | None = None
+    metadata: RunMetadata | None = None
 
 
 class RunRecord:
@@ -108,7 +110,7 @@ class RunRecord:
         self.steps: list[MemoRow] = []
         """The finished steps, in the order of the memos."""
         self.logs: list[LogLine] = []
-        self.metadata: list[MetadataView] = []
+        self.metadata: list[RunMetadata] = []
         self.started_at: int | None = None
         self._failed: list[AttemptRow] = []
         self._waits: dict[str, OpenWait] = {}

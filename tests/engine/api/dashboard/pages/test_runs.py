@@ -11,8 +11,7 @@ import pytest
 import durably
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.messages import Action
-from durably.engine.model.reports import RunPage, StatusCounts
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunPage, RunStatus, StatusCounts
 from durably.protocol.engine_errors import NotSupportedError
 from durably.testing import TestEngine
 

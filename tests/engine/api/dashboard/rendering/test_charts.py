@@ -16,7 +16,8 @@ from durably.engine.api.dashboard.rendering.charts import (
     total,
 )
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import FunctionLoad, RunCounts, RunLink, ScheduleView
+from durably.engine.model.overview import FunctionLoad, RunCounts, ScheduleInfo
+from durably.engine.model.runs import RunLink
 
 SINCE = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
@@ -94,12 +95,12 @@ def test_the_smallest_range_that_contains_all_distances() -> None:
     assert fitting_range([dt.timedelta(days=400)]) == list(RANGES)[-1]
 
 
-def schedule(*ticks: dt.datetime, runs: int = 0) -> ScheduleView:
+def schedule(*ticks: dt.datetime, runs: int = 0) -> ScheduleInfo:
     last = [
         RunLink(run_id=f"R{n}", function_id="f", status=RunStatus.COMPLETED, created_at=SINCE - n * MINUTE)
         for n in range(1, runs + 1)
     ]
-    return ScheduleView(function_id="f", schedule="* * * * *", next_ticks=list(ticks), last_runs=last, is_paused=False)
+    return ScheduleInfo(function_id="f", schedule="* * * * *", next_ticks=list(ticks), last_runs=last, is_paused=False)
 
 
 def test_a_schedule_that_ticks_often_fills_the_time_line() -> None:

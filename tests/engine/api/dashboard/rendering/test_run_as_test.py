@@ -11,7 +11,7 @@ import pytest
 
 import durably
 from durably.engine.api.dashboard.rendering.run_as_test import write_test
-from durably.engine.model.reports import RunReport
+from durably.engine.model.runs import RunReport
 from durably.testing import TestEngine
 from durably.testing.engine_base import TestRun
 

@@ -8,8 +8,7 @@ import pytest
 
 import durably
 from durably.engine.api.dashboard.rendering.waterfall import Waterfall, Window, _ticks, lay_out
-from durably.engine.model.reports import AttemptReport, RunReport, Span, SpanKind
-from durably.engine.model.views import StepStatus
+from durably.engine.model.runs import Attempt, RunReport, Span, SpanKind, StepStatus
 from durably.protocol.errors import ErrorData
 from durably.testing import TestEngine
 
@@ -98,8 +97,8 @@ async def test_a_step_that_completed_after_an_unreached_call_ends_with_a_complet
         )
     ]
     attempts = [
-        AttemptReport(attempt=0, ended_at=began, error=ErrorData(name="OSError")),
-        AttemptReport(attempt=1, ended_at=began, error=error, is_unreached=True),
+        Attempt(attempt=0, ended_at=began, error=ErrorData(name="OSError")),
+        Attempt(attempt=1, ended_at=began, error=error, is_unreached=True),
     ]
     step = msgspec.structs.replace(
         report.steps[-1], status=StepStatus.COMPLETED, attempts=2, spans=spans, failed_attempts=attempts, error=None

@@ -10,7 +10,7 @@ import msgspec
 from durably.engine.api.dashboard.messages import DashboardResponse
 from durably.engine.api.dashboard.rendering.formats import FormError, read_time, write_time
 from durably.engine.api.dashboard.visit import Route, Visit
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.engine_errors import EngineError
 
 from .functions import find_function, function_path

@@ -11,8 +11,7 @@ from durably.engine.api.dashboard.rendering import json_tree
 from durably.engine.api.dashboard.rendering.charts import RANGES
 from durably.engine.api.dashboard.rendering.formats import FormError, read_object, write_last, write_object
 from durably.engine.api.dashboard.visit import Live, PageError, Route, Visit
-from durably.engine.model.reports import EventPage
-from durably.engine.model.views import EventView
+from durably.engine.model.runs import EventPage, StoredEvent
 from durably.protocol.engine_errors import EngineError, SelectionInvalidError
 from durably.protocol.events import INTERNAL_PREFIX, patterns_of
 
@@ -89,7 +88,7 @@ async def show_value(visit: Visit) -> DashboardResponse:
     return await answer_value(visit, event.id, msgspec.json.encode(event.data), "data", event=event)
 
 
-async def _event(visit: Visit, event_id: str) -> EventView:
+async def _event(visit: Visit, event_id: str) -> StoredEvent:
     event = await visit.engine.get_event(event_id)
     if event is None:
         raise PageError(404, "There is no such event", "The id may be mistyped, or the event was purged.")

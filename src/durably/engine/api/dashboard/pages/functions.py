@@ -14,8 +14,8 @@ from durably.engine.api.dashboard.rendering.charts import RANGES, Window, draw_c
 from durably.engine.api.dashboard.rendering.formats import FormError, read_object, write_last
 from durably.engine.api.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
 from durably.engine.api.dashboard.visit import Live, Notice, PageError, Route, Visit
-from durably.engine.model.reports import AppReport, FunctionLoad, RunCounts, RunLink, ScheduleView
-from durably.engine.model.views import FunctionView
+from durably.engine.model.overview import AppReport, FunctionInfo, FunctionLoad, RunCounts, ScheduleInfo
+from durably.engine.model.runs import RunLink
 from durably.protocol.engine_errors import EngineError
 
 from .overview import load_rows, read_range
@@ -156,7 +156,7 @@ def function_path(function_id: str) -> str:
     return f"/functions/{function_id}"
 
 
-def find_function(functions: list[FunctionView], function_id: str) -> FunctionView:
+def find_function(functions: list[FunctionInfo], function_id: str) -> FunctionInfo:
     """Raises ``PageError`` if no app serves the function."""
     for function in functions:
         if function.id == function_id:
@@ -182,7 +182,7 @@ class ScheduleLine(msgspec.Struct, frozen=True):
     schedule ticks in the same way.
     """
 
-    schedule: ScheduleView
+    schedule: ScheduleInfo
     name: str
     fields: str
     zone: str
@@ -205,7 +205,7 @@ class PastRuns(msgspec.Struct, frozen=True):
 
 
 def draw_lines(
-    schedules: Sequence[ScheduleView], names: dict[str, str], window: Window, loads: Sequence[FunctionLoad] = ()
+    schedules: Sequence[ScheduleInfo], names: dict[str, str], window: Window, loads: Sequence[FunctionLoad] = ()
 ) -> list[ScheduleLine]:
     """The lines, those that tick next first.
 
@@ -246,7 +246,7 @@ def _past_runs(counts: Sequence[RunCounts], window: Window) -> list[PastRuns]:
 
 
 async def show_cron(visit: Visit) -> DashboardResponse:
-    schedules: list[ScheduleView] = await visit.engine.list_schedules()
+    schedules: list[ScheduleInfo] = await visit.engine.list_schedules()
     now = dt.datetime.now(dt.UTC)
     name, length = read_range(visit, fitting_range([each.next_ticks[0] - now for each in schedules if each.next_ticks]))
     names = {function.id: function.name for function in await visit.engine.list_functions()}

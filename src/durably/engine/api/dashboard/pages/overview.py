@@ -9,8 +9,8 @@ import msgspec
 from durably.engine.api.dashboard.messages import DashboardResponse
 from durably.engine.api.dashboard.rendering.charts import RANGES, draw_chart, ended, total
 from durably.engine.api.dashboard.visit import Live, PageError, Route, Visit
-from durably.engine.model.reports import Concern, ConcernKind, FunctionLoad, Overview, RunCounts
-from durably.engine.model.views import FunctionView, RunStatus
+from durably.engine.model.overview import Concern, ConcernKind, FunctionInfo, FunctionLoad, Overview, RunCounts
+from durably.engine.model.runs import RunStatus
 
 DEFAULT_RANGE = "1h"
 
@@ -36,7 +36,7 @@ def read_range(visit: Visit, default: str = DEFAULT_RANGE) -> tuple[str, dt.time
     return name, RANGES[name]
 
 
-def load_rows(loads: Sequence[FunctionLoad], functions: Sequence[FunctionView]) -> list[LoadRow]:
+def load_rows(loads: Sequence[FunctionLoad], functions: Sequence[FunctionInfo]) -> list[LoadRow]:
     """A row for each function, those with open failures and backlogs first."""
     names = {function.id: function.name for function in functions}
     rows = [
@@ -92,7 +92,7 @@ async def _link(visit: Visit, concern: Concern, now: dt.datetime) -> tuple[str, 
     return concern_link(concern)
 
 
-def _example_event(functions: Sequence[FunctionView]) -> str | None:
+def _example_event(functions: Sequence[FunctionInfo]) -> str | None:
     """The name of an event that starts a run."""
     names = (trigger.event for function in functions for trigger in function.config.triggers)
     return next((name for name in names if name and "*" not in name), None)

@@ -17,8 +17,7 @@ from durably.engine.api.dashboard.rendering.formats import FormError
 from durably.engine.api.dashboard.rendering.run_as_test import write_test
 from durably.engine.api.dashboard.rendering.waterfall import KIND_WORDS, Waterfall, lay_out
 from durably.engine.api.dashboard.visit import Live, PageError, Route, Visit
-from durably.engine.model.reports import Relation, RunReport, StepReport
-from durably.engine.model.views import EventView, FromStep, StepStatus
+from durably.engine.model.runs import FromStep, Relation, RunReport, Step, StepStatus, StoredEvent
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
@@ -98,7 +97,7 @@ def own_state(query: Mapping[str, str]) -> dict[str, str]:
     return {name: query[name] for name in ("step", "zoom") if name in query}
 
 
-def failed_step(report: RunReport) -> StepReport | None:
+def failed_step(report: RunReport) -> Step | None:
     """The step that made the run fail.
 
     The last one that failed, if the run has failed with its error.
@@ -112,7 +111,7 @@ def failed_step(report: RunReport) -> StepReport | None:
     return last if is_cause else None
 
 
-def is_sent(event: EventView) -> bool:
+def is_sent(event: StoredEvent) -> bool:
     """Whether an app sent the event, so that it may be sent again.
 
     Engines make others.

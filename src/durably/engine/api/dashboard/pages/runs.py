@@ -18,8 +18,8 @@ from durably.engine.api.dashboard.rendering.formats import write_time
 from durably.engine.api.dashboard.visit import Live, Notice, PageError, Route, Visit
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import read_status
-from durably.engine.model.reports import EngineInfo, MatchCount, RunPage
-from durably.engine.model.views import FunctionView, RunStatus, RunView
+from durably.engine.model.overview import EngineInfo, FunctionInfo
+from durably.engine.model.runs import MatchCount, Run, RunPage, RunStatus
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 from durably.protocol.engine_errors import EngineError, NotSupportedError, SelectionInvalidError
 
@@ -210,7 +210,7 @@ def write_columns(fields: Mapping[str, str]) -> str:
     return _SEPARATOR.join(column for column in Column if f"column-{column}" in fields)
 
 
-def describe_output(run: RunView) -> str | None:
+def describe_output(run: Run) -> str | None:
     """The first characters of what a completed run returned."""
     if run.status is not RunStatus.COMPLETED:
         return None
@@ -229,7 +229,7 @@ async def choose_columns(visit: Visit) -> DashboardResponse:
 # search
 
 
-def _named_function(functions: Sequence[FunctionView], text: str) -> str | None:
+def _named_function(functions: Sequence[FunctionInfo], text: str) -> str | None:
     """The id of the function that the text names.
 
     The text is its id, its name, or a part that no other function has.

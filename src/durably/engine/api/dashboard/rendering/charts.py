@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from durably.engine.model.reports import RunCounts
+from durably.engine.model.overview import RunCounts
 
 OUTCOMES = ("completed", "cancelled", "skipped", "replayed", "failed")
 """The parts of a bar, from the bottom. ``failed`` are those without a completed rerun."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.model.views import EventView
+from durably.engine.model.runs import StoredEvent
 from durably.protocol.durations import parse_rfc3339
 
 _SHORT_ID = 6
@@ -125,7 +125,7 @@ def write_object(data: Any) -> str:
     return msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
 
 
-def write_last(event: EventView) -> str:
+def write_last(event: StoredEvent) -> str:
     """An event's data for a form to begin with, without the engine's part.
 
     ``{}`` for a tick of a schedule, and for data of more than 20,000 characters.

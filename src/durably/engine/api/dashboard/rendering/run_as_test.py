@@ -11,8 +11,7 @@ import unicodedata
 from collections import defaultdict
 from typing import Any
 
-from durably.engine.model.reports import RunReport, StepReport
-from durably.engine.model.views import EventView, RunStatus, StepStatus
+from durably.engine.model.runs import RunReport, RunStatus, Step, StepStatus, StoredEvent
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode, hash_step_id
@@ -118,7 +117,7 @@ def _start(report: RunReport, function: str) -> str:
     return f"run, *_ = await engine.send([\n{events},\n])"
 
 
-def _event(event: EventView) -> str:
+def _event(event: StoredEvent) -> str:
     parts = [f"name={_text(event.name)}", f"data={_literal(event.data)}"]
     parts += [f"user={_literal(event.user)}"] if event.user else []
     parts += [f"v={_text(event.v)}"] if event.v is not None else []
@@ -128,9 +127,9 @@ def _event(event: EventView) -> str:
 # the steps
 
 
-def _mocks(steps: list[StepReport]) -> list[str]:
+def _mocks(steps: list[Step]) -> list[str]:
     """Statements that give ended steps their results, and comments on others."""
-    by_id = defaultdict[str, list[tuple[int, StepReport]]](list)
+    by_id = defaultdict[str, list[tuple[int, Step]]](list)
     for step in steps:
         step_id, index = _split_id(step)
         by_id[step_id].append((index, step))
@@ -141,11 +140,11 @@ def _mocks(steps: list[StepReport]) -> list[str]:
     ]
 
 
-def _index(repetition: tuple[int, StepReport]) -> int:
+def _index(repetition: tuple[int, Step]) -> int:
     return repetition[0]
 
 
-def _split_id(step: StepReport) -> tuple[str, int]:
+def _split_id(step: Step) -> tuple[str, int]:
     """The step's id as the user wrote it, and the number of its repetition."""
     match = _REPETITION.fullmatch(step.id)
     if match is not None and hash_step_id(match[1], int(match[2])) == step.hashed_id:
@@ -153,7 +152,7 @@ def _split_id(step: StepReport) -> tuple[str, int]:
     return step.id, 0
 
 
-def _mock(step_id: str, steps: list[StepReport]) -> list[str]:
+def _mock(step_id: str, steps: list[Step]) -> list[str]:
     if steps[0].op is Opcode.SLEEP:
         return []
     if any(step.status is StepStatus.FAILED for step in steps):
@@ -178,7 +177,7 @@ def _failure(step_id: str, error: ErrorData | None) -> str:
     return f"# The step {_text(step_id)} failed, and is executed: {first}"
 
 
-def _result(step: StepReport) -> str:
+def _result(step: Step) -> str:
     """The result of a step, as its function got it."""
     value = None if step.output is None else decode(step.output)
     match step.op, value:

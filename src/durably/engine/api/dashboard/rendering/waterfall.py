@@ -10,8 +10,7 @@ import re
 
 import msgspec
 
-from durably.engine.model.reports import AttemptReport, RunReport, Span, SpanKind, StepReport
-from durably.engine.model.views import StepStatus
+from durably.engine.model.runs import Attempt, RunReport, Span, SpanKind, Step, StepStatus
 from durably.protocol.opcodes import Opcode
 
 from .formats import format_duration
@@ -219,7 +218,7 @@ def _run_row(report: RunReport, axis: _Axis) -> Row:
     )
 
 
-def _step_row(step: StepReport, axis: _Axis) -> Row:
+def _step_row(step: Step, axis: _Axis) -> Row:
     failed = {each.attempt for each in step.failed_attempts if not each.is_unreached}
     last = step.attempts - 1
     bars = [axis.bar(span, _outcome(span, failed, step, last)) for span in step.spans]
@@ -242,11 +241,11 @@ def _step_row(step: StepReport, axis: _Axis) -> Row:
     )
 
 
-def _count_failures(attempts: list[AttemptReport]) -> int:
+def _count_failures(attempts: list[Attempt]) -> int:
     return sum(not each.is_unreached for each in attempts)
 
 
-def _marks(attempts: list[AttemptReport], spans: list[Span], axis: _Axis) -> list[Mark]:
+def _marks(attempts: list[Attempt], spans: list[Span], axis: _Axis) -> list[Mark]:
     drawn = {span.attempt for span in spans if span.kind is SpanKind.RUNNING}
     return [
         Mark(axis.x(axis.offset(each.ended_at)), f"attempt {each.attempt + 1} failed: {each.error.name}")
@@ -255,7 +254,7 @@ def _marks(attempts: list[AttemptReport], spans: list[Span], axis: _Axis) -> lis
     ]
 
 
-def _outcome(span: Span, failed: set[int], step: StepReport, last: int) -> str | None:
+def _outcome(span: Span, failed: set[int], step: Step, last: int) -> str | None:
     if span.kind is not SpanKind.RUNNING:
         return None
     if span.end is None:

@@ -1,0 +1,231 @@
+"""What an engine serves and how it does: apps, functions, loads, counts and concerns.
+
+The structs are frozen, with aware UTC datetimes. They are also the JSON of the HTTP API.
+"""
+
+import datetime as dt
+from enum import StrEnum
+
+import msgspec
+
+from durably.protocol.sync import FunctionConfig
+
+from .runs import RunLink, RunStatus
+
+
+class App(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    url: str
+    sdk: str | None
+    framework: str | None
+    version: str | None
+    synced_at: dt.datetime
+    function_count: int
+
+
+class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A function that its app serves. A function that ``is_paused`` starts no runs.
+
+    ``config`` is the synced configuration, without credentials in URLs. ``name`` is the id if the app gave no name.
+    """
+
+    id: str
+    name: str
+    app_id: str
+    config: FunctionConfig
+    is_paused: bool
+
+
+class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of a sync.
+
+    - ``modified``: False if the app's functions have not changed since its last sync.
+    - ``added``, ``changed``, ``removed``: Ids of functions.
+    - ``version``: The client's ``app_version``.
+    - ``previous_version``: The version of the previous sync.
+    - ``previous_url``: The app's former URL, if it has changed.
+    """
+
+    app_id: str
+    modified: bool
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    version: str | None = None
+    previous_version: str | None = None
+    previous_url: str | None = None
+
+
+class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of runs in an interval that begins ``at``.
+
+    ``created`` counts runs created in the interval, the other fields runs that ended in it. ``replayed``: failed runs
+    with a completed rerun.
+    """
+
+    at: dt.datetime
+    created: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    skipped: int = 0
+    replayed: int = 0
+
+    @property
+    def open_failures(self) -> int:
+        """Failed runs without a completed rerun."""
+        return max(self.failed - self.replayed, 0)
+
+
+class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The current load of a function, and its runs in the interval of a report.
+
+    - ``backlog``: The number of calls that wait for a slot or for the app.
+    - ``queue_delay``: Seconds that the oldest of them has waited.
+    - ``in_flight``: The number of calls under way.
+    - ``live``: The number of runs that have not ended.
+
+    The first three are ``None`` on Temporal, which does not count them.
+    """
+
+    function_id: str
+    backlog: int | None
+    queue_delay: float | None
+    in_flight: int | None
+    live: int
+    counts: list[RunCounts]
+
+
+class ConcernKind(StrEnum):
+    FAILING_FUNCTION = "failing function"
+    UNMATCHED_EVENTS = "unmatched events"
+    UNREACHED_APP = "unreached app"
+    STUCK_KEY = "stuck concurrency key"
+    PAUSED_FUNCTION = "paused function"
+
+
+class Concern(msgspec.Struct, frozen=True, kw_only=True):
+    """A condition that needs attention.
+
+    ``subject`` is the id of the function or app, or the event's name. ``message`` is a sentence with the remedy.
+    """
+
+    kind: ConcernKind
+    subject: str
+    message: str
+    count: int
+    since: dt.datetime | None
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine's state.
+
+    ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
+    for each status of runs that have not ended. ``retrying`` is how many of them have failed with their last attempt
+    since the engine's start, and are tried again; ``None`` on Temporal.
+    """
+
+    since: dt.datetime
+    until: dt.datetime
+    interval_seconds: int
+    counts: list[RunCounts]
+    live: dict[RunStatus, int]
+    functions: list[FunctionLoad]
+    concerns: list[Concern]
+    retrying: int | None = None
+
+
+class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations of a step in seconds, over the function's last runs."""
+
+    step: str
+    count: int
+    failed: int
+    p50: float
+    p95: float
+
+
+class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A function and its load.
+
+    Durations are seconds, over its last ``sampled`` ended runs.
+    """
+
+    function: FunctionInfo
+    load: FunctionLoad
+    steps: list[StepTimes]
+    sampled: int
+    p50: float | None
+    p95: float | None
+
+
+class UnreachedApp(msgspec.Struct, frozen=True):
+    """The calls of an app that did not reach it, since the last one that did."""
+
+    since: int
+    """Milliseconds since the epoch."""
+    error: str
+    count: int
+
+
+class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A sync of an app.
+
+    ``error`` is the reason of a failed sync. The other fields are ids of functions.
+    """
+
+    at: dt.datetime
+    error: str | None
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class AppReport(msgspec.Struct, frozen=True, kw_only=True):
+    """An app, its last sync, and the error if it does not answer.
+
+    ``unreached_since`` may be ``None`` then: the time is unknown.
+    """
+
+    app: App
+    last_sync: SyncReport | None
+    unreached_since: dt.datetime | None
+    unreached_error: str | None
+
+
+class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A cron schedule of a function.
+
+    ``next_ticks`` are the next scheduled times; ``last_runs`` the newest first.
+    """
+
+    function_id: str
+    schedule: str
+    next_ticks: list[dt.datetime]
+    last_runs: list[RunLink]
+    is_paused: bool
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The kind of an engine."""
+
+    kind: str
+    notes: list[str] = []
+    """Sentences on the limits of its lists."""
+    unsupported: frozenset[str] = frozenset()
+    """See ``Engine.unsupported``."""
+    ui_url: str | None = None
+    """The URL of the engine's own UI, if it has one and its address is configured."""
+    run_url: str | None = None
+    """The URL of a run in that UI, with ``{run_id}``."""
+
+    def offers(self, name: str) -> bool:
+        """Whether the engine supports an operation, an argument or a value."""
+        parts = name.split(".")
+        return not any(".".join(parts[: count + 1]) in self.unsupported for count in range(len(parts)))
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """The position up to which a client knows the engine's changes."""
+
+    position: int
