@@ -23,7 +23,8 @@ from durably.engine.temporal import support, workers
 from durably.engine.temporal.apps import record_workflows
 from durably.engine.temporal.flow import bucket
 from durably.engine.temporal.reports import bulk
-from durably.engine.temporal.routing import wait_keys, workflows
+from durably.engine.temporal.routing import workflows
+from durably.engine.temporal.routing import wait_keys
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, worker_threads

@@ -14,7 +14,9 @@ import pytest
 
 import durably
 from durably.engine.model.runs import RunStatus
-from durably.testing import RunStuckError, RunUnknownError, TestEngine
+from durably.testing.runs import RunStuckError
+from durably.testing.runs import RunUnknownError
+from durably.testing.engine import TestEngine
 
 from .shop import DAY, approve, billing, charge, client, mail, onboard, order, race
 

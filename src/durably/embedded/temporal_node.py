@@ -15,11 +15,11 @@ from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import is_unreachable
-from durably.engine.temporal.ids import app_queue
-from durably.engine.temporal.runs.activities import returned_call
-from durably.engine.temporal.messages import CallInput
-from durably.engine.temporal.workers import WorkerGroup
 from durably.engine.temporal.engine import WorkflowEngine
+from durably.engine.temporal.ids import app_queue
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs.activities import returned_call
+from durably.engine.temporal.workers import WorkerGroup
 from durably.errors import TransportError
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData

@@ -15,9 +15,9 @@ from durably.engine.core.answers import Answer, read_answer
 from durably.engine.core.call_body import CallData, build_body
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import CallInput
-from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.call import decode_call
 from durably.protocol.events import EventReceipt
 from durably.protocol.sync import SyncRequest

@@ -20,11 +20,11 @@ from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
-from durably.engine.temporal.runs.activities import ActivityCaller
-from durably.engine.temporal.messages import CallInput
-from durably.engine.temporal.workers import ProcessWorkers
 from durably.engine.temporal.engine import WorkflowEngine
+from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs.activities import ActivityCaller
+from durably.engine.temporal.workers import ProcessWorkers
 from durably.functions.function import Function
 from durably.protocol.limits import MAX_STEPS
 

@@ -18,9 +18,9 @@ from durably.engine.core.call_body import CallData
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.messages import CallInput
-from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.call import CheckpointRequest
 
 from ...waiting import async_eventually

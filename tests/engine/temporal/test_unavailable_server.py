@@ -17,7 +17,7 @@ from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 
 from durably import Context, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.model.views import SyncResult
+from durably.engine.model.overview import SyncResult
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.temporal import TemporalCredentialsError
 

@@ -21,9 +21,10 @@ from durably.engine.core.flow.config import read_flow
 from durably.engine.core.flow.cron import Schedule
 from durably.engine.core.policy import standard_backoff
 from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.overview import SyncResult
 from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.runs import to_milliseconds
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import SyncResult, to_milliseconds
 from durably.engine.temporal.client import ignoring_not_found, update_with_start
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
@@ -216,6 +217,7 @@ class AppSync:
 
     async def set_paused(self, function_id: str, record: FunctionRecord, is_paused: bool) -> None:
         """Pause or resume a function and its Schedules. Repeating it changes nothing."""
+
         async def update(each: str) -> None:
             handle = self._client.get_schedule_handle(each)
             with ignoring_not_found():
@@ -423,7 +425,9 @@ def temporal_schedule(function_id: str, schedule: Schedule, *, is_paused: bool =
             time_zone_name=schedule.zone,
             jitter=schedule.jitter * _MILLISECOND if schedule.jitter else None,
         ),
-        policy=temporalio.client.SchedulePolicy(overlap=temporalio.client.ScheduleOverlapPolicy.ALLOW_ALL, catchup_window=_CATCHUP_WINDOW),
+        policy=temporalio.client.SchedulePolicy(
+            overlap=temporalio.client.ScheduleOverlapPolicy.ALLOW_ALL, catchup_window=_CATCHUP_WINDOW
+        ),
         state=temporalio.client.ScheduleState(paused=is_paused, note=_PAUSED if is_paused else None),
     )
 

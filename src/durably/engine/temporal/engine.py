@@ -1,12 +1,11 @@
-"""engine"""
+"""The engine on Temporal: its operations, and the engine of ``durably start --temporal``."""
 
 import asyncio
 import contextlib
 import datetime as dt
 import os
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -20,68 +19,49 @@ from durably.engine.api.metrics.catalogue import Metric
 from durably.engine.core.answers import Answer, Unreached, shorten_op_error
 from durably.engine.core.call_body import CallData, generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
+from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import check_event, make_id
 from durably.engine.model.http_call import HttpCaller
 from durably.engine.model.json_bodies import decode_events
-from durably.engine.model.registry import SyncedFunction, read_sync
-from durably.engine.model.reports import (
+from durably.engine.model.overview import (
+    App,
     AppReport,
     Changes,
     EngineInfo,
-    EventPage,
-    FunctionLoad,
-    FunctionReport,
+    FunctionInfo,
+    ScheduleInfo,
+    SyncResult,
+)
+from durably.engine.model.registry import SyncedFunction, read_sync
+from durably.engine.model.requests import OutboundClient
+from durably.engine.model.runs import (
+    AttemptView,
+    FromStep,
+    InvokeReceipt,
     LogPage,
     MatchCount,
-    Overview,
+    Run,
+    RunCall,
+    RunMetadata,
     RunPage,
     RunReport,
-    ScheduleView,
-    StatusCounts,
-)
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FromStep,
-    FunctionView,
-    InvokeReceipt,
-    MetadataView,
-    ReplayView,
-    RunStatus,
     RunUpdate,
-    RunView,
-    Selection,
+    StatusCounts,
     StepView,
-    SyncResult,
+    StoredEvent,
     to_datetime,
 )
-from durably.engine.sqlite.statistics import UnreachedApp
-from durably.engine.sqlite.step_requests import OutboundClient
-from durably.engine.sqlite.transactions.bulk_operations import check_condition, check_selection, check_statuses
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.apps import AppSync
 from durably.engine.temporal.client import is_unreachable, with_cancellation
-from durably.engine.temporal.ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
+from durably.engine.temporal.ids import HTTP_QUEUE, run_workflow_id, split_generation
 from durably.engine.temporal.messages import CallInput, CheckpointInput
-from durably.engine.temporal.observers import LiveRuns, ProcessMonitor
+from durably.engine.temporal.observers import ProcessMonitor
 from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
-from durably.engine.temporal.reports.function_lists import FunctionLists, function_view
-from durably.engine.temporal.reports.lists import (
-    EventFilter,
-    EventLists,
-    RunFilter,
-    RunLists,
-    RunSearch,
-    RunViews,
-    status_of,
-)
-from durably.engine.temporal.reports.loads import Loads
-from durably.engine.temporal.reports.run_reports import Bulk, Reruns, RunReports
-from durably.engine.temporal.reports.unreached_apps import UnreachedApps
+from durably.engine.temporal.reports.function_lists import FunctionLists
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
+from durably.engine.temporal.reports.run_reports import RunReports
 from durably.engine.temporal.routing.router import EventReceiver, Router
 from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.record import Annotation
@@ -93,8 +73,7 @@ from durably.engine.temporal.runs.sizes import (
     without_large_arguments,
 )
 from durably.engine.temporal.search_attributes import register_search_attributes
-from durably.engine.temporal.slots.leased_functions import LeasedFunctions
-from durably.engine.temporal.support import check_support
+from durably.engine.temporal.support import UNSUPPORTED, check_support
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.call import CheckpointRequest, LogLine
@@ -104,6 +83,7 @@ from durably.protocol.engine_errors import (
     EngineError,
     EventInvalidError,
     FunctionNotFoundError,
+    FunctionPausedError,
     NotSupportedError,
     RunNotFoundError,
     ServerUnavailableError,
@@ -114,35 +94,30 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind, read_trace
 from durably.protocol.sync import SyncRequest
-from durably.protocol.text import get_logger
 
 T = TypeVar("T", int, bool)
 
-_LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
-_EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
-
+_NOTES = [
+    "Lists and counts come from Temporal's index, which lags behind, usually by less than a second.",
+    "Temporal stores events in the runs that they start, and no others, so there is no list of events.",
+]
 _NO_MORE_CHECKPOINTS = (
     "Temporal accepts no further checkpoint, so each further step needs a call of its own: buffer steps "
     "(buffered_steps), or spread the work over several runs"
 )
-
 _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
-
-_logger = get_logger("durably.engine")
-
 _CANCEL_SECONDS = 5.0
 """Seconds for which a cancellation waits for the run's end."""
+_FUNCTION_SECONDS = 1.0
+"""Seconds for which the URL of a function is cached. A change of an app's URL takes effect after this time."""
 
 
 class WorkflowEngine(LocalEngine):
-    """The engine on Temporal. ``client`` has ``DATA_CONVERTER``.
+    """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
 
-    ``in_process``: its workers call apps in this process, not over HTTP.
-    """
+    unsupported = UNSUPPORTED
 
-    unsupported = frozenset({"run_traces", "search_runs.status.Scheduled", "search_events.is_unmatched"})
-
-    def __init__(self, client: Client, settings: EngineSettings, *, in_process: bool = True) -> None:
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
         settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
         client = with_cancellation(client)
         self._client = client
@@ -153,32 +128,11 @@ class WorkflowEngine(LocalEngine):
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
         self._events = EventReceiver(client, self._router, settings)
-        self._views = RunViews(client)
         self._lists = RunLists(client)
-        self._reports = RunReports(client, self._router, self._lists, self._views)
-        self._search = RunSearch(self._lists, self._views)
-        self._event_lists = EventLists(self._lists, self._views)
-        self._function_lists = FunctionLists(client, self._router.records, self._lists, self._views)
-        self._away: dict[str, UnreachedApp] = {}
-        unreached = UnreachedApps(client, self._lists, self._views, self._away)
-        self._loads = Loads(client, self._function_lists, self._lists, unreached)
-        self._changes = ChangePoll(client, self._lists, self._views)
-        self._reruns = Reruns(self._router, self._function_lists, self._reports, self._views)
-        self._bulk = Bulk(
-            client,
-            self._lists,
-            self._search,
-            self._views,
-            self._function_lists,
-            self._reruns,
-            self._router.cancellations,
-        )
-        self._leased = LeasedFunctions(
-            client, self._router.records, self._function_lists, self._lists, in_process=in_process
-        )
+        self._reports = RunReports(client, self._router.records, self._lists)
+        self._functions = FunctionLists(client, self._router.records, self._lists)
+        self._changes = ChangePoll(client, self._lists)
         self._monitor = ProcessMonitor(settings)
-        self._live_runs = LiveRuns(self._count_live_runs)
-        self._call_queues = frozenset[str]()
         self._has_search_attributes = False
         self._closed = asyncio.Event()
         self._ui_url: str | None = None
@@ -188,27 +142,19 @@ class WorkflowEngine(LocalEngine):
 
     def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
         """The workers of a process. They make the calls of task queues by ``call``."""
-        self._call_queues = frozenset(calls_queues)
         return make_workers(
             self._client,
             calls_queues,
             self._monitor.monitor(self._client.namespace, calls_queues, call),
             router=self._router,
             apps=self._apps,
-            bulk=self._bulk,
-            leased=self._leased,
             outbound=self._outbound,
             max_calls=self._settings.max_calls,
-            away=self._away,
         )
 
     async def close(self) -> None:
-        """Close the connections of steps' requests, and end watches.
-
-        Stop the workers first.
-        """
+        """Close the connections of steps' requests, and end watches. Stop the workers first."""
         self._closed.set()
-        self._live_runs.close()
         await self._monitor.close()
         await self._outbound.close()
 
@@ -227,11 +173,8 @@ class WorkflowEngine(LocalEngine):
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
-        """Starts and ends of runs, about a second later.
-
-        Temporal's index has no steps.
-        """
-        yield RunWatch(self._lists, self._views, self._closed)
+        """Starts and ends of runs, about a second later. Temporal's index has no steps."""
+        yield RunWatch(self._lists, self._closed)
 
     def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
         """The updates of this process. Workflows report their changes to their process."""
@@ -258,7 +201,6 @@ class WorkflowEngine(LocalEngine):
             await self.prepare()
             result = await self._apps.sync(request, functions, in_process=in_process)
             self._events.has_synced = self._events.has_synced or bool(functions)
-            await self._leased.note_synced(request, in_process=in_process)
             return result
         except ConfigInvalidError as error:
             await self._apps.note_refused(request.app_id, error.message)
@@ -318,10 +260,10 @@ class WorkflowEngine(LocalEngine):
         cursor: str | None = None,
         started_after: dt.datetime | None = None,
         id_suffix: str | None = None,
-    ) -> list[RunView]:
+    ) -> list[Run]:
         """A page of runs. Lists lag, usually below a second."""
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
-        return await self._search.list_runs(wanted, limit, cursor, id_suffix and id_suffix.upper())
+        return await self._lists.page(wanted, limit, cursor, id_suffix and id_suffix.upper())
 
     async def search_runs(
         self,
@@ -337,7 +279,12 @@ class WorkflowEngine(LocalEngine):
         limit: int = 50,
         cursor: str | None = None,
     ) -> RunPage:
-        """A page of runs. ``event_name`` is that of the first event of a batch."""
+        """A page of runs. ``event_name`` is that of the first event of a batch.
+
+        Raises ``NotSupportedError`` for an expression, and for a part of an id.
+        """
+        if if_exp:
+            raise NotSupportedError(f"an engine on Temporal has no search by expressions: use {self.alternative}")
         wanted = RunFilter(
             status=status,
             function_id=function_id,
@@ -346,8 +293,7 @@ class WorkflowEngine(LocalEngine):
             started_after=started_after,
             started_before=started_before,
         )
-        condition = await asyncio.to_thread(check_condition, if_exp, has_output=True) if if_exp else None
-        return await self._search.search(wanted, condition, id or None, limit, cursor)
+        return await self._lists.search(wanted, id or None, limit, cursor)
 
     async def count_runs(
         self,
@@ -374,7 +320,7 @@ class WorkflowEngine(LocalEngine):
             counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
         )
 
-    async def get_run(self, run_id: str) -> RunView | None:
+    async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
     async def run_steps(self, run_id: str) -> list[StepView]:
@@ -383,7 +329,7 @@ class WorkflowEngine(LocalEngine):
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         return await self._reports.attempts(run_id)
 
-    async def run_calls(self, run_id: str) -> list[CallView]:
+    async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._reports.calls(run_id)
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
@@ -399,7 +345,7 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "skip_delays", step_id, 0)
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = MetadataView(received_at=to_datetime(wall_clock()), body=body)
+        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
         return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
@@ -422,12 +368,12 @@ class WorkflowEngine(LocalEngine):
             has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
             if not has_ended:
                 raise
-            if await self._views.describe(run_id) is None:
+            if await self._lists.describe(run_id) is None:
                 raise RunNotFoundError(f"there is no run with the id {run_id!r}") from None
             return of_ended
         return result
 
-    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         record = await self._reports.record(run_id)
         return None if record is None else record.metadata
 
@@ -448,31 +394,18 @@ class WorkflowEngine(LocalEngine):
         """Discard spans. Apps need an OpenTelemetry exporter."""
         return False
 
-    async def count_matching_runs(
-        self,
-        function_id: str,
-        *,
-        statuses: Collection[RunStatus],
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-        if_exp: str | None = None,
-    ) -> MatchCount:
-        wanted = RunFilter(function_id=function_id, started_after=started_after, started_before=started_before)
-        condition = await asyncio.to_thread(check_condition, if_exp) if if_exp else None
-        return await self._search.count(wanted, statuses, condition)
-
-    async def wait_for_run(self, run_id: str) -> RunView:
-        run = await self._views.find(run_id)
-        if run is not None and not run.status.has_ended:
-            await self._views.output(run_id)
-            run = await self._views.find(run_id)
+    async def wait_for_run(self, run_id: str) -> Run:
+        run = await self._lists.describe(run_id)
+        if run is not None and not status_of(run).has_ended:
+            await self._lists.output(run_id)
+            run = await self._lists.describe(run_id)
         if run is None:
             raise RunNotFoundError(f"no run has the id {run_id!r}")
-        return run
+        return await self._lists.view(run)
 
     async def cancel_run(self, run_id: str) -> bool:
         """Cancel a run. Returns when it has ended, or after 5 s if no worker executes it."""
-        run = await self._views.describe(run_id)
+        run = await self._lists.describe(run_id)
         if run is None:
             raise RunNotFoundError(f"there is no run with the id {run_id!r}")
         if status_of(run).has_ended:
@@ -485,7 +418,7 @@ class WorkflowEngine(LocalEngine):
                 return False
             raise
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._views.output(run_id), _CANCEL_SECONDS)
+            await asyncio.wait_for(self._lists.output(run_id), _CANCEL_SECONDS)
         return True
 
     async def invoke(
@@ -503,116 +436,32 @@ class WorkflowEngine(LocalEngine):
         return await self._router.waits.send_signal(name, memo)
 
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
-        now = wall_clock()
-        return await self._reruns.start(run_id, now, make_id(now, os.urandom), from_step)
-
-    # bulk operations
-
-    async def cancel_runs(
-        self,
-        function_id: str,
-        *,
-        started_before: dt.datetime,
-        started_after: dt.datetime | None = None,
-        if_exp: str | None = None,
-        app_id: str | None = None,
-    ) -> CancellationView:
-        selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
-        return await self._bulk.cancel(selection, wall_clock())
-
-    async def _select(
-        self,
-        function_id: str,
-        app_id: str | None,
-        started_after: dt.datetime | None,
-        started_before: dt.datetime | None,
-        if_exp: str | None,
-    ) -> Selection:
-        if app_id and await self._router.records.find_function(function_id) is None:
-            function_id = f"{app_id}-{function_id}"
-        selection = Selection(
-            function_id=function_id,
-            started_after=started_after,
-            started_before=started_before or to_datetime(wall_clock()),
-            expression=if_exp or None,
+        """See ``Engine``. Raises also ``RunUnavailableError`` if no worker reads the steps of the run."""
+        given = await self._lists.input(run_id)
+        if given is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        record = await self._functions.get(given.function_id)
+        if record.is_paused:
+            raise FunctionPausedError(
+                f"the function {given.function_id!r} is paused; resume it before you run anything again"
+            )
+        # The invoking step has its result already.
+        events = tuple(msgspec.structs.replace(event, invoker=None) for event in given.events)
+        run = msgspec.structs.replace(
+            self._router.run_input(record, events),
+            run_id=make_id(wall_clock(), os.urandom),
+            rerun_of=run_id,
+            parent=None,
+            parent_step=None,
+            copied=None if from_step is None else await self._reports.copied_memos(given, from_step),
         )
-        check_selection(selection)
-        return selection
-
-    async def list_cancellations(self) -> list[CancellationView]:
-        return await self._bulk.all(CancellationView)
-
-    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
-        return await self._bulk.find(cancellation_id, CancellationView)
-
-    async def delete_cancellation(self, cancellation_id: str) -> None:
-        await self._bulk.stop(cancellation_id)
-
-    async def replay_runs(
-        self,
-        function_id: str,
-        *,
-        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-        if_exp: str | None = None,
-        app_id: str | None = None,
-    ) -> ReplayView:
-        check_statuses(statuses)
-        selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
-        return await self._bulk.replay(selection, tuple(statuses), wall_clock())
-
-    async def list_replays(self) -> list[ReplayView]:
-        return await self._bulk.all(ReplayView)
-
-    async def get_replay(self, replay_id: str) -> ReplayView | None:
-        return await self._bulk.find(replay_id, ReplayView)
+        return await self._router.buckets.start(run, record)
 
     # events
 
-    async def list_events(
-        self,
-        *,
-        name: str | None = None,
-        received_after: dt.datetime | None = None,
-        received_before: dt.datetime | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        id_suffix: str | None = None,
-    ) -> list[EventView]:
-        """Events that started runs. Temporal stores no others."""
-        wanted = EventFilter(name=name, received_after=received_after, received_before=received_before, id=id_suffix)
-        return await self._event_lists.list_events(wanted, limit, cursor)
-
-    async def search_events(
-        self,
-        *,
-        name: str | None = None,
-        received_after: dt.datetime | None = None,
-        received_before: dt.datetime | None = None,
-        is_unmatched: bool | None = None,
-        if_exp: str | None = None,
-        id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> EventPage:
-        """Events that started runs.
-
-        Raises ``NotSupportedError`` for those that matched nothing.
-        """
-        wanted = EventFilter(
-            name=name,
-            received_after=received_after,
-            received_before=received_before,
-            is_unmatched=is_unmatched,
-            condition=await asyncio.to_thread(check_condition, if_exp) if if_exp else None,
-            id=id or None,
-        )
-        return await self._event_lists.search(wanted, limit, cursor)
-
-    async def get_event(self, event_id: str) -> EventView | None:
+    async def get_event(self, event_id: str) -> StoredEvent | None:
         """An event. Raises ``NotSupportedError`` if it started no run."""
-        event = await self._event_lists.find(event_id)
+        event = await self._lists.event(event_id)
         if event is None:
             raise NotSupportedError(
                 f"no run was started by an event with the id {event_id!r}: an engine on Temporal stores events in the "
@@ -621,90 +470,48 @@ class WorkflowEngine(LocalEngine):
             )
         return event
 
-    async def event_runs(self, event_id: str) -> list[RunView]:
-        return await self._event_lists.runs(event_id)
+    async def event_runs(self, event_id: str) -> list[Run]:
+        return await self._lists.event_runs(event_id)
 
-    # overviews
+    # the engine, functions and apps
 
     async def describe_engine(self) -> EngineInfo:
         ui_url = self._ui_url
         return EngineInfo(
             kind="Temporal",
-            notes=[_LAG_NOTE, _EVENTS_NOTE],
+            notes=_NOTES,
             unsupported=self.unsupported,
             ui_url=ui_url,
             run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
         )
 
-    async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
-        return await self._loads.overview(since, until, wall_clock())
-
-    async def function_loads(
-        self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
-    ) -> list[FunctionLoad]:
-        return await self._loads.function_loads(since, until, wall_clock())
-
-    async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
-        record = await self._router.records.find_function(function_id)
-        if record is None or not record.is_active:
-            return None
-        return await self._loads.function_report(function_view(function_id, record), since, wall_clock())
-
     async def inspect_apps(self) -> list[AppReport]:
-        return await self._loads.app_reports()
+        return await self._functions.app_reports()
 
-    async def list_schedules(self) -> list[ScheduleView]:
-        return await self._function_lists.schedules(wall_clock())
+    async def list_schedules(self) -> list[ScheduleInfo]:
+        return await self._functions.schedules(wall_clock())
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
         return await self._changes.wait(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
-        """Counts of this process, and live runs of its functions.
+        """Counts of this process. Temporal and its workers have their own metrics."""
+        return self._monitor.read()
 
-        Temporal and its workers have their own metrics.
-        """
-        return self._monitor.read(await self._live_runs.get())
+    async def list_functions(self) -> list[FunctionInfo]:
+        return await self._functions.functions()
 
-    async def _count_live_runs(self) -> Counter[str]:
-        """Count live runs of functions that this process serves.
+    async def list_apps(self) -> list[App]:
+        return await self._functions.apps()
 
-        Other apps' functions would exhaust the labels.
-        """
-        served = [
-            view.id
-            for view in await self._function_lists.functions()
-            if HTTP_QUEUE in self._call_queues or app_queue(view.app_id) in self._call_queues
-        ]
-        return await self._loads.live(served)
-
-    # functions and apps
-
-    async def list_functions(self) -> list[FunctionView]:
-        return await self._function_lists.functions()
-
-    async def list_apps(self) -> list[AppView]:
-        return await self._function_lists.apps()
-
-    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
-        return await self._function_lists.of_app(app_id)
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
+        return await self._functions.of_app(app_id)
 
     async def pause_function(self, function_id: str) -> None:
-        await self._function_lists.set_paused(function_id, True)
+        await self._apps.set_paused(function_id, await self._functions.get(function_id), True)
 
     async def resume_function(self, function_id: str) -> None:
-        await self._function_lists.set_paused(function_id, False)
-
-
-def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
-    cause = error.cause
-    kinds = {each.__name__: each for each in (StaleCallError, CheckpointInvalidError, TooLargeError)}
-    kind = kinds.get(getattr(cause, "type", ""), CheckpointInvalidError)
-    return kind(getattr(cause, "message", str(cause)))
-
-
-_FUNCTION_SECONDS = 1.0
-"""Seconds for which the URL of a function is cached. A change of an app's URL takes effect after this time."""
+        await self._apps.set_paused(function_id, await self._functions.get(function_id), False)
 
 
 class HttpWorkflowEngine(WorkflowEngine):
@@ -714,10 +521,10 @@ class HttpWorkflowEngine(WorkflowEngine):
     """
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
-        super().__init__(client, settings, in_process=False)
+        super().__init__(client, settings)
         self._caller = HttpCaller(settings)
         self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app), settings.close_grace)
-        self._functions: dict[str, tuple[float, SyncedFunction]] = {}
+        self._called: dict[str, tuple[float, SyncedFunction]] = {}
 
     @classmethod
     async def open(cls, client: Client, settings: EngineSettings) -> Self:
@@ -742,7 +549,7 @@ class HttpWorkflowEngine(WorkflowEngine):
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         result = await super().sync_app(request, in_process=in_process)
-        self._functions.clear()
+        self._called.clear()
         return result
 
     async def _call_app(self, call: CallInput, data: CallData) -> Answer:
@@ -753,12 +560,19 @@ class HttpWorkflowEngine(WorkflowEngine):
         return await self._caller.call(function, data)
 
     async def _find_function(self, function_id: str) -> SyncedFunction:
-        known = self._functions.get(function_id)
+        known = self._called.get(function_id)
         if known is not None and known[0] > time.monotonic():
             return known[1]
         record = await self._router.records.find_function(function_id)
         if record is None:
             raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
         function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
-        self._functions[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
+        self._called[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
         return function
+
+
+def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
+    cause = error.cause
+    kinds = {each.__name__: each for each in (StaleCallError, CheckpointInvalidError, TooLargeError)}
+    kind = kinds.get(getattr(cause, "type", ""), CheckpointInvalidError)
+    return kind(getattr(cause, "message", str(cause)))

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
@@ -33,10 +33,10 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.observers import EndedCall, Group
+from durably.engine.model.runs import END_UPDATES, RunUpdate, UpdateKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.subscriptions import RunChange, Subscriptions, call_repeated, step_ended, step_waits
 from durably.engine.model.tracing import EndedRun
-from durably.engine.model.views import END_UPDATES, RunUpdate, UpdateKind
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import CallInput, RunInput
 from durably.engine.temporal.runs.activities import ActivityCaller

@@ -27,7 +27,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.service import RPCError
 
-from durably.engine.model.views import SyncResult
+from durably.engine.model.overview import SyncResult
 from durably.engine.temporal.client import ENDED_BY_HAND, SharedReads, describe, ignoring_not_found
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, function_workflow_id, run_workflow_id, topic_workflow_id
 from durably.engine.temporal.messages import (
@@ -296,8 +296,8 @@ class Restorer:
         """
         since = dt.datetime.now(dt.UTC) - _LAST_DAYS
         query = (
-            "WorkflowType IN ('durably.Bucket', 'durably.LimitQueue') AND ExecutionStatus IN ('Terminated', 'Canceled') "
-            f"AND CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}'"
+            "WorkflowType IN ('durably.Bucket', 'durably.LimitQueue') "
+            f"AND ExecutionStatus IN ('Terminated', 'Canceled') AND CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}'"
         )
         at_once = asyncio.Semaphore(_MOST_AT_ONCE)
 

@@ -15,7 +15,7 @@ from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.apps import AppSync, CronActivities, CronTickWorkflow
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, process_queue
 from durably.engine.temporal.observers import report_eviction

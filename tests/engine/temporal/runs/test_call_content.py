@@ -17,11 +17,10 @@ from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.model.requests import OutboundClient
-from durably.engine.temporal.messages import MemoRecord
+from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities, StepRequests
-from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest
-from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
 from durably.engine.temporal.runs.call_slots import CallSlots
+from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
 
 EVENT = b'{"name":"order"}'
 

@@ -17,10 +17,10 @@ from temporalio.exceptions import ApplicationError
 import durably
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
+from durably.engine.sqlite.queries.views import run_calls
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.runs import run_calls
-from durably.engine.temporal.runs.activities import unreached_seconds
 from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs.activities import unreached_seconds
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorData

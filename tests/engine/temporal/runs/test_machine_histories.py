@@ -29,30 +29,36 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.events import make_id
 from durably.engine.model.requests import OutboundClient
+from durably.engine.sqlite.queries.views import run_calls
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
+    CallInput,
+    CheckpointInput,
+    ContentRequest,
     EventRecord,
     InternalEvents,
     InvokeInput,
     LeaveInput,
+    RequestInput,
+    RequestResult,
     ResolvedInvocation,
     RunInput,
     RunPolicy,
     WaitRecord,
 )
-from durably.engine.temporal.runs import activities, run_calls
-from durably.engine.temporal.runs.activities import REQUEST, CallActivities, StepRequests
-from durably.engine.temporal.messages import (
-    CallInput,
-    CheckpointInput,
-    ContentRequest,
-    RequestInput,
-    RequestResult,
+from durably.engine.temporal.runs import activities
+from durably.engine.temporal.runs.activities import (
+    LEAVE,
+    REQUEST,
+    RESOLVE,
+    SEND,
+    WAIT_FOR_EVENT,
+    CallActivities,
+    StepRequests,
 )
-from durably.engine.temporal.runs.activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
-from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.call_slots import CallSlots
+from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 from durably.temporal.binaries import find_program

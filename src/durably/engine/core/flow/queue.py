@@ -11,7 +11,6 @@ The module is pure except for its rows, which it reads and writes through ``Queu
 """
 
 import heapq
-from collections.abc import Callable
 from typing import Protocol
 
 import msgspec

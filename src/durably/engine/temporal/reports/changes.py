@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 from durably.engine.model.overview import Changes
 from durably.engine.model.runs import RunUpdate
 from durably.engine.temporal.client import is_unreachable
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, RunViews, status_of
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
 
@@ -35,10 +35,9 @@ class ChangePoll:
     A position identifies a state. Positions are compared for equality only.
     """
 
-    def __init__(self, client: Client, lists: RunLists, views: RunViews) -> None:
+    def __init__(self, client: Client, lists: RunLists) -> None:
         self._client = client
         self._lists = lists
-        self._views = views
         self._waiters = 0
         self._counted_at = 0.0
         self._counting: asyncio.Task[str] | None = None
@@ -78,7 +77,7 @@ class ChangePoll:
         return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
     async def _state_of_run(self, run_id: str) -> str:
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         if not isinstance(described, WorkflowExecutionDescription):
             return ""
         pending = [
@@ -119,8 +118,8 @@ class RunWatch(AsyncIterator[RunUpdate]):
     iteration ends when ``closed`` is set.
     """
 
-    def __init__(self, lists: RunLists, views: RunViews, closed: asyncio.Event) -> None:
-        self._lists, self._views, self._closed = lists, views, closed
+    def __init__(self, lists: RunLists, closed: asyncio.Event) -> None:
+        self._lists, self._closed = lists, closed
         self._opened_at = dt.datetime.now(dt.UTC)
         self._pending: deque[RunUpdate] = deque()
         self._progress: tuple[_Progress, _Progress] | None = None
@@ -146,12 +145,14 @@ class RunWatch(AsyncIterator[RunUpdate]):
             before = self._progress or await self._first_progress()
             started = await self._lists.read(RunFilter(started_after=before[0].since))
             ended = [
-                each for each in await self._lists.read(RunFilter(ended_after=before[1].since)) if _has_ended(each)
+                each
+                for each in await self._lists.read(RunFilter(ended_after=before[1].since))
+                if status_of(each).has_ended
             ]
             new_starts = [each for each in started if each.id not in before[0].ids]
             new_ends = [each for each in ended if each.id not in before[1].ids]
-            updates = [RunUpdate.started(run) for run in await self._views.views(new_starts, has_output=False)]
-            updates += [RunUpdate.ended(run) for run in await self._views.views(new_ends)]
+            updates = [RunUpdate.started(run) for run in await self._lists.views(new_starts, has_output=False)]
+            updates += [RunUpdate.ended(run) for run in await self._lists.views(new_ends)]
         except RPCError as error:
             if not is_unreachable(error):
                 raise
@@ -175,10 +176,6 @@ class RunWatch(AsyncIterator[RunUpdate]):
         old_ends = [(each.id, _end_time(each)) for each in ends if _end_time(each) < self._opened_at]
         old_starts = [(each.id, each.start_time) for each in starts if each.start_time < self._opened_at]
         return _Progress(latest).after(old_starts), _Progress(latest).after(old_ends)
-
-
-def _has_ended(execution: WorkflowExecution) -> bool:
-    return status_of(execution).has_ended
 
 
 def _end_time(execution: WorkflowExecution) -> dt.datetime:

@@ -1,4 +1,8 @@
-"""lists"""
+"""Runs from Temporal's index of workflows and from Describe, without a worker: lists, views, outputs, events.
+
+The index lags, usually below a second. SQL stores of Temporal do not sort. So a list reads time intervals that are
+short enough to be sorted here.
+"""
 
 import asyncio
 import datetime as dt
@@ -17,10 +21,8 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.expressions import Expression
 from durably.engine.core.transition import encode_error
-from durably.engine.model.reports import EventPage, EventReport, Relation, RunLink, relation_by
-from durably.engine.model.views import EventView, RunStatus, RunView, to_datetime, to_milliseconds
+from durably.engine.model.runs import Relation, Run, RunLink, RunPage, RunStatus, StoredEvent, relation_by, to_datetime
 from durably.engine.temporal.client import describe, ignoring_not_found
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, EventRecord, RunInput, RunMemo
@@ -38,7 +40,7 @@ from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidEr
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 
-_STATUSES = {
+_STATUS_OF_WORKFLOW = {
     WorkflowExecutionStatus.RUNNING: RunStatus.RUNNING,
     WorkflowExecutionStatus.COMPLETED: RunStatus.COMPLETED,
     WorkflowExecutionStatus.CANCELED: RunStatus.CANCELLED,
@@ -46,42 +48,104 @@ _STATUSES = {
 }
 _MOST_AT_ONCE = 16
 """Maximum number of concurrent requests to the server for one page of runs."""
+_MOST_OF_SUFFIX = 10_000
+"""Maximum number of runs whose ids are compared for one list."""
+_LONGEST_OUTPUT = 16 * 1024
+_WHOLE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}\Z")
+_MOST_SORTED = 500
+"""Maximum number of runs that are read and sorted together."""
+_FIRST_INTERVAL = dt.timedelta(minutes=1)
+_SHORTEST_INTERVAL = dt.timedelta(milliseconds=1)
+_CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
+"""Maximum lead of the server's clock."""
+_EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_RUNS = "WorkflowType = 'durably.Run' AND ExecutionStatus != 'ContinuedAsNew'"
+
+_QUERIES: dict[RunStatus, str] = {
+    RunStatus.RUNNING: "ExecutionStatus = 'Running'",
+    RunStatus.COMPLETED: f"ExecutionStatus = 'Completed' AND {STATUS.name} IS NULL",
+    RunStatus.FAILED: f"ExecutionStatus IN ('Failed', 'TimedOut') AND {STATUS.name} IS NULL",
+    RunStatus.CANCELLED: f"(ExecutionStatus IN ('Canceled', 'Terminated') OR {STATUS.name} = 'Cancelled')",
+    RunStatus.SKIPPED: f"{STATUS.name} = 'Skipped'",
+}
+_OF_ENGINE = (RunStatus.CANCELLED, RunStatus.SKIPPED)
+"""Statuses that are stored in the search attribute."""
+_STATUS_OF_NAME = {
+    "Running": RunStatus.RUNNING,
+    "Completed": RunStatus.COMPLETED,
+    "Failed": RunStatus.FAILED,
+    "TimedOut": RunStatus.FAILED,
+    "Canceled": RunStatus.CANCELLED,
+    "Terminated": RunStatus.CANCELLED,
+}
+"""Statuses by Temporal's names, for workflows without the search attribute."""
 
 
-def status_of(execution: WorkflowExecution) -> RunStatus:
-    """The status of a workflow. A live run counts as running.
+def quote(text: str) -> str:
+    """A quoted string for a query of Temporal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
-    The server does not know whether the app was called.
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of a list, by conditions of the index.
+
+    - ``started_after``, ``started_before``: half-open range of creation times; the range of end times is the same way.
     """
-    own = execution.typed_search_attributes.get(STATUS)
-    if own is not None:
-        return RunStatus(own)
-    return RunStatus.FAILED if execution.status is None else _STATUSES.get(execution.status, RunStatus.FAILED)
+
+    status: RunStatus | None = None
+    function_id: str | None = None
+    app_id: str | None = None
+    event_name: str | None = None
+    event_id: str | None = None
+    parent: str | None = None
+    started_after: dt.datetime | None = None
+    started_before: dt.datetime | None = None
+    ended_after: dt.datetime | None = None
+
+    @property
+    def query(self) -> str:
+        """The conditions of a query. Raises ``NotSupportedError`` for scheduled runs."""
+        if self.status is RunStatus.SCHEDULED:
+            raise NotSupportedError(
+                "lists of an engine on Temporal do not distinguish scheduled and running runs: select running ones, "
+                "which include both"
+            )
+        clauses = [_RUNS]
+        if self.status is not None:
+            clauses.append(_QUERIES[self.status])
+        for key, text in ((FUNCTION, self.function_id), (APP, self.app_id), (EVENT, self.event_name)):
+            if text is not None:
+                clauses.append(f"{key.name} = {quote(keyword(text))}")
+        if self.parent is not None:
+            clauses.append(f"{PARENT.name} = {quote(self.parent)}")
+        if self.event_id is not None:
+            ids = f"{quote(self.event_id)}, {quote(short_event_id(self.event_id))}"
+            clauses.append(f"{EVENT_IDS.name} IN ({ids})")
+        for condition, time in (
+            ("StartTime >=", self.started_after),
+            ("StartTime <", self.started_before),
+            ("CloseTime >=", self.ended_after),
+        ):
+            if time is not None:
+                utc = time.astimezone(dt.UTC).isoformat(timespec="microseconds")
+                clauses.append(f"{condition} {quote(utc.replace('+00:00', 'Z'))}")
+        return " AND ".join(clauses)
 
 
-def relation_of(memo: RunMemo) -> Relation:
-    if memo.rerun_of is not None:
-        return Relation.RERUN
-    return relation_by(memo.event_name)
-
-
-class RunViews:
-    """Reads runs from a Temporal server."""
-
+class RunLists:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
 
-    async def find(self, run_id: str) -> RunView | None:
-        described = await self.describe(run_id)
-        return None if described is None else await self.view(described)
+    # one run
 
     async def describe(self, run_id: str) -> WorkflowExecution | None:
         """The run's workflow, or ``None``."""
         described = await describe(self._client, run_workflow_id(run_id))
         return described if described is not None and is_run(described) else None
 
-    async def view(self, execution: WorkflowExecution, *, has_output: bool = True) -> RunView:
+    async def view(self, execution: WorkflowExecution, *, has_output: bool = True) -> Run:
         run_id = run_id_of(execution.id)
         memo = await memo_of(execution)
         status = status_of(execution)
@@ -91,7 +155,7 @@ class RunViews:
             if output is None:
                 async with self._slots:
                     output = await self.output(run_id)
-        return RunView(
+        return Run(
             id=run_id,
             function_id=memo.function_id,
             app_id=memo.app_id,
@@ -108,7 +172,7 @@ class RunViews:
             rerun_of=memo.rerun_of,
         )
 
-    async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[RunView]:
+    async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[Run]:
         return list(await asyncio.gather(*(self.view(each, has_output=has_output) for each in executions)))
 
     async def link(self, execution: WorkflowExecution, *, has_relation: bool = True) -> RunLink:
@@ -142,137 +206,7 @@ class RunViews:
                 return run  # type: ignore[no-any-return]
         return None
 
-
-def is_run(execution: WorkflowExecution) -> bool:
-    """Whether the engine started the workflow.
-
-    Other clients of the namespace can start workflows of any type and id.
-    """
-    return RUN_MEMO in execution.raw_info.memo.fields
-
-
-async def memo_of(execution: WorkflowExecution) -> RunMemo:
-    memo: RunMemo = await execution.memo_value(RUN_MEMO, type_hint=RunMemo)
-    return memo
-
-
-def _error_output(cause: BaseException | None) -> msgspec.Raw:
-    """The error of a run, as it wrote it, or as Temporal reports it."""
-    if isinstance(cause, ApplicationError) and cause.details:
-        return msgspec.Raw(msgspec.json.encode(cause.details[0]))
-    match cause:
-        case CancelledError():
-            if cause.details:
-                return msgspec.Raw(msgspec.json.encode(cause.details[0]))
-            name, message = "FunctionCancelledError", "the run was cancelled"
-        case TerminatedError():
-            name, message = "FunctionCancelledError", f"the run was terminated on Temporal: {cause}"
-        case TimeoutError():
-            name, message = "RunTimedOutError", "the run's workflow has timed out on Temporal"
-        case _:
-            name, message = type(cause).__name__, str(cause)
-    return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))
-
-
-_MOST_SORTED = 500
-"""Maximum number of runs that are read and sorted together."""
-_FIRST_INTERVAL = dt.timedelta(minutes=1)
-_SHORTEST_INTERVAL = dt.timedelta(milliseconds=1)
-_CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
-"""Maximum lead of the server's clock."""
-_EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-_RUNS = "WorkflowType = 'durably.Run' AND ExecutionStatus != 'ContinuedAsNew'"
-
-_ENDED: dict[RunStatus, str] = {
-    RunStatus.RUNNING: "ExecutionStatus = 'Running'",
-    RunStatus.COMPLETED: f"ExecutionStatus = 'Completed' AND {STATUS.name} IS NULL",
-    RunStatus.FAILED: f"ExecutionStatus IN ('Failed', 'TimedOut') AND {STATUS.name} IS NULL",
-    RunStatus.CANCELLED: f"(ExecutionStatus IN ('Canceled', 'Terminated') OR {STATUS.name} = 'Cancelled')",
-    RunStatus.SKIPPED: f"{STATUS.name} = 'Skipped'",
-}
-_OF_ENGINE = (RunStatus.CANCELLED, RunStatus.SKIPPED)
-"""Statuses that are stored in the search attribute."""
-_STATUSES = {
-    "Running": RunStatus.RUNNING,
-    "Completed": RunStatus.COMPLETED,
-    "Failed": RunStatus.FAILED,
-    "TimedOut": RunStatus.FAILED,
-    "Canceled": RunStatus.CANCELLED,
-    "Terminated": RunStatus.CANCELLED,
-}
-"""Statuses by Temporal's names, for workflows without the search attribute."""
-
-
-def quote(text: str) -> str:
-    """A quoted string for a query of Temporal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def format_time(time: dt.datetime) -> str:
-    return quote(time.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"))
-
-
-class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs of a list, by conditions of the index.
-
-    - ``started_after``, ``started_before``: half-open range of creation times; the range of end times is the same way.
-    - ``id_prefix``: the prefix of their ids.
-    - ``only_children_from``: later runs count only if another run started them.
-    """
-
-    status: RunStatus | None = None
-    function_id: str | None = None
-    app_id: str | None = None
-    event_name: str | None = None
-    event_id: str | None = None
-    parent: str | None = None
-    id_prefix: str | None = None
-    started_after: dt.datetime | None = None
-    started_before: dt.datetime | None = None
-    ended_after: dt.datetime | None = None
-    ended_before: dt.datetime | None = None
-    only_children_from: dt.datetime | None = None
-
-    @property
-    def query(self) -> str:
-        """The conditions of a query. Raises ``NotSupportedError`` for scheduled runs."""
-        if self.status is RunStatus.SCHEDULED:
-            raise NotSupportedError(
-                "lists of an engine on Temporal do not distinguish scheduled and running runs: select running ones, "
-                "which include both"
-            )
-        clauses = [_RUNS]
-        if self.status is not None:
-            clauses.append(_ENDED[self.status])
-        for key, text in ((FUNCTION, self.function_id), (APP, self.app_id), (EVENT, self.event_name)):
-            if text is not None:
-                clauses.append(f"{key.name} = {quote(keyword(text))}")
-        if self.parent is not None:
-            clauses.append(f"{PARENT.name} = {quote(self.parent)}")
-        if self.event_id is not None:
-            ids = f"{quote(self.event_id)}, {quote(short_event_id(self.event_id))}"
-            clauses.append(f"{EVENT_IDS.name} IN ({ids})")
-        if self.id_prefix is not None:
-            clauses.append(f"WorkflowId STARTS_WITH {quote('durably/run/' + self.id_prefix)}")
-        if self.only_children_from is not None:
-            clauses.append(f"(StartTime < {format_time(self.only_children_from)} OR {PARENT.name} IS NOT NULL)")
-        for condition, time in (
-            ("StartTime >=", self.started_after),
-            ("StartTime <", self.started_before),
-            ("CloseTime >=", self.ended_after),
-            ("CloseTime <", self.ended_before),
-        ):
-            if time is not None:
-                clauses.append(f"{condition} {format_time(time)}")
-        return " AND ".join(clauses)
-
-
-class RunLists:
-    """Reads the index of runs."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    # the index
 
     async def count(self, wanted: RunFilter) -> int:
         return (await self._client.count_workflows(wanted.query)).count
@@ -286,11 +220,11 @@ class RunLists:
             self._count_groups(f"{wanted.query} AND {STATUS.name} IS NULL"),
             *(self._client.count_workflows(f"{wanted.query} AND {STATUS.name} = {quote(each)}") for each in _OF_ENGINE),
         )
-        counts = dict.fromkeys(_ENDED, 0)
+        counts = dict.fromkeys(_QUERIES, 0)
         for of_engine, found in zip(_OF_ENGINE, by_engine, strict=True):
             counts[of_engine] += found.count
         for group in by_temporal.groups:
-            status = _STATUSES.get(str(group.group_values[0]))
+            status = _STATUS_OF_NAME.get(str(group.group_values[0]))
             if status is not None:  # Lists by status have no other statuses either.
                 counts[status] += group.count
         return counts
@@ -339,142 +273,127 @@ class RunLists:
             if count * 4 <= _MOST_SORTED:
                 interval *= 4
 
+    async def page(self, wanted: RunFilter, limit: int, cursor: str | None, id_suffix: str | None = None) -> list[Run]:
+        """A page of runs after the run ``cursor``.
+
+        Raises ``SelectionInvalidError`` for an unknown cursor, and ``NotSupportedError`` if too many runs must be
+        compared.
+        """
+        position = None if cursor is None else await self.describe(cursor)
+        if cursor is not None and position is None:
+            raise SelectionInvalidError(
+                f"the cursor {cursor!r} does not name a run of this engine (any more): begin again"
+            )
+        found: list[WorkflowExecution] = []
+        seen = 0
+        async for each in self.walk(wanted, position):
+            seen += 1
+            if id_suffix is None or each.id.endswith(id_suffix):
+                found.append(each)
+            if len(found) == limit:
+                break
+            if seen == _MOST_OF_SUFFIX and id_suffix is not None:
+                raise NotSupportedError(
+                    f"an engine on Temporal finds id suffixes among its {_MOST_OF_SUFFIX} newest runs only: give the "
+                    f"whole id instead of {id_suffix!r}"
+                )
+        return await self.views(found)
+
+    async def search(self, wanted: RunFilter, id: str | None, limit: int, cursor: str | None) -> RunPage:
+        """A page of runs. ``id`` is that of a run or of an event. Outputs of more than 16 KiB are omitted."""
+        if id is None:
+            runs = await self.page(wanted, limit, cursor)
+        elif _WHOLE_ID.match(id := id.strip().upper()) is None:
+            raise NotSupportedError(f"an engine on Temporal finds runs by whole ids of runs and events, not by {id!r}")
+        elif (run := await self.describe(id)) is not None and await self._fits(run, wanted):
+            return RunPage(runs=[_shortened(await self.view(run))], cursor=None)
+        else:
+            runs = await self.page(msgspec.structs.replace(wanted, event_id=id), limit, cursor)
+        return RunPage(runs=list(map(_shortened, runs)), cursor=runs[-1].id if len(runs) == limit else None)
+
+    async def _fits(self, execution: WorkflowExecution, wanted: RunFilter) -> bool:
+        memo = await memo_of(execution)
+        pairs = (
+            (wanted.status, status_of(execution)),
+            (wanted.function_id, memo.function_id),
+            (wanted.app_id, memo.app_id),
+            (wanted.event_name, memo.event_name),
+        )
+        return all(each in (None, own) for each, own in pairs)
+
+    # events
+
+    async def event(self, event_id: str) -> StoredEvent | None:
+        """An event from a run that it started; ``None`` if it started no run or the index lags."""
+        for run in await self.read(RunFilter(event_id=event_id)):
+            given = await self.input(run_id_of(run.id))
+            for event in () if given is None else given.events:
+                if event.id == event_id:
+                    return stored_event(event)
+        return None
+
+    async def event_runs(self, event_id: str) -> list[Run]:
+        """The runs that an event started, in their order, and their reruns."""
+        runs = await self.views(reversed(await self.read(RunFilter(event_id=event_id))))
+        return [run for run in runs if event_id in run.event_ids]
+
+
+def status_of(execution: WorkflowExecution) -> RunStatus:
+    """The status of a workflow. A live run counts as running.
+
+    The server does not know whether the app was called.
+    """
+    own = execution.typed_search_attributes.get(STATUS)
+    if own is not None:
+        return RunStatus(own)
+    return RunStatus.FAILED if execution.status is None else _STATUS_OF_WORKFLOW.get(execution.status, RunStatus.FAILED)
+
+
+def relation_of(memo: RunMemo) -> Relation:
+    if memo.rerun_of is not None:
+        return Relation.RERUN
+    return relation_by(memo.event_name)
+
+
+def is_run(execution: WorkflowExecution) -> bool:
+    """Whether the engine started the workflow.
+
+    Other clients of the namespace can start workflows of any type and id.
+    """
+    return RUN_MEMO in execution.raw_info.memo.fields
+
+
+async def memo_of(execution: WorkflowExecution) -> RunMemo:
+    memo: RunMemo = await execution.memo_value(RUN_MEMO, type_hint=RunMemo)
+    return memo
+
+
+def _error_output(cause: BaseException | None) -> msgspec.Raw:
+    """The error of a run, as it wrote it, or as Temporal reports it."""
+    if isinstance(cause, ApplicationError) and cause.details:
+        return msgspec.Raw(msgspec.json.encode(cause.details[0]))
+    match cause:
+        case CancelledError():
+            if cause.details:
+                return msgspec.Raw(msgspec.json.encode(cause.details[0]))
+            name, message = "FunctionCancelledError", "the run was cancelled"
+        case TerminatedError():
+            name, message = "FunctionCancelledError", f"the run was terminated on Temporal: {cause}"
+        case TimeoutError():
+            name, message = "RunTimedOutError", "the run's workflow has timed out on Temporal"
+        case _:
+            name, message = type(cause).__name__, str(cause)
+    return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))
+
 
 def _place(execution: WorkflowExecution) -> tuple[dt.datetime, str]:
     return execution.start_time, execution.id
 
 
-_MOST_LOOKED_AT = 200
-"""Runs that are read for one page of events."""
-_MOST_RUNS = 50
-_WHOLE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}\Z")
-_UNMATCHED = (
-    "an engine on Temporal stores events in the runs that they start, so it has none that matched nothing: senders get "
-    "their names in the answer, and log them"
-)
-_event_decoder = msgspec.json.Decoder(Event)
+def _shortened(run: Run) -> Run:
+    is_short = run.output is None or len(bytes(run.output)) <= _LONGEST_OUTPUT
+    return run if is_short else msgspec.structs.replace(run, output=None)
 
 
-class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The events of a list. ``id`` is an event id, or its suffix."""
-
-    name: str | None = None
-    received_after: dt.datetime | None = None
-    received_before: dt.datetime | None = None
-    is_unmatched: bool | None = None
-    condition: Expression | None = None
-    id: str | None = None
-
-
-class EventLists:
-    def __init__(self, lists: RunLists, views: RunViews) -> None:
-        self._lists = lists
-        self._views = views
-
-    async def find(self, event_id: str) -> EventView | None:
-        """The event, or ``None`` if it started no run or the list lags."""
-        for each in await self._started_by(event_id):
-            found = await self._event_of(each, event_id)
-            if found is not None:
-                return found
-        return None
-
-    async def runs(self, event_id: str) -> list[RunView]:
-        """The runs that an event started, in their order, and their reruns."""
-        runs = await self._views.views(reversed(await self._lists.read(RunFilter(event_id=event_id))))
-        return [run for run in runs if event_id in run.event_ids]
-
-    async def list_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> list[EventView]:
-        """A page of events. ``cursor`` is an event id."""
-        position = None
-        if cursor is not None:
-            started = await self._started_by(cursor)
-            if not started:
-                raise SelectionInvalidError(f"the cursor {cursor!r} does not name an event of this engine (any more)")
-            position = started[-1]
-        events: list[EventReport] = []
-        while True:
-            page = await self._page(wanted, limit - len(events), position)
-            events += page.events
-            if page.cursor is None or len(events) >= limit:
-                return [each.event for each in events[:limit]]
-            position = await self._views.describe(page.cursor)
-
-    async def search(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
-        """A page of events.
-
-        Raises ``NotSupportedError`` for unmatched events, and ``SelectionInvalidError`` for an unknown cursor.
-        """
-        if wanted.is_unmatched:
-            raise NotSupportedError(_UNMATCHED)
-        if wanted.id is not None and _WHOLE_ID.match(wanted.id.upper()) is not None:
-            event = await self.find(wanted.id.upper())
-            return EventPage(events=[] if event is None else [await self._report(event)], cursor=None)
-        position = None
-        if cursor is not None and (position := await self._views.describe(cursor)) is None:
-            raise SelectionInvalidError(f"the cursor {cursor!r} does not name a run of this engine (any more)")
-        return await self._page(wanted, limit, position)
-
-    async def _page(self, wanted: EventFilter, limit: int, position: WorkflowExecution | None) -> EventPage:
-        events: list[EventReport] = []
-        last: WorkflowExecution | None = None
-        seen = 0
-        of_runs = RunFilter(
-            event_name=wanted.name, started_after=wanted.received_after, started_before=wanted.received_before
-        )
-        async for run in self._lists.walk(of_runs, position):
-            if len(events) >= limit or seen == _MOST_LOOKED_AT:
-                assert last is not None
-                searched_until = None if len(events) >= limit else last.start_time
-                return EventPage(events=events, cursor=run_id_of(last.id), searched_until=searched_until)
-            seen, last = seen + 1, run
-            async for event in self._events_first_shown_at(run, wanted):
-                events.append(await self._report(event))
-        return EventPage(events=events, cursor=None)
-
-    async def _events_first_shown_at(self, run: WorkflowExecution, wanted: EventFilter) -> AsyncIterator[EventView]:
-        """The events of a run that no newer run has."""
-        memo = await memo_of(run)
-        if memo.rerun_of is not None:
-            return
-        for event_id in memo.event_ids:
-            if wanted.id is not None and not event_id.endswith(wanted.id.upper()):
-                continue
-            started = await self._started_by(event_id)
-            if started and started[-1].id != run.id:
-                continue
-            event = await self._event_of(run, event_id)
-            if event is not None and self._fits(event, wanted):
-                yield event
-
-    def _fits(self, event: EventView, wanted: EventFilter) -> bool:
-        if wanted.condition is None:
-            return True
-        now = to_milliseconds(dt.datetime.now(dt.UTC))
-        fields = msgspec.json.decode(msgspec.json.encode(event.event))
-        return wanted.condition.matches(fields, now=now)
-
-    async def _started_by(self, event_id: str) -> list[WorkflowExecution]:
-        """The runs that an event started, without reruns, in their order."""
-        found = []
-        for each in reversed(await self._lists.read(RunFilter(event_id=event_id))):
-            memo = await memo_of(each)
-            if event_id in memo.event_ids and memo.rerun_of is None:
-                found.append(each)
-        return found
-
-    async def _event_of(self, run: WorkflowExecution, event_id: str) -> EventView | None:
-        given = await self._views.input(run_id_of(run.id))
-        for event in () if given is None else given.events:
-            if event.id == event_id:
-                return event_view(event)
-        return None
-
-    async def _report(self, event: EventView) -> EventReport:
-        started = (await self._started_by(event.id))[:_MOST_RUNS]
-        links = [await self._views.link(each, has_relation=False) for each in started]
-        return EventReport(event=event, runs=links, is_unmatched=False)
-
-
-def event_view(event: EventRecord) -> EventView:
-    return EventView.of(event.id, _event_decoder.decode(event.body), to_datetime(event.at))
+def stored_event(event: EventRecord) -> StoredEvent:
+    return StoredEvent.of(event.id, msgspec.json.decode(event.body, type=Event), to_datetime(event.at))

@@ -254,8 +254,6 @@ def _remove(heap: list[QueuedCall], run_key: int, generation: int) -> None:
     heapq.heapify(heap)
 
 
-
-
 def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
     """The id of the workflow that queues the calls of a run.
 

@@ -22,7 +22,7 @@ from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested, MakeRequest
 from durably.engine.core.ops import REQUESTS
-from durably.engine.sqlite.step_requests import OutboundClient, perform
+from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.temporal.apps import AppSync
 from durably.engine.temporal.client import describe
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
@@ -162,7 +162,9 @@ class CallActivities:
     process.
     """
 
-    def __init__(self, client: Client, call: ActivityCaller, requests: StepRequests, slots: CallSlots, at_once: asyncio.Semaphore) -> None:
+    def __init__(
+        self, client: Client, call: ActivityCaller, requests: StepRequests, slots: CallSlots, at_once: asyncio.Semaphore
+    ) -> None:
         self._client = client
         self._call = call
         self._requests = requests

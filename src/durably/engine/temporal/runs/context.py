@@ -186,7 +186,8 @@ class RunFlowControl:
     async def _send_changes(self) -> None:
         """Send changes to the queue, one after another. A call and the next one usually share a change."""
         queue, entry = self._flow.queue, self._flow.queue_entry
-        assert queue is not None and entry is not None
+        assert queue is not None
+        assert entry is not None
         while self._joined or self._left:
             change = QueueChange(
                 queue=queue,

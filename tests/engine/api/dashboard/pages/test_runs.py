@@ -13,7 +13,7 @@ from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.messages import Action
 from durably.engine.model.runs import RunPage, RunStatus, StatusCounts
 from durably.protocol.engine_errors import NotSupportedError
-from durably.testing import TestEngine
+from durably.testing.engine import TestEngine
 
 from ..dashboard_client import get, header, page, post, token_of
 

@@ -11,18 +11,18 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.model.overview import SyncResult
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import SyncResult
 from durably.engine.temporal.apps import AppSync
-from durably.engine.temporal.ids import app_workflow_id, cron_workflow_id, function_workflow_id, topic_workflow_id
-from durably.engine.temporal.messages import AppRecord, SyncInput
 from durably.engine.temporal.engine import WorkflowEngine
+from durably.engine.temporal.ids import app_workflow_id, function_workflow_id, schedule_id, topic_workflow_id
+from durably.engine.temporal.messages import AppRecord, SyncInput
 from durably.protocol.engine_errors import ConfigInvalidError
 
-from ....temporal.dev_server import DevServer
-from ....waiting import async_eventually
-from ...small_app import Steps
-from ..routed_app import RoutedApp, data_of, routed_app
+from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
+from ..small_app import Steps
+from .routed_app import RoutedApp, data_of, routed_app
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ async def test_starting_process_restores_deleted_records(app: RoutedApp, caplog:
     serve(app, "a")
     app.functions[app.id_of("a")][1]["triggers"].append({"cron": "0 1 * * *"})
     await app.sync()
-    cron = app.client.get_workflow_handle(cron_workflow_id(app.id_of("a")))
+    cron = app.client.get_schedule_handle(schedule_id(app.id_of("a"), "0 1 * * *", 0))
 
     async def restart() -> None:
         await WorkflowEngine(app.client, EngineSettings()).sync_app(app.sync_request(), in_process=True)
@@ -195,9 +195,9 @@ async def test_starting_process_restores_deleted_records(app: RoutedApp, caplog:
         await delete(app, deleted)
         await restart()
         assert await app.run_to_end("go", "a", n=1) == 1
-    await cron.terminate()
+    await cron.delete()
     await restart()
-    assert (await cron.describe()).status is WorkflowExecutionStatus.RUNNING
+    await cron.describe()
     await restart()
     assert caplog.text.count("were deleted on Temporal, and are restored") == 3
 

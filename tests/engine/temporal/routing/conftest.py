@@ -20,10 +20,10 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.config import read_flow
 from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.routing.limit_queue import QueueCounts
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.messages import CallInput
-from durably.engine.temporal.engine import WorkflowEngine
+from durably.engine.temporal.routing.limit_queue import QueueCounts
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.sync import FunctionConfig, SyncRequest
 

@@ -17,12 +17,12 @@ from durably.engine.core.flow.config import read_flow
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.flow import bucket_workflow
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
+from durably.engine.temporal.routing import bucket as bucket_module
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.workflows import wait_key
-from durably.engine.temporal.runs import run_waits
-from durably.engine.temporal.engine import WorkflowEngine
+from durably.engine.temporal.runs import waits
 from durably.protocol.opcodes import hash_step_id
 
 from ....waiting import async_eventually
@@ -201,7 +201,7 @@ async def test_event_cancels_a_run_that_waits_for_a_worker_of_its_buckets(
 
 
 async def test_a_step_whose_invoked_run_was_terminated_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_waits, "_FIRST_CHECK", 200)
+    monkeypatch.setattr(waits, "_FIRST_CHECK", 200)
     single = world.gated("single", singleton=Singleton(mode="skip"))
 
     @world.function("invoker")
@@ -221,7 +221,7 @@ async def test_a_step_whose_invoked_run_was_terminated_fails(world: World, monke
 
 
 async def test_a_bucket_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket_workflow, "history_is_long", lambda: True)
+    monkeypatch.setattr(bucket_module, "history_is_long", lambda: True)
     world.recording("work", batch_events=Batch(max_size=3, timeout=MINUTE))
     await world.open()
     for n in range(6):

@@ -9,8 +9,14 @@ import pytest
 from durably.engine.core.flow.admission import Batched, Debounced, Skip, Trigger, admit
 from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.core.flow.config import read_flow
-from durably.engine.temporal.routing.bucket import BucketOutcome, BucketRequest, BucketState, FlowBucket, option_of_bucket
 from durably.engine.temporal.messages import EventRecord
+from durably.engine.temporal.routing.bucket import (
+    BucketOutcome,
+    BucketRequest,
+    BucketState,
+    FlowBucket,
+    option_of_bucket,
+)
 
 from ...core.flow.configs import config_of
 

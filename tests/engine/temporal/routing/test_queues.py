@@ -13,24 +13,21 @@ from temporalio.client import WorkflowHandle, WorkflowHistory
 from ulid import ULID
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
-from durably.engine.temporal.flow import limit_queue_workflow
-from durably.engine.temporal.routing.limit_queue import JoinInput, QueueCounts
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.messages import RunInput
-from durably.engine.temporal.routing import router
-from durably.engine.temporal.runs import run_calls
+from durably.engine.temporal.routing import limit_queue, router
+from durably.engine.temporal.routing.limit_queue import QueueChange, QueueCounts
+from durably.engine.temporal.runs import calls
 
 from ....variants import variants
 from ....waiting import async_eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
-ONE = "'one'"
-"""A key with one value: processes lease the slots of limits without a key."""
 
 
 async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=2, key=ONE)])
+    world.gated("work", concurrency=[Concurrency(limit=2)])
     await world.open()
     for n in range(4):
         await world.send("work", n=n)
@@ -67,7 +64,7 @@ async def test_functions_share_the_slots_of_a_scope(world: World) -> None:
 
 
 async def test_a_cancelled_run_frees_its_slot_and_the_queue_ends(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
+    world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.send("work", n=1)
     await world.limit.wait_for(1)
@@ -100,8 +97,8 @@ async def test_terminated_queue_continues_with_its_state(world: World, caplog: p
 
 
 async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limit_queue_workflow, "_INSPECTION_PERIOD", 300)
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
+    monkeypatch.setattr(limit_queue, "_INSPECTION_PERIOD", 300)
+    world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.send("work", n=1)
     await world.limit.wait_for(1)
@@ -111,7 +108,7 @@ async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest
 
 
 async def test_a_failed_attempt_frees_its_slot(world: World) -> None:
-    @world.function("work", concurrency=[Concurrency(limit=1, key=ONE)], retries=1)
+    @world.function("work", concurrency=[Concurrency(limit=1)], retries=1)
     async def work(ctx: Context) -> None:
         world.seen.append([ctx.event.data["n"], ctx.attempt])
         await world.note()
@@ -126,7 +123,7 @@ async def test_a_failed_attempt_frees_its_slot(world: World) -> None:
 
 
 async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], timeouts=Timeouts(start=SECOND))
+    world.gated("work", concurrency=[Concurrency(limit=1)], timeouts=Timeouts(start=SECOND))
 
     @world.function("invoker")
     async def invoker(ctx: Context) -> Any:
@@ -146,7 +143,7 @@ async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World
 
 async def test_a_sender_with_a_wrong_clock_cancels_no_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "wall_clock", lambda: time.time_ns() // 1_000_000 - 3_600_000)
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], timeouts=Timeouts(start=60 * SECOND))
+    world.gated("work", concurrency=[Concurrency(limit=1)], timeouts=Timeouts(start=60 * SECOND))
     await world.open()
     events = [await world.send("work", n=n) for n in range(2)]
     await world.wait_for_queue("work", QueueCounts(waiting=1, under_way=1))
@@ -182,9 +179,9 @@ async def test_the_finish_timeout_of_a_run_begins_with_its_first_call(world: Wor
 
 
 async def test_a_call_whose_worker_is_lost_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=500))
+    monkeypatch.setattr(calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=500))
     monkeypatch.setattr("durably.engine.temporal.runs.activities._send", lambda seconds: asyncio.Event().wait())
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
+    world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.send("work", n=1)
     await world.limit.wait_for(1)
@@ -202,8 +199,15 @@ async def join_by_a_lost_worker(world: World, run_id: str, generation: int) -> N
     started = (await run.fetch_history()).events[0].workflow_execution_started_event_attributes
     (given,) = await world.temporal.data_converter.decode(started.input.payloads, [RunInput])
     assert given.flow.queue is not None
-    call = JoinInput(given.flow.queue, given.function_id, run_id, generation, given.flow.queue_entry, starts_run=True)
-    await world.engine._router.buckets.join(call)
+    change = QueueChange(
+        queue=given.flow.queue,
+        function_id=given.function_id,
+        run_id=run_id,
+        queue_entry=given.flow.queue_entry,
+        joined=(generation,),
+        starts_run=True,
+    )
+    await world.engine._router.buckets.change_queue(change)
     async with world.engine.make_workers([], world._call)[0]:
         await async_eventually(
             run.fetch_history,
@@ -235,7 +239,7 @@ async def test_a_slot_that_a_lost_worker_asked_for_is_used_or_freed(world: World
 
 
 async def test_waiting_runs_go_in_the_order_of_their_priority(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], priority=Priority(run="event.data.n * 60"))
+    world.gated("work", concurrency=[Concurrency(limit=1)], priority=Priority(run="event.data.n * 60"))
     await world.open()
     await world.send("work", n=0)
     await world.limit.wait_for(0)
@@ -265,9 +269,9 @@ async def test_throttled_runs_start_evenly_spaced(world: World) -> None:
 
 async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        limit_queue_workflow, "history_is_long", lambda: workflow.info().get_current_history_length() > 12
+        limit_queue, "history_is_long", lambda: workflow.info().get_current_history_length() > 12
     )
-    world.gated("work", concurrency=[Concurrency(limit=2, key=ONE)])
+    world.gated("work", concurrency=[Concurrency(limit=2)])
     await world.open()
     for n in range(8):
         await world.send("work", n=n)
@@ -281,7 +285,7 @@ async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkey
 
 async def test_a_call_with_a_slot_costs_four_actions(world: World) -> None:
     """Two signals to the queue, one to the run, and a local activity."""
-    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
+    world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.send("work", n=0)
     await world.limit.wait_for(0)
