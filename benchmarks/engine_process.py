@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from durably.cli.servers.event_loop import freeze_loaded_modules
-from durably.engine.api.http.server import EngineServer
+from durably.cli.event_loop import freeze_loaded_modules
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 
 from .children import Answerer, serve
 from .database import DATABASE
@@ -23,7 +23,7 @@ async def open_engine(directory: Path, arguments: list[str]) -> AsyncIterator[tu
     """The argument, if there is one, is for how many seconds what has ended is kept."""
     settings = EngineSettings(retention=dt.timedelta(seconds=float(arguments[0])) if arguments else None)
     start = time.perf_counter()
-    async with await EngineServer.open(directory / DATABASE, settings, port=0) as server:
+    async with await serve_database(directory / DATABASE, settings, port=0) as server:
         yield {"origin": server.origin, "opened": time.perf_counter() - start}, _answer
 
 

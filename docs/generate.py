@@ -17,9 +17,8 @@ import click
 import msgspec
 
 from durably.cli.group import durably
-from durably.engine.api.alerts.settings import Alerts
 from durably.engine.api.interface import Engine
-from durably.engine.api.metrics.catalogue import CATALOGUE
+from durably.engine.api.metrics import CATALOGUE
 from durably.engine.api.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.support import SUPPORT, UNUSED_SETTINGS
@@ -75,13 +74,15 @@ def options_of(command: click.Command, name: str) -> Iterator[tuple[str, click.O
     """The options of a command and of the commands in it."""
     yield from ((name, each) for each in command.params if isinstance(each, click.Option))
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            yield from options_of(inner, f"{name} {inner.name}")
+        context = click.Context(command)
+        for inner in command.list_commands(context):
+            if found := command.get_command(context, inner):
+                yield from options_of(found, f"{name} {inner}")
 
 
 def engine_settings() -> str:
-    """A section for each setting of ``EngineSettings``, and for each of ``Alerts``."""
-    return f"{fields_of(EngineSettings, UNUSED_SETTINGS)}\n## `durably.Alerts`\n\n{fields_of(Alerts, {})}"
+    """A section for each setting of ``EngineSettings``."""
+    return fields_of(EngineSettings, UNUSED_SETTINGS)
 
 
 def fields_of(declared: type[msgspec.Struct], unused_on_temporal: dict[str, str]) -> str:

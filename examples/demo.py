@@ -18,10 +18,9 @@ from pathlib import Path
 
 import aiohttp
 
-from durably.cli.output.run_text import Activity
-from durably.cli.processes.apps import AppProcess
-from durably.cli.processes.child_process import free_port
-from durably.cli.servers.dev_server import DevOptions, DevServer
+from durably.cli.child_process import AppProcess, free_port
+from durably.cli.dev import DevOptions, DevServer
+from durably.cli.run_text import Activity
 from durably.engine.model.runs import RunUpdate, UpdateKind
 from durably.errors import Error
 

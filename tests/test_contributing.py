@@ -29,10 +29,6 @@ def test_a_place_of_the_page_exists(file: str, name: str) -> None:
     assert not name or name in defined(ast.parse(source.read_text()))
 
 
-def test_the_page_names_many_places() -> None:
-    assert len(PLACES) > 30
-
-
 def test_each_file_states_its_purpose() -> None:
     """``make files`` prints the first line of each file."""
     listed = subprocess.run(["make", "-s", "files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

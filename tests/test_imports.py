@@ -145,12 +145,11 @@ def test_execution_imports_protocol_only() -> None:
 
 
 def test_protocol_and_execution_reach_nothing_outside() -> None:
-    """Two modules import ``sys``: for where a coroutine was created, and for what a thread executes."""
+    """One module imports ``sys``, for where a coroutine was created and what a thread executes."""
     files = modules("protocol") + modules("execution")
     found = violations(files, lambda m: m not in OUTSIDE and not is_within(m, *FRAMEWORKS))
     assert found == [
         "protocol/call.py imports uuid",  # for a hash
-        "execution/async_checks.py imports sys",
         "execution/asyncio_compat.py imports sys",
     ]
 
@@ -179,6 +178,16 @@ def test_the_core_of_the_engine_imports_the_protocol_only() -> None:
 def test_the_model_imports_no_store() -> None:
     stores = ("durably.engine.sqlite", "durably.engine.temporal", "durably.engine.log", "sqlite3", "temporalio")
     assert violations(modules("engine", "model"), lambda m: not is_within(m, *stores)) == []
+
+
+def test_the_api_knows_no_engine() -> None:
+    engines = ("durably.engine.sqlite", "durably.engine.temporal", "durably.engine.log", "sqlite3", "temporalio")
+    assert violations(modules("engine", "api"), lambda m: not is_within(m, *engines)) == []
+
+
+def test_the_dashboard_imports_no_web_framework() -> None:
+    files = [*modules("engine", "api", "dashboard"), PACKAGE / "dashboard.py"]
+    assert violations(files, lambda m: not is_within(m, *FRAMEWORKS)) == []
 
 
 def test_the_engine_on_sqlite_does_not_import_the_engine_on_temporal() -> None:
@@ -243,7 +252,7 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.functions",
         "durably.engines",
         "durably.io.background_loop",
-        "durably.io.bodies",
+        "durably.web",
         "durably.settings",
         "durably.web",
         "durably.web.flask",
@@ -276,7 +285,7 @@ def test_requests_and_responses_of_a_framework_know_no_other_and_no_server_of_ou
         )
         others = FRAMEWORKS - frameworks
         assert violations([file], lambda m, others=others: not is_within(m, *others)) == []
-    allowed = ("durably.web.django", "durably.errors", "durably.io", "durably.web")
+    allowed = ("durably.errors", "durably.io", "durably.protocol.limits", "durably.web")
     assert violations(modules("web"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
@@ -312,8 +321,8 @@ COMPAT_MODULES = {
 }
 """The modules that may use private parts of other libraries: one for each library."""
 OTHER_PRIVATE_PARTS = {
-    "cli/processes/app_server.py": {"os._exit"},  # documented
-    "cli/processes/guard.py": {"os._exit"},
+    "cli/app_server.py": {"os._exit"},  # documented
+    "cli/guard.py": {"os._exit"},
     "temporal/worker/process.py": {"os._exit"},
     "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
     # Imports that are not done, and the exit before thread pools end; tested in tests/embedded/test_server_start.py.

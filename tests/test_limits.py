@@ -13,18 +13,14 @@ from durably.engine.api.http import discovery, messages, routes
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
-from durably.engine.core.flow import admission, cron
+from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes
 from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
 from durably.engine.sqlite.transactions import annotations
-from durably.engine.temporal import support, workers
-from durably.engine.temporal.apps import record_workflows
-from durably.engine.temporal.flow import bucket
-from durably.engine.temporal.reports import bulk
-from durably.engine.temporal.routing import workflows
-from durably.engine.temporal.routing import wait_keys
+from durably.engine.temporal import records, support, workers
+from durably.engine.temporal.routing import bucket, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, worker_threads
@@ -83,7 +79,7 @@ EXPECTED = {
     "`throttle.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_PERIOD)}",
     "`rate_limit.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_RATE_PERIOD)}",
     "jitter of a cron trigger": time(limits.MAX_JITTER),
-    "length of a cron trigger": f"{cron.MAX_LENGTH} characters",
+    "length of a cron trigger": f"{config.MAX_LENGTH} characters",
     "priority": f"{admission.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
     "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
@@ -163,10 +159,9 @@ EXPECTED = {
     "events, signals and slots that reach a run": f"{sizes.MAX_SIGNALS:,}",
     "bytes of a batch on Temporal": size(bucket.MAX_BATCH_BYTES),
     "slashes and dots before the wildcard of a trigger": f"{support.MAX_PATTERNS}",
-    "paths of waits for one event name that are indexed": f"{record_workflows.MAX_PATHS}",
-    "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
+    "paths of waits for one event name that are indexed": f"{records.MAX_PATHS}",
+    "a condition, with what it reads of the run's event": size(workflows.MAX_CONDITION_BYTES),
     "waits for one event and one value, or none": f"about {workflows.FULL_BYTES // 25:,}",
-    "bulk cancellations of a function that apply to new runs": f"{bulk.MAX_PRESENT_BYTES:,} bytes",
     "runs that a process keeps in memory, for each app": f"{workers.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }
@@ -205,7 +200,6 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "allow_private_addresses",
         "durability",
         "retention",
-        "alerts",
         "temporal_ui",
         "tracing",
         "log_runs",

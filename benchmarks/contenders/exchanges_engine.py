@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 
 from benchmarks.children import Answerer, serve
-from durably.engine.core.call_body import CallData, build_body
+from durably.engine.core.calls import CallData, build_body
 from durably.engine.core.run_state import Call
 
 from .load import EVENT_BODY, STEPS, step_memo

@@ -116,7 +116,7 @@ class _Direct:
         self._sync = temporal.sync
 
     def start(self, order: Order) -> dict[str, Any]:
-        return started(self._sync.start_workflow(OrderWorkflow.run, order, id=workflow_id(order)))
+        return started(self._sync.start_workflow(OrderWorkflow.run, order, id=workflow_id(order), task_queue=QUEUE))
 
     def describe(self, id: str) -> dict[str, Any]:
         return described(self._sync.get_workflow_handle(id).describe())

@@ -26,8 +26,7 @@ with workflow.unsafe.imports_passed_through():
     from benchmarks.contenders.load import RunOne, charged, time_runs
     from durably.comm.handler import CommHandler
     from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
-    from durably.engine.core.answers import Answer
-    from durably.engine.core.call_body import CallData
+    from durably.engine.core.calls import Answer, CallData
     from durably.engine.model.settings import EngineSettings, SystemClock
     from durably.engine.temporal.client import DATA_CONVERTER
     from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id

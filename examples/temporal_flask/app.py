@@ -31,7 +31,9 @@ def create_order() -> dict[str, Any]:
     order_id = data.get("order_id") if isinstance(data, dict) else None
     if not isinstance(order_id, str) or not re.fullmatch(r"[A-Za-z0-9-]{1,40}", order_id):
         flask.abort(400, "order_id is 1 to 40 letters, digits and dashes")
-    handle = temporal.sync.start_workflow(OrderWorkflow.run, order_id, id=f"order-{order_id}")
+    handle = temporal.sync.start_workflow(
+        OrderWorkflow.run, order_id, id=f"order-{order_id}", task_queue=temporal.task_queue
+    )
     return {"workflow_id": handle.id, "status": "started"}
 
 

@@ -30,14 +30,13 @@ from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError
 from .events import Event, EventType
 from .execution import StepMemos
 from .middleware import Middleware, MiddlewareSync
-from .serializers import PydanticSerializer, Serializer
 from .settings import Streaming
 from .steps import FetchResponse, Signal, Step, StepSync
+from .values.codecs import PydanticSerializer, Serializer
 
 if TYPE_CHECKING:
     from .embedded.embedded import Embedded
     from .embedded.temporal_engine import TemporalEngine
-    from .engine.api.alerts.settings import Alerts
     from .engine.model.settings import Durability, EngineSettings
 
 register(check_config)
@@ -56,7 +55,6 @@ JSON = bool | int | float | str | dict[str, object] | list[object] | None
 
 __all__ = [
     "JSON",
-    "Alerts",
     "Batch",
     "Cancel",
     "Checkpointing",
@@ -105,7 +103,6 @@ __all__ = [
 
 
 _IMPORTED_AT_FIRST_USE = {
-    "Alerts": "durably.engine.api.alerts.settings",
     "Durability": "durably.engine.model.settings",
     "Embedded": "durably.embedded.embedded",
     "EngineSettings": "durably.engine.model.settings",

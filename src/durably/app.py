@@ -1,26 +1,30 @@
-"""An app: its identity, engine, keys and settings.
+"""An app: its identity, engine, keys and settings, from arguments and the environment.
 
-They come from arguments and the environment.
+Also ``AppTracing``, through which the SDK reports sends, calls and steps as spans. ``durably.otel`` implements it. A
+client without it reports nothing.
 """
 
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import NoneType
-from typing import Any
+from typing import Any, Protocol
 
+import msgspec
+
+from durably.engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine, open_temporal_url
+from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError
+from durably.execution import Outcome, StepTracer
 from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
 from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.events import Event
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.protocol.options import Checkpointing, check_checkpointing, check_switch, check_text, check_type
 from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import is_name
-
-from .engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine, open_temporal_url
-from .errors import EngineNotConfiguredError, FunctionConfigInvalidError
-from .run_logger import Logger, as_logger
-from .serializers import Serializer
-from .settings import (
+from durably.run_logger import Logger, as_logger
+from durably.settings import (
     API_BASE_URL,
     EVENT_API_BASE_URL,
     EVENT_KEY,
@@ -35,7 +39,7 @@ from .settings import (
     warn_of_short_signing_keys,
     warn_of_unused_signing_key,
 )
-from .tracing import AppTracing
+from durably.values.codecs import Serializer
 
 VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"
@@ -200,3 +204,58 @@ def _check_switches(**arguments: object) -> None:
     """Check the arguments that are booleans. Raises ``FunctionConfigInvalidError``."""
     for name, value in arguments.items():
         check_switch(value, f"Client.{name}", FunctionConfigInvalidError)
+
+
+class CallInfo(msgspec.Struct, frozen=True, gc=False):
+    """A call, as its span shows it.
+
+    - ``event_ids``: Several for a batch.
+    - ``attempt``: Counts from 0.
+    - ``traceparent``: The trace context that the engine sent.
+    - ``is_engines_trace``: It belongs to the engine's own trace, which no other service shares.
+    - ``has_request``: The call is a request over HTTP, for which the framework may have a span.
+    """
+
+    app_id: str
+    function_id: str
+    run_id: str
+    attempt: int
+    event_name: str
+    event_ids: Sequence[str]
+    traceparent: str | None = None
+    is_engines_trace: bool = False
+    has_request: bool = False
+
+
+class CallSpan(StepTracer, Protocol):
+    """The span of a call, which is current while its function runs."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Record the outcome of the call."""
+        ...
+
+
+class SendSpan(Protocol):
+    """The span of a send. ``traceparent`` is its context, for the engine."""
+
+    traceparent: str | None
+
+    def sent(self, ids: Sequence[str]) -> None:
+        """Record the ids of the events that the engine has stored."""
+        ...
+
+
+class AppTracing(Protocol):
+    """Reports spans of an app. The methods are quick, and raise no errors."""
+
+    def calling(self, call: CallInfo) -> AbstractContextManager[CallSpan]:
+        """The span of a call."""
+        ...
+
+    def sending(self, events: Sequence[Event]) -> AbstractContextManager[SendSpan]:
+        """The span of a send. An exception that leaves the context is recorded."""
+        ...
+
+    def for_engine(self) -> object:
+        """The ``durably.engine.model.tracing.EngineTracing`` of an engine in the same process."""
+        ...

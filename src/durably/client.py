@@ -33,7 +33,7 @@ from .errors import FunctionConfigInvalidError
 from .events import send_events
 from .execution import drive
 from .run_logger import as_logger
-from .serializers import Unset
+from .values.codecs import Unset
 
 _ASYNC_IO = AsyncIO()
 

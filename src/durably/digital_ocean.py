@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urljoin
 
 from durably.comm.mounts import Mount, check_mount, mounts_of
 from durably.functions.function import Function
-from durably.io.bodies import check_size
+from durably.web import check_size
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse

@@ -3,9 +3,9 @@
 Exceptions that decide how an answer is written, and those of engines, are defined with the wire.
 """
 
-from durably.execution.async_checks import ClockUnsupportedError, StepNotAwaitedError
-from durably.execution.memos import MemoUnreadableError, ReplayDivergedError, StepIdUnstableError
+from durably.execution.asyncio_compat import ClockUnsupportedError, StepNotAwaitedError
 from durably.execution.replay import StepNestedError, StepUnexpectedError
+from durably.execution.step import MemoUnreadableError, ReplayDivergedError, StepIdUnstableError
 from durably.execution.sync_call import AsyncUnsupportedError, StepIdAmbiguousError
 from durably.protocol.durations import DurationInvalidError
 from durably.protocol.engine_errors import (

@@ -22,8 +22,7 @@ except ImportError as error:
 from durably.comm.mounts import Mount, add_mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path
 from durably.functions.function import Function
-from durably.io.bodies import UNREADABLE, read_chunks
-from durably.web import lower_headers
+from durably.web import UNREADABLE, lower_headers, read_chunks
 from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, path_of, read_body, to_response
 
 from .client import Client

@@ -12,8 +12,7 @@ except ImportError as error:
 from durably.comm.mounts import add_mount, check_mount
 from durably.comm.serve_options import StreamingOption, mount_path
 from durably.functions.function import Function
-from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
-from durably.web import METHODS
+from durably.web import METHODS, UNREADABLE, check_length, is_chunked, read_body
 from durably.web.flask import add_rule, mount_point, to_response
 from durably.web.flask import read_body as read_form
 

@@ -23,7 +23,7 @@ from .app import App
 from .errors import DurationInvalidError, FunctionConfigInvalidError
 from .events import as_data
 from .execution import AsyncCall, StepRequest, SyncCall
-from .serializers import Unset
+from .values.codecs import Unset
 
 T = TypeVar("T")
 P = ParamSpec("P")

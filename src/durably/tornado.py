@@ -15,8 +15,7 @@ from durably.comm.mounts import add_mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
-from durably.io.bodies import check_size
-from durably.web import METHODS, lower_headers
+from durably.web import METHODS, check_size, lower_headers
 from durably.web.tornado import BoundedBodyHandler, write
 
 from .client import Client

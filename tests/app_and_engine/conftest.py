@@ -21,6 +21,7 @@ from durably.comm import CommHandler, CommRequest
 from durably.engine.api.http.server import EngineServer
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.call import CheckpointRequest, decode_checkpoint
 from durably.protocol.events import Event
@@ -183,7 +184,7 @@ async def listening(handle: Callable[[web.Request], Awaitable[web.StreamResponse
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[EngineServer]:
-    async with await EngineServer.open(tmp_path / "engine.db", SETTINGS, port=0) as server:
+    async with await serve_database(tmp_path / "engine.db", SETTINGS, port=0) as server:
         yield server
 
 

@@ -112,10 +112,9 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    import durably.cli.clients.http_client
-    import durably.cli.commands.start
+    import durably.cli.client
     import durably.cli.group
-    import durably.cli.servers.production_server
+    import durably.cli.start
 
     gc.freeze()  # Otherwise the collection at a command's end copies all pages that it shares with this process.
     _serve()

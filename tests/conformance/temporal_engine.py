@@ -19,7 +19,7 @@ from ..temporal.dev_server import DevServer
 async def open_engine(address: str, port: int = 0) -> EngineServer:
     settings = EngineSettings(allow_private_addresses=True)
     client = await Temporal(address, data_converter=DATA_CONVERTER).connect()
-    return await EngineServer.open_on(lambda: HttpWorkflowEngine.open(client, settings), settings, port=port)
+    return await EngineServer.open(lambda: HttpWorkflowEngine.open(client, settings), settings, port=port)
 
 
 async def serve(address: str, port: int) -> None:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from durably.cli.servers.event_loop import run_until_stopped
-from durably.engine.api.http.server import EngineServer
+from durably.cli.event_loop import run_until_stopped
 from durably.engine.model.settings import EngineSettings, SystemClock, Timer
+from durably.engine.sqlite.server import serve_database
 
 LEASE = dt.timedelta(seconds=1.5)
 """Timeout of calls. An app that is stopped for longer has lost its calls when it continues."""
@@ -55,7 +55,7 @@ def settings(speed: int) -> EngineSettings:
 
 
 async def main(port: int, database: Path, speed: int = 1) -> None:
-    async with await EngineServer.open(database, settings(speed), port=port) as server:
+    async with await serve_database(database, settings(speed), port=port) as server:
         await server.engine.wait_closed()
 
 

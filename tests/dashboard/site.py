@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from durably import Event
-from durably.cli.output.text import Console
-from durably.cli.processes.apps import AppProcess
-from durably.cli.servers.dev_server import DevOptions, DevServer
+from durably.cli.child_process import AppProcess
+from durably.cli.dev import DevOptions, DevServer
+from durably.cli.text import Console
 from durably.engine.api.interface import Engine
 from durably.engine.model.runs import Run, RunStatus
 from durably.io.background_loop import BackgroundLoop

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from durably import Event
-from durably.engine.api.dashboard.pages.runs import PAGE_SIZE
+from durably.engine.api.dashboard.runs import PAGE_SIZE
 from durably.engine.model.runs import Run, RunStatus
 
 from .conftest import OpenPage

@@ -23,8 +23,8 @@ import durably.tornado
 from durably.dashboard import Action, DashboardRequest, MountedDashboard
 from durably.engine.api.dashboard.dashboard import Dashboard, DashboardConfigError
 from durably.engine.api.dashboard.messages import DashboardResponse, at_address_of
-from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.headers import ServerKind
 from durably.testing.engine import TestEngine
@@ -363,7 +363,7 @@ async def test_the_apps_own_routes_come_first(client: durably.Client) -> None:
 
 async def test_the_dashboard_of_an_engine_at_a_url_asks_with_the_signing_key(tmp_path: Path) -> None:
     settings = EngineSettings(server_kind=ServerKind.CLOUD, signing_key=SIGNING_KEY)
-    server = await EngineServer.open(tmp_path / "engine.db", settings, event_keys=["an event key"], port=0)
+    server = await serve_database(tmp_path / "engine.db", settings, event_keys=["an event key"], port=0)
     async with server:
         for key, status in ((SIGNING_KEY, 200), ("signkey-prod-" + "cd" * 32, 400)):
             client = durably.Client(

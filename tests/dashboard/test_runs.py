@@ -1,7 +1,6 @@
 """The pages of runs: filters, live updates, steps, and the actions on a run."""
 
 import re
-from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -39,7 +38,7 @@ def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> Non
     expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
 
 
-def test_filters_and_columns_need_no_lines_of_their_own(open_page: OpenPage) -> None:
+def test_the_button_of_filters_needs_no_line_of_its_own(open_page: OpenPage) -> None:
     page = open_page("/runs", width=800)
 
     def bottom(target: Locator) -> float:
@@ -48,7 +47,6 @@ def test_filters_and_columns_need_no_lines_of_their_own(open_page: OpenPage) -> 
         return box["y"] + box["height"]
 
     assert bottom(page.get_by_role("button", name="Filter")) == bottom(page.locator("select[name=status]"))
-    assert bottom(page.get_by_text("Columns", exact=True)) <= bottom(page.locator("#counts"))
 
 
 def test_a_skipped_run_has_no_duration(open_page: OpenPage, site: Site) -> None:
@@ -259,20 +257,3 @@ def test_a_run_is_read_without_javascript(open_page: OpenPage, site: Site) -> No
     expect(page.locator("#detail")).to_contain_text("Failed attempts")
     page.get_by_role("button", name="Rerun", exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Settle an invoice")
-
-
-def test_columns_are_chosen_and_kept(open_page: OpenPage, check_accessibility: Callable[..., None]) -> None:
-    page = open_page("/runs?function=back-office-report-sales", width=360)
-    columns = page.locator(".column-choice")
-    columns.get_by_text("Columns", exact=True).click()
-    for name in ("App", "Event", "Started", "Failed attempts", "Output"):
-        columns.get_by_label(name, exact=True).check()
-    check_accessibility(page, "color-contrast", "label")
-    columns.get_by_role("button", name="Show").click()
-    page.wait_for_url("**/runs?function=back-office-report-sales")
-    expect(page.locator("[data-row]").first).to_contain_text("report/requested")
-    for width in (360, 900, 1600):
-        page.set_viewport_size({"width": width, "height": 800})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, width
-    page.get_by_role("navigation", name="Pages").get_by_role("link", name="Runs").click()
-    expect(page.get_by_role("columnheader", name="Output")).to_be_visible()

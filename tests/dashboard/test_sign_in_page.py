@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import expect
 
 from durably.engine.api.dashboard.sign_in import KeySignIn
-from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.io.background_loop import BackgroundLoop
 from durably.protocol.headers import ServerKind
 
@@ -23,7 +23,7 @@ def origin(tmp_path: Path) -> Iterator[str]:
     loop = BackgroundLoop("production")
     settings = EngineSettings(server_kind=ServerKind.CLOUD, signing_key="signkey-prod-" + "ab" * 32)
     server = loop.run(
-        EngineServer.open(
+        serve_database(
             tmp_path / "engine.db",
             settings,
             event_keys=["an event key"],

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import click
@@ -95,7 +96,9 @@ def helps_of(command: click.Command, name: str = "durably") -> Iterator[tuple[st
     for option in command.params:
         yield f"{name} {option.name}", getattr(option, "help", None) or ""
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
+        context = click.Context(command)
+        for inner in map(partial(command.get_command, context), command.list_commands(context)):
+            assert inner is not None
             yield from helps_of(inner, f"{name} {inner.name}")
 
 

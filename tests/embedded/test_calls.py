@@ -14,8 +14,7 @@ from durably.comm import CommHandler, CommResponse
 from durably.embedded.calls import answer_of, run_call, run_call_sync
 from durably.embedded.nodes.follower import decode_answer, encode_answer
 from durably.embedded.worker import AppLoop, LocalWorker
-from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached, failed, read_answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached, failed, read_answer
 from durably.engine.core.run_state import Call
 from durably.engine.model.settings import SystemClock
 from durably.execution import FoundSteps, Outcome, Raised, StepReport

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from durably.embedded import dispatcher as dispatcher_module
 from durably.embedded.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
-from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached
 from durably.engine.core.run_state import Call
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings

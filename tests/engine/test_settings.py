@@ -9,7 +9,7 @@ import pytest
 from temporalio.service import TLSConfig
 
 import durably
-from durably import Alerts, Durability, EngineSettings
+from durably import Durability, EngineSettings
 from durably.engine.model.settings import SystemClock
 from durably.protocol.signatures import SigningKeyInvalidError
 from durably.temporal import Temporal
@@ -37,7 +37,6 @@ SECOND = dt.timedelta(seconds=1)
         ("unsigned_apps", {"shop": 1}, TypeError, 'frozenset({"shop"})'),
         ("unsigned_apps", frozenset({1}), TypeError, 'frozenset({"shop"})'),
         ("durability", "full", TypeError, "Durability.NORMAL"),
-        ("alerts", "https://hooks.example.com", TypeError, "Alerts(…)"),
         ("temporal_ui", 8233, TypeError, "a string"),
         ("temporal_ui", "localhost:8233", ValueError, "http://localhost:8233"),
         ("temporal_ui", "http://[", ValueError, "http://localhost:8233"),
@@ -60,21 +59,6 @@ def test_a_key_of_another_type_is_not_shown() -> None:
     with pytest.raises(TypeError, match="not a value of type bytes") as raised:
         EngineSettings(signing_key=b"signkey-prod-5ec2e7")  # type: ignore[arg-type]
     assert "5ec2e7" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"emails": "smtp://me:s3cret@shop.example"}, "Alerts.emails must be a collection of strings"),
-        ({"url": "https://hooks.example.com", "interval": 60}, "Alerts.interval must be a datetime.timedelta"),
-        ({"url": b"https://hooks.example.com/s3cret"}, "Alerts.url must be a string"),
-    ],
-)
-def test_a_wrong_setting_of_alerts_is_named(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(TypeError) as raised:
-        Alerts(**options)
-    assert text in str(raised.value)
-    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

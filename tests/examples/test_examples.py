@@ -18,7 +18,7 @@ import pytest
 from examples.showcase.events import send_events
 
 from durably import Event
-from durably.cli.servers.dev_server import DevOptions, DevServer
+from durably.cli.dev import DevOptions, DevServer
 from durably.engine.model.runs import RunStatus, RunUpdate, StepStatus, UpdateKind
 
 from ..waiting import async_eventually

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from durably.engine.api.metrics.catalogue import CATALOGUE, MetricKind
+from durably.engine.api.metrics import CATALOGUE, MetricKind
 
 FOLDER = Path(__file__).parents[2] / "examples" / "production" / "monitoring"
 ALERTS, DASHBOARD = FOLDER / "alerts.yaml", FOLDER / "grafana-dashboard.json"
@@ -121,9 +121,6 @@ SERIES = {
     'durably_database_size_bytes{instance="bad",file="wal"}': "2000000000+0x60",
     'durably_database_size_bytes{instance="good",file="wal"}': "4000000+0x60",
     'durably_database_size_bytes{instance="good",file="main"}': "2000000000+0x60",
-    'durably_alerts_total{instance="bad",channel="webhook",outcome="failed"}': "0+1x60",
-    'durably_alerts_total{instance="good",channel="webhook",outcome="failed"}': "0+0x60",
-    'durably_alerts_total{instance="good",channel="webhook",outcome="delivered"}': "0+1x60",
     'durably_events_unmatched_total{instance="bad"}': "0+1x60",
     'durably_events_unmatched_total{instance="good"}': "0+0x60",
 }

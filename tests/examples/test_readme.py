@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durably import Event
-from durably.cli.servers.dev_server import DevOptions, DevServer
+from durably.cli.dev import DevOptions, DevServer
 from durably.dashboard import Action
 from durably.engine.model.runs import UpdateKind
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from durably.errors import BodyInvalidError, BodyLengthMissingError, BodyTooLargeError
-from durably.io.bodies import check_length, check_size, is_chunked, read_body, read_chunks
 from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.web import check_length, check_size, is_chunked, read_body, read_chunks
 
 HALF = bytes(MAX_REQUEST_BYTES // 2)
 LARGEST = [HALF, bytes(MAX_REQUEST_BYTES - len(HALF))]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from durably.cli.commands.dev import dev
+from durably.cli.dev import dev
 
 from ..cli.conftest import Command, environment, write
 from ..temporal.dev_server import DevServer

@@ -11,6 +11,7 @@ from opentelemetry import baggage
 import durably.otel
 from durably import Client, Context, ContextSync, Event
 from durably.engine.api.http.server import EngineServer
+from durably.engine.sqlite.server import serve_database
 from durably.otel.engine import OtelEngineTracing
 from durably.protocol.headers import TraceContext
 
@@ -23,14 +24,14 @@ SENDER = TraceContext(trace_id=0xABC, span_id=0xDEF, is_sampled=True)
 @pytest.fixture
 async def plain_engine(tmp_path: Path) -> AsyncIterator[EngineServer]:
     """An engine that reports no spans."""
-    async with await EngineServer.open(tmp_path / "plain.db", SETTINGS, port=0) as server:
+    async with await serve_database(tmp_path / "plain.db", SETTINGS, port=0) as server:
         yield server
 
 
 @pytest.fixture
 async def engine(tmp_path: Path, spans: Spans) -> AsyncIterator[EngineServer]:
     settings = msgspec.structs.replace(SETTINGS, tracing=OtelEngineTracing(spans.provider, spans.meter_provider))
-    async with await EngineServer.open(tmp_path / "engine.db", settings, port=0) as server:
+    async with await serve_database(tmp_path / "engine.db", settings, port=0) as server:
         yield server
 
 

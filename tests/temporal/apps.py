@@ -14,7 +14,6 @@ from durably.temporal.codec_server import CodecAction, CodecServer
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import (
     FOR_OPERATORS,
-    FOR_SCHEDULE_OPERATORS,
     Action,
     Exposure,
     Gateway,
@@ -22,14 +21,12 @@ from durably.temporal.gateway import (
     Operation,
     Unauthenticated,
     expose,
-    expose_schedules,
 )
 
 from .workflows import (
     TASK_QUEUE,
     MistypedWorkflow,
     OrderWorkflow,
-    Pair,
     SleepingWorkflow,
     StepsWorkflow,
     SumWorkflow,
@@ -68,20 +65,8 @@ def guarded_exposures() -> list[Exposure]:
     ]
 
 
-SCHEDULE, UNSYNCED_SCHEDULE = "hourly-sum", "yearly-sum"
-SCHEDULES = expose_schedules(SCHEDULE, UNSYNCED_SCHEDULE, operations=FOR_SCHEDULE_OPERATORS)
-
-
-def declare_schedules(temporal: Temporal) -> None:
-    """Declare schedules once for each connection. No test syncs the second one."""
-    if not temporal.schedules:
-        temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), every=timedelta(hours=1))
-        temporal.add_schedule(UNSYNCED_SCHEDULE, SumWorkflow.run, Pair(left=1), cron="0 0 1 1 *")
-
-
 def open_gateway(temporal: Temporal) -> Gateway:
-    declare_schedules(temporal)
-    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS, schedules=SCHEDULES)
+    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS)
 
 
 def authorize(action: Action) -> bool:
@@ -93,8 +78,7 @@ def authorize(action: Action) -> bool:
 
 
 def guarded_gateway(temporal: Temporal) -> Gateway:
-    declare_schedules(temporal)
-    return Gateway(temporal, guarded_exposures(), authorize=authorize, limits=LIMITS, schedules=SCHEDULES)
+    return Gateway(temporal, guarded_exposures(), authorize=authorize, limits=LIMITS)
 
 
 def owned_gateway(temporal: Temporal) -> Gateway:
@@ -384,7 +368,7 @@ def _set_up_django(address: str) -> None:
             cursor.execute("SELECT 1")
         return authorize(action)
 
-    guarded = Gateway(temporal, guarded_exposures(), authorize=authorize_with_orm, limits=LIMITS, schedules=SCHEDULES)
+    guarded = Gateway(temporal, guarded_exposures(), authorize=authorize_with_orm, limits=LIMITS)
 
     def direct(request: Any, workflow_id: str) -> HttpResponse:
         return HttpResponse(temporal.sync.get_workflow_handle(workflow_id).describe().id)

@@ -8,7 +8,6 @@ from temporalio.worker import Worker
 from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
 from durably.temporal.declarations import by_task_queue
 from durably.temporal.worker.sandbox import declared_modules
-from durably.temporal.worker.workers import describe
 
 from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow, charge
 
@@ -20,9 +19,10 @@ def test_declarations_for_one_task_queue_are_one_worker() -> None:
     temporal.add_worker("orders", workflows=[SleepingWorkflow, OrderWorkflow], max_concurrent_activities=2)
 
     orders, sums = by_task_queue(temporal.workers, "orders")
-    assert describe(orders) == "orders: OrderWorkflow, SleepingWorkflow; charge"
+    assert (orders.task_queue, orders.workflows) == ("orders", (OrderWorkflow, SleepingWorkflow))
+    assert orders.activities == (charge,)
     assert orders.options == {"max_concurrent_activities": 2}
-    assert describe(sums) == "sums: SumWorkflow; no activities"
+    assert (sums.task_queue, sums.workflows, sums.activities) == ("sums", (SumWorkflow,), ())
 
 
 def declared(task_queue: str | None = None, **work: object) -> Temporal:

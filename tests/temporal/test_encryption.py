@@ -11,7 +11,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowFailureError
 from temporalio.worker import Worker
 
-from durably.cli.commands.temporal import temporal as temporal_commands
+from durably.cli.temporal import temporal as temporal_commands
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey, PayloadEncryptionError
 from durably.temporal.flask import init_app

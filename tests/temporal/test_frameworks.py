@@ -272,15 +272,13 @@ def test_django_checks_csrf_for_sessions(name: str, apps: Callable[..., AppServe
 
 
 UNKNOWN = [
-    ("GET", "/guarded/orders", "limit", "query, status, page_size, page"),
+    ("GET", "/guarded/orders", "limit", "status, started_after, started_before, page_size, page"),
     ("GET", "/guarded/orders/none", "wait", "run_id"),
     ("GET", "/guarded/orders/none/history", "page_sise", "run_id, page_size, page"),
     ("GET", "/guarded/orders/none/history/raw", "limit", "run_id, page_size, page"),
     ("GET", "/guarded/orders/none/events", "last_event_id", "run_id"),
     ("GET", "/guarded/orders/none/result", "timeout", "run_id, wait"),
     ("GET", "/guarded/orders/none/queries/note", "indx", "run_id, index"),
-    ("GET", "/guarded/schedules", "limit", None),
-    ("GET", "/guarded/schedules/none", "limit", None),
     ("POST", "/guarded/orders/none/cancel", "reason", "run_id"),
     ("POST", "/guarded/sum-of-pair", "wait", None),
 ]

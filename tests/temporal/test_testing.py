@@ -89,7 +89,11 @@ def test_the_same_with_flasks_test_client(temporal_server: TemporalServer, shop:
     @app.post("/orders/<order_id>")
     def create_order(order_id: str) -> tuple[dict[str, str], int]:
         order = Order(order_id=order_id, amount=1)
-        return {"workflow_id": shop.sync.start_workflow(OrderWorkflow.run, order, id=f"flask-{order_id}").id}, 202
+        return {
+            "workflow_id": shop.sync.start_workflow(
+                OrderWorkflow.run, order, id=f"flask-{order_id}", task_queue=shop.task_queue
+            ).id
+        }, 202
 
     with temporal_server.working(shop, mocks={charge: "paid"}):
         response = app.test_client().post("/orders/5")
@@ -106,7 +110,7 @@ def test_the_same_with_djangos_test_client(tmp_path: Path) -> None:
 def test_server_skips_time(time_skipping_temporal_server: TemporalServer, shop: Temporal) -> None:
     before = time_skipping_temporal_server.now()
     with time_skipping_temporal_server.working(shop):
-        assert shop.sync.execute_workflow(SleepingWorkflow.run, id="sleeper") == "awake"
+        assert shop.sync.execute_workflow(SleepingWorkflow.run, id="sleeper", task_queue=shop.task_queue) == "awake"
     assert time_skipping_temporal_server.now() - before >= timedelta(hours=1)
     time_skipping_temporal_server.skip(timedelta(days=1))
     assert time_skipping_temporal_server.now() - before >= timedelta(days=1)
@@ -133,20 +137,25 @@ def test_mocked_activities_replace_the_real_ones(
         return "mocked"
 
     with temporal_server.working(shop, mocks={mocked: pay}):  # type: ignore[dict-item]
-        shop.sync.execute_workflow(OrderWorkflow.run, order("decline"), id=uuid.uuid4().hex)
+        shop.sync.execute_workflow(OrderWorkflow.run, order("decline"), id=uuid.uuid4().hex, task_queue=shop.task_queue)
     assert isinstance(seen[0], Order)  # With the types of the replaced activity.
 
 
 @pytest.mark.parametrize("mock", ["a value", Mock(return_value="mocked"), AsyncMock(return_value="mocked")])
 def test_functions_and_mock_objects_are_mocks(temporal_server: TemporalServer, shop: Temporal, mock: object) -> None:
     with temporal_server.working(shop, mocks={charge: mock}):
-        assert shop.sync.execute_workflow(OrderWorkflow.run, order("decline"), id=uuid.uuid4().hex).paid == 2
+        assert (
+            shop.sync.execute_workflow(
+                OrderWorkflow.run, order("decline"), id=uuid.uuid4().hex, task_queue=shop.task_queue
+            ).paid
+            == 2
+        )
 
 
 def test_error_of_a_mock_fails_the_activity(temporal_server: TemporalServer, shop: Temporal) -> None:
     mocks = {charge: ApplicationError("no money", non_retryable=True)}
     with temporal_server.working(shop, mocks=mocks), pytest.raises(WorkflowFailureError) as failure:
-        shop.sync.execute_workflow(OrderWorkflow.run, order(), id=uuid.uuid4().hex)
+        shop.sync.execute_workflow(OrderWorkflow.run, order(), id=uuid.uuid4().hex, task_queue=shop.task_queue)
     assert "no money" in str(failure.value.__cause__.__cause__)  # type: ignore[union-attr]
 
 
@@ -180,7 +189,9 @@ def test_the_server_gets_the_declared_search_attributes(
     values = TypedSearchAttributes([SearchAttributePair(amount, 2.5)])
     for _ in range(2):
         with server.connected(shop):
-            handle = shop.sync.start_workflow(OrderWorkflow.run, order(), id=uuid.uuid4().hex, search_attributes=values)
+            handle = shop.sync.start_workflow(
+                OrderWorkflow.run, order(), id=uuid.uuid4().hex, search_attributes=values, task_queue=shop.task_queue
+            )
             assert handle.describe().typed_search_attributes[amount] == 2.5
     shop.add_search_attributes(SearchAttributeKey.for_keyword(amount.name))
     with pytest.raises(SearchAttributeError, match="is declared as Double by"), server.connected(shop):

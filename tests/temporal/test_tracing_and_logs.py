@@ -79,7 +79,9 @@ def make_flask(temporal: Temporal) -> flask.Flask:
     @app.post("/orders/<id>")
     def place(id: str) -> tuple[str, int]:
         with opentelemetry.trace.get_tracer("web").start_as_current_span("POST /orders"):
-            temporal.sync.execute_workflow(OrderWorkflow.run, Order(order_id=id, amount=1), id=id)
+            temporal.sync.execute_workflow(
+                OrderWorkflow.run, Order(order_id=id, amount=1), id=id, task_queue=temporal.task_queue
+            )
         return "done", 202
 
     return app
@@ -228,7 +230,9 @@ def test_all_calls_are_noted(temporal_server: TemporalServer) -> None:
     temporal = make_temporal()
     with temporal_server.connected(temporal):
         with noting_workflows() as noted:
-            started = temporal.sync.start_workflow("SleepingWorkflow", id=uuid.uuid4().hex)
+            started = temporal.sync.start_workflow(
+                "SleepingWorkflow", id=uuid.uuid4().hex, task_queue=temporal.task_queue
+            )
         assert noted == [started.id]
         for act in (
             lambda handle: handle.describe(),

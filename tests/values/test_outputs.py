@@ -13,7 +13,6 @@ import zoneinfo
 from collections.abc import Awaitable, Callable, Coroutine
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
-from unittest.mock import ANY
 
 import attrs
 import msgspec
@@ -450,27 +449,6 @@ class Kitten(Cat):
 PARIS = zoneinfo.ZoneInfo("Europe/Paris")
 
 
-@dataclasses.dataclass
-class Uncompared:
-    number: int
-    data: Any = dataclasses.field(compare=False, default=None)
-    at: dt.time | None = dataclasses.field(compare=False, default=None)
-
-
-class Extra(pydantic.BaseModel, extra="allow"):
-    number: int
-
-
-class Private(pydantic.BaseModel):
-    number: int
-    _count: int = 0
-    _lock: object = pydantic.PrivateAttr(default_factory=object)
-
-    def counted(self) -> "Private":
-        self._count += 1
-        return self
-
-
 REFUSED: list[tuple[Any, Any, str, str]] = [
     (Any, {"price": float("nan")}, "$.price", "nan"),
     (Any, [1.0, float("-inf")], "$[1]", "-inf"),
@@ -491,10 +469,8 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
     (Order, {"no": "x"}, "$.no", "valid integer"),
     (Account, Account(password=pydantic.SecretStr("hidden")), "$.password", "another SecretStr"),
     (Decimal, Decimal("NaN"), "$", "a Decimal"),
-    (bytes | str, "YQ==", "$", "a str"),
-    (dt.time, dt.time(1, 2, tzinfo=PARIS), "$", "another time: JSON has no time zones"),
-    (Uncompared, Uncompared(1, at=dt.time(1, 2, tzinfo=PARIS)), "$.at", "another time"),
-    (dt.datetime, dt.datetime(1900, 1, 1, tzinfo=PARIS), "$", "JSON has no seconds in offsets; return it in UTC"),
+    (dt.time, dt.time(1, 2, tzinfo=PARIS), "$", "another time"),
+    (dt.datetime, dt.datetime(1900, 1, 1, tzinfo=PARIS), "$", "another datetime"),
     (dt.date, dt.datetime(2030, 1, 2, tzinfo=dt.UTC), "$", "it is a datetime"),
 ]
 
@@ -535,10 +511,6 @@ CHANGED: list[tuple[Any, Any, str, Any]] = [
     (Any, [Cat("Tom")], "a Cat at `$[0]`, which is stored as a dict", [{"name": "Tom"}]),
     (Any, dt.date(2030, 1, 2), "a date at `$`", "2030-01-02"),
     (Loose, Loose(Decimal(1)), "a Decimal at `$.data`", Loose("1")),
-    (str | uuid.UUID, str(uuid.UUID(int=1)), "a str at `$`, which is stored as an UUID", uuid.UUID(int=1)),
-    (Uncompared, Uncompared(1, (2, 3)), "a tuple at `$.data`, which is stored as a list", Uncompared(1, [2, 3])),
-    (Private, Private(number=1).counted(), "an int at `$._count`, which is stored as nothing", ANY),
-    (Extra, Extra(number=1, day=dt.date(2030, 1, 2)), "a date at `$.day`", Extra(number=1, day="2030-01-02")),
 ]
 
 

@@ -6,7 +6,7 @@ from django.core import mail
 from django.test import TransactionTestCase
 
 from durably.temporal.django import temporal
-from durably.temporal.django.discovery import discover
+from durably.temporal.django.worker import discover
 from durably.testing.temporal import TemporalServer
 
 from .activities import process_order
@@ -48,7 +48,12 @@ class ShopTest(TransactionTestCase):
         with self.server.working(temporal, declarations=discover()):
             order = Order.objects.create(order_id="b")
             Order.objects.update(placed_at="2020-01-01T00:00:00Z")
-            self.assertEqual(temporal.sync.execute_workflow("ForgottenOrdersWorkflow", id="forgotten"), ["b"])
+            self.assertEqual(
+                temporal.sync.execute_workflow(
+                    "ForgottenOrdersWorkflow", id="forgotten", task_queue=temporal.task_queue
+                ),
+                ["b"],
+            )
             handle = temporal.sync.get_workflow_handle_for(OrderWorkflow.run, order.workflow_id)
             handle.signal(OrderWorkflow.ship)
             self.assertEqual(handle.result(), "Processed order b")

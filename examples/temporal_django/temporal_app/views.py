@@ -50,7 +50,7 @@ def sign_up(request: HttpRequest) -> JsonResponse:
     with transaction.atomic():
         user = form.save()
         workflow_id = f"signup-{user.id}"
-        start_on_commit(UserSignupWorkflow.run, user.id, id=workflow_id)
+        start_on_commit(UserSignupWorkflow.run, user.id, id=workflow_id, task_queue=temporal.task_queue)
     return JsonResponse({"status": "started", "workflow_id": workflow_id})
 
 
@@ -69,6 +69,7 @@ def create_order(request: HttpRequest) -> JsonResponse:
             order.order_id,
             id=order.workflow_id,
             id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            task_queue=temporal.task_queue,
         )
     return JsonResponse({"workflow_id": order.workflow_id, "status": "started"})
 

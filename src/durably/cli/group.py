@@ -1,46 +1,48 @@
-"""The ``durably`` command and its parts."""
+"""The ``durably`` command. A command's module is imported when the command is called, so that each starts quickly."""
+
+import importlib
 
 import click
 
-from .commands.database import backup, check
-from .commands.dev import dev
-from .commands.events import events, send, signal
-from .commands.functions import functions, invoke
-from .commands.keys import keys
-from .commands.logs import logs
-from .commands.runs import cancellations, runs
-from .commands.start import start
-from .commands.sync import health, sync
-from .commands.temporal import temporal
-from .commands.top import top
-from .commands.worker import worker
-from .output.text import Group
+from .text import Group
+
+COMMANDS = {
+    "dev": ("dev", "Run an engine for development, and MODULE:APP with it."),
+    "start": ("start", "Run an engine for production."),
+    "worker": ("worker", "Run an app's functions in a process of its own."),
+    "keys": ("operate", "Make a signing key and an event key, as lines for an environment file."),
+    "sync": ("operate", "Sync the app at APP_URL with the engine: the last step of a deployment."),
+    "health": ("operate", "Exit with 0 if the engine accepts events and calls apps, with 1 if not."),
+    "backup": ("operate", "Copy the database --db to the new file DEST."),
+    "check": ("operate", "Check the database --db: the file's integrity, and the consistency of its rows."),
+    "send": ("events", "Send an event."),
+    "signal": ("events", "Wake the run that waits for a signal."),
+    "events": ("events", "List and show events."),
+    "invoke": ("events", "Start a run of one function."),
+    "functions": ("events", "List, pause and resume functions."),
+    "runs": ("runs", "List, show, cancel, wake and rerun runs."),
+    "logs": ("logs", "Print lines of ctx.logger."),
+    "temporal": ("temporal", "Temporal workflows: a development server, and workers."),
+}
+"""The module of each command, and its line in ``durably --help``."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="durably")
 def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
-
-
-for command in (
-    dev,
-    start,
-    keys,
-    sync,
-    health,
-    send,
-    signal,
-    events,
-    runs,
-    logs,
-    cancellations,
-    functions,
-    invoke,
-    top,
-    worker,
-    backup,
-    check,
-    temporal,
-):
-    durably.add_command(command)

@@ -42,10 +42,10 @@ from durably.settings import (
     parse_url,
 )
 
-from .output.text import CliError, echo, style
+from .text import CliError, echo, style
 
 if TYPE_CHECKING:
-    from .clients.engine_client import EngineClient
+    from .client import EngineClient
 
 T = TypeVar("T")
 _SHAPES: dict[type, str] = {dict: "a JSON object like '{\"id\": 1}'", list: "a JSON array like '[1]'"}
@@ -96,7 +96,7 @@ def is_short_id(text: str) -> bool:
 
 def echo_notes(client: "EngineClient") -> None:
     """Print notes on the lists of this kind of engine, beside the output."""
-    from .clients.engine_client import AnswerError
+    from .client import AnswerError
 
     with contextlib.suppress(AnswerError):  # An engine of an earlier version has no notes.
         for note in client.describe_engine_sync().notes:
@@ -356,7 +356,7 @@ def client_options(command: Command) -> Command:
         _check_text(options)
         if database is None and url.startswith(TEMPORAL_SCHEME):
             return command(client=_temporal_client(url), **options)
-        from .clients.http_client import HttpClient
+        from .client import HttpClient
 
         keys = [key for key in (signing_key, signing_key_fallback) if key]
         is_development = not keys and Environment().read(ENGINE_URL) is None
@@ -390,7 +390,7 @@ def _temporal_client(url: str) -> "EngineClient":
                 "TEMPORAL_API_KEY and the variables TEMPORAL_TLS_…"
             )
     require_temporal()
-    from .clients.temporal_client import TemporalClient
+    from .temporal_client import TemporalClient
 
     return TemporalClient(url)
 

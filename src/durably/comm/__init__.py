@@ -4,7 +4,7 @@ An adapter makes a ``CommRequest`` from its framework's request, and writes the 
 decides everything in between.
 """
 
-from durably.io.bodies import read_body, read_chunks
+from durably.web import read_body, read_chunks
 
 from .handler import CommHandler
 from .requests import CommRequest, CommResponse

@@ -33,7 +33,6 @@ from durably.execution import FoundSteps, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.diagnostics import find_unserved, note_served, warn_of_unserved
 from durably.functions.function import Function, FunctionCall
-from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import RequestContext, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
@@ -52,6 +51,7 @@ from durably.settings import (
     Environment,
     Streaming,
 )
+from durably.web import check_size
 
 from .requests import CommRequest, CommResponse, stream
 from .serve_options import (

@@ -16,8 +16,7 @@ class DurablyConfig(AppConfig):  # type: ignore[misc]
         """
         from django.core.signals import request_finished
 
-        from .adapter import make_handler
-        from .discovery import discovered, report_unserved
+        from .adapter import discovered, make_handler, report_unserved
 
         discovered.find()
         request_finished.connect(report_unserved)

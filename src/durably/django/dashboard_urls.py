@@ -14,8 +14,7 @@ from django.http import Http404
 from durably.client import Client
 from durably.errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError
 from durably.execution.step import is_async
-from durably.io.bodies import UNREADABLE, check_length
-from durably.web import lower_headers
+from durably.web import UNREADABLE, check_length, lower_headers
 from durably.web.django import SyncAndAsyncView, to_response
 
 Urls = tuple[list[Any], str, str]

@@ -14,9 +14,8 @@ import msgspec
 
 from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
-from durably.engine.core.call_body import CallData, job_id_of
-from durably.engine.core.policy import clip_retry_after
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Returned, failed, job_id_of
+from durably.engine.core.run_state import clip_retry_after
 from durably.engine.core.transition import encode_error
 from durably.engine.model.runs import to_datetime
 from durably.engine.model.settings import Clock

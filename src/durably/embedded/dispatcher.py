@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from durably.engine.core.answers import Answer, AttemptFailed, Unreached, failed
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, Unreached, failed
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings

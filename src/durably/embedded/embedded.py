@@ -11,8 +11,8 @@ from typing import Any, Never
 
 import msgspec
 
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.api.metrics.exposition import EngineCollector
+from durably.engine.api.http.metrics import EngineCollector
+from durably.engine.api.metrics import Metric
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import check_place, resolve_path

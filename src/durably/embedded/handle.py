@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Seque
 from typing import Any, Generic, TypeVar
 
 from durably.engine.api.interface import SyncEngine
-from durably.engine.api.metrics.catalogue import Metric
+from durably.engine.api.metrics import Metric
 from durably.engine.api.operations import Operation, blocking
 from durably.engine.model.runs import CancellationView, FromStep, InvokeReceipt, ReplayView, Run, RunStatus
 from durably.engines import InProcessEngine

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from durably.engine.api.metrics.exposition import EngineCollector
+from durably.engine.api.http.metrics import EngineCollector
 from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engines import parse_temporal_url
 from durably.io.background_loop import get_engine_loop
@@ -109,7 +109,7 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
     - ``max_calls``: the maximum number of concurrent calls of this process.
     - ``workers``: if false, this process sends events and runs no functions. `durably worker module:client` runs them
       in a separate process.
-    - ``settings``: settings of the engine. ``alerts`` and ``log_runs`` apply to runs that this process executes. The
+    - ``settings``: settings of the engine. ``log_runs`` applies to runs that this process executes. The
       others are ``backoff``, ``call_timeout``, ``close_grace``, ``max_depth``, ``max_event_bytes``, ``max_steps``,
       ``allow_private_addresses`` and ``temporal_ui``.
 

@@ -11,8 +11,7 @@ from temporalio.service import RPCError
 
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import operations_of
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import is_unreachable
 from durably.engine.temporal.engine import WorkflowEngine
@@ -184,7 +183,7 @@ class TemporalNode:
             await engine.close()
 
     def forget(self) -> None:
-        """Do nothing: ``temporal/client/runtimes.py`` handles forks of ``temporalio``."""
+        """Do nothing: ``temporal/client/connection.py`` handles forks of ``temporalio``."""
 
     # the start
 

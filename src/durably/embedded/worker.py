@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from durably.comm import CommHandler
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.model.settings import Clock
 from durably.io.background_loop import get_background_loop

@@ -7,7 +7,6 @@ decides for both. This package does no I/O, starts no thread, and reads neither 
 """
 
 from .async_call import AsyncCall, running_step
-from .memos import Divergence, Memo, ReplayDivergedError, StepIdUnstableError, StepMemos, take_inputs
 from .replay import (
     Assignment,
     Checkpointed,
@@ -26,7 +25,19 @@ from .replay import (
     Threads,
     in_step,
 )
-from .step import ReplaceStep, StepInfo, StepReport, StepRequest, is_async
+from .step import (
+    Divergence,
+    Memo,
+    ReplaceStep,
+    ReplayDivergedError,
+    StepIdUnstableError,
+    StepInfo,
+    StepMemos,
+    StepReport,
+    StepRequest,
+    is_async,
+    take_inputs,
+)
 from .sync_call import SyncCall, drive
 
 __all__ = [

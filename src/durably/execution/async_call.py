@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 from durably.protocol.errors import FunctionConfigInvalidError
 from durably.protocol.opcodes import Opcode, ParallelMode
 
-from .async_checks import Unawaited, clock_refusal, find_clock
-from .asyncio_compat import AnyTask, RunTask, cancelling
+from .asyncio_compat import AnyTask, RunTask, Unawaited, cancelling, clock_refusal, find_clock
 from .idle_detection import IdleDetector, tear_down
-from .memos import Memo
 from .replay import (
     Checkpointed,
     Ending,
@@ -31,7 +29,7 @@ from .replay import (
     raised_by_user,
     value_of,
 )
-from .step import Step, StepReport, StepRequest, ThreadCall, is_async
+from .step import Memo, Step, StepReport, StepRequest, ThreadCall, is_async
 
 T = TypeVar("T")
 

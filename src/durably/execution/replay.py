@@ -16,8 +16,19 @@ from durably.execution.step import sendable_arguments
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
-from .memos import Divergence, Memo, MemoUnreadableError, StepMemos, decode_result, to_rare_memo
-from .step import ReplaceStep, Step, StepInfo, StepReport, StepRequest
+from .step import (
+    Divergence,
+    Memo,
+    MemoUnreadableError,
+    ReplaceStep,
+    Step,
+    StepInfo,
+    StepMemos,
+    StepReport,
+    StepRequest,
+    decode_result,
+    to_rare_memo,
+)
 
 T = TypeVar("T")
 

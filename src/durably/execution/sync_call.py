@@ -9,7 +9,6 @@ from typing import Any, NoReturn, TypeVar
 from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
-from .memos import Memo
 from .replay import (
     Checkpointed,
     Ending,
@@ -22,7 +21,7 @@ from .replay import (
     raised_by_user,
     value_of,
 )
-from .step import Step, StepReport, StepRequest
+from .step import Memo, Step, StepReport, StepRequest
 
 T = TypeVar("T")
 

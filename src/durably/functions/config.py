@@ -14,8 +14,7 @@ from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_RETRIES, MAX_TRIGGERS
 from durably.protocol.options import Checkpointing, FunctionOptions, Trigger, TriggerEvent, check_checkpointing
 from durably.protocol.text import is_name
-from durably.serializers import Serializer, Unset
-from durably.values.codecs import Codec
+from durably.values.codecs import Codec, Serializer, Unset
 from durably.values.outputs import function_codec
 
 T = TypeVar("T")

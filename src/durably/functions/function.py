@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.app import App
+from durably.app import App, CallInfo
 from durably.context import Context, ContextSync, Group, GroupSync
 from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
 from durably.events import send_events, step_seed
@@ -42,16 +42,13 @@ from durably.protocol.call import CallContext, CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_STEP_INPUT_BYTES
 from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
-from durably.serializers import Serializer, Unset
 from durably.steps import Step, StepSync
-from durably.tracing import CallInfo
-from durably.values.codecs import Codec, SerializerCodec
+from durably.values.codecs import Codec, Serializer, SerializerCodec, Unset
 from durably.values.outputs import check_found, encode_as, function_codec
 
-from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
+from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer, line_keeper
 from .config import FunctionDefinition, FunctionOpts
 from .diagnostics import Diagnostics, DivergenceLog, running_diagnostics
-from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 
 _SHARED_SECONDS = 1.0
@@ -72,7 +69,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 
     ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync handlers
     of async functions. ``seconds`` gets the durations of the call's parts. For ``traceparent`` and ``is_engines_trace``
-    see ``durably.tracing.CallInfo``.
+    see ``durably.app.CallInfo``.
     """
 
     function_id: str

@@ -20,8 +20,7 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
 from durably.app import VERSION
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Unreached
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.tracing import CallSpan, EndedRun
 from durably.protocol.headers import TraceContext

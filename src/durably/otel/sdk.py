@@ -12,12 +12,11 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
-from durably.app import VERSION
+from durably.app import VERSION, CallInfo
 from durably.execution import FoundSteps, Outcome, Raised, StepInfo
 from durably.protocol.events import Event
 from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger
-from durably.tracing import CallInfo
 
 from . import spans as names
 from .spans import end_span, start_span
@@ -29,7 +28,7 @@ _HEADER = "baggage"
 
 
 class OtelAppTracing:
-    """A ``durably.tracing.AppTracing``.
+    """A ``durably.app.AppTracing``.
 
     ``None`` for a provider is the global one at the time of the first span.
     """
@@ -91,7 +90,7 @@ class _Current:
 
 
 class _Send:
-    """A ``durably.tracing.SendSpan``."""
+    """A ``durably.app.SendSpan``."""
 
     def __init__(self, tracing: OtelAppTracing, event_names: list[str]) -> None:
         self._tracing = tracing
@@ -122,7 +121,7 @@ class _Send:
 
 
 class _Call:
-    """A ``durably.tracing.CallSpan``."""
+    """A ``durably.app.CallSpan``."""
 
     def __init__(self, tracing: OtelAppTracing, call: CallInfo) -> None:
         self._tracing = tracing

@@ -10,7 +10,7 @@ except ImportError as error:
 
 from durably.temporal.client.connection import Health, Temporal
 from durably.temporal.client.interceptors import ActivityContext
-from durably.temporal.client.sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
+from durably.temporal.client.sync import SyncClient, SyncWorkflowHandle
 from durably.temporal.namespace.search_attributes import DURABLY_OWNER, owned_by
 
 from .errors import (
@@ -31,9 +31,7 @@ __all__ = [
     "ConnectionSettings",
     "Health",
     "SearchAttributeError",
-    "StartOperation",
     "SyncClient",
-    "SyncUpdateHandle",
     "SyncWorkflowHandle",
     "Temporal",
     "TemporalCredentialsError",

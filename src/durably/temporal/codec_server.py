@@ -32,11 +32,10 @@ from durably.temporal.gateway.problems import (
     to_problem,
     too_large,
     too_many_values,
-    unauthenticated,
 )
 
 from .errors import PayloadEncryptionError, TemporalSettingsError
-from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
+from .gateway import GatewayRequest, GatewayResponse
 
 Codecs = Temporal | PayloadCodec | Sequence[Temporal] | Mapping[str, Temporal | PayloadCodec]
 
@@ -140,8 +139,6 @@ class CodecServer:
     async def _answer(self, request: GatewayRequest, io: IO | None) -> GatewayResponse:
         try:
             response = await self._respond(request, io)
-        except Unauthenticated as error:
-            response = unauthenticated(error.challenge).response()
         except PayloadEncryptionError as error:
             # Not in the response: the message contains names of keys and details of the payload.
             _logger.warning("The codec server cannot read payloads of a request: %s", printable(error)[:1000])

@@ -14,12 +14,8 @@ from typing import Any, TypedDict
 from temporalio.client import ScheduleIntervalSpec, SchedulePolicy, ScheduleSpec
 from temporalio.common import (
     Priority,
-    QueryRejectCondition,
     RetryPolicy,
     TypedSearchAttributes,
-    VersioningOverride,
-    WorkflowIDConflictPolicy,
-    WorkflowIDReusePolicy,
 )
 from temporalio.worker import (
     Interceptor,
@@ -201,50 +197,6 @@ def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence
         raise TemporalSettingsError(f'the schedule "{id}" cannot start its workflow: {error}') from None
 
 
-# Options of calls: keyword arguments with the names of ``temporalio``
-
-
-class CallOptions(TypedDict, total=False):
-    """Options of every call to the server; the timeout is that of one request."""
-
-    rpc_metadata: Mapping[str, str | bytes]
-    rpc_timeout: timedelta
-
-
-class StartOptions(CallOptions, total=False):
-    """Options of a workflow's start.
-
-    ``temporalio.client.Client.start_workflow`` describes them.
-    """
-
-    task_queue: str
-    execution_timeout: timedelta
-    run_timeout: timedelta
-    task_timeout: timedelta
-    id_reuse_policy: WorkflowIDReusePolicy
-    id_conflict_policy: WorkflowIDConflictPolicy
-    retry_policy: RetryPolicy
-    cron_schedule: str
-    memo: Mapping[str, Any]
-    search_attributes: TypedSearchAttributes
-    static_summary: str
-    static_details: str
-    start_delay: timedelta
-    start_signal: str
-    start_signal_args: Sequence[Any]
-    request_eager_start: bool
-    priority: Priority
-    versioning_override: VersioningOverride
-
-
-class QueryOptions(CallOptions, total=False):
-    reject_condition: QueryRejectCondition
-
-
-class UpdateOptions(CallOptions, total=False):
-    id: str
-
-
 RESERVED_MEMO_PREFIX = "durably-"
 """Prefix of the memo fields that this package sets: the request or app that started a workflow or made a schedule."""
 
@@ -295,21 +247,6 @@ def with_defaults(method: Callable[..., Any], arguments: Sequence[Any]) -> list[
     if not arguments:  # Then the worker reads nothing, and the method's own defaults apply.
         return []
     return [*arguments, *(each.default for each in left_out)]
-
-
-def fill_arguments(
-    method: Any, arg: tuple[Any, ...], options: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``with_defaults`` for a call of ``temporalio``'s client.
-
-    Its arguments are ``arg`` or ``options["args"]``. If the method is given by name, its parameters are unknown and its
-    arguments are unchanged. Raises ``TypeError``.
-    """
-    changed = dict(options)
-    if isinstance(method, str) or (arg and "args" in changed):  # The SDK refuses both.
-        return arg, changed
-    filled = with_defaults(method, arg or changed.pop("args", ()))
-    return (tuple(filled), changed) if len(filled) < 2 else ((), {**changed, "args": filled})
 
 
 def _count(number: int) -> str:

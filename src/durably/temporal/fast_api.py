@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from http import HTTPStatus
 from typing import Annotated, Any
 
 try:
@@ -13,23 +14,22 @@ try:
     from fastapi.responses import JSONResponse, StreamingResponse
     from fastapi.routing import APIRoute
     from fastapi.security.base import SecurityBase
-    from pydantic import BaseModel
+    from pydantic import BaseModel, SkipValidation
+    from starlette.routing import Match as RouteMatch
 except ImportError as error:
     raise ImportError('durably.temporal.fast_api needs FastAPI: pip install "durably[fast-api,temporal]"') from error
 
-from durably.temporal.gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, Match
-from durably.temporal.gateway.problems import MEDIA_TYPE, Problem, invalid_input
+from durably.temporal.gateway.endpoints import PROBLEM, PROBLEMS, SUCCESSES, Bodies, Endpoint
+from durably.temporal.gateway.problems import MEDIA_TYPE, Problem, invalid_values
+from durably.web import METHODS
 from durably.web.starlette import to_response
 
 from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
-from .starlette_messages import add_exception_handlers, answer, to_request
+from .starlette_messages import add_exception_handlers, answer
 
 __all__ = ["add_exception_handlers", "codec_router", "router"]
 
-_CODEC_METHODS = ["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"]
-
-_PLACES: dict[str, Any] = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
 _Handle = Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]
 
 
@@ -47,26 +47,44 @@ def router(
     ``principal`` is a dependency: ``authorize`` gets its value as ``action.principal``. ``dependencies`` run before
     each request, as in any router.
     """
-    made = fastapi.APIRouter(
-        prefix=prefix,
-        dependencies=list(dependencies),
-        include_in_schema=include_in_schema,
-    )
-    _add_fallbacks(made, gateway, prefix, principal)
+    made = fastapi.APIRouter(prefix=prefix, dependencies=list(dependencies), include_in_schema=include_in_schema)
+    # First, because the first one of several partial matches is used. Without a prefix, only paths that start with the
+    # name of an exposure are the gateway's.
+    for place in [""] if prefix else [f"/{name}" for name in gateway.exposures]:
+        for path in (place, f"{place}/{{rest:path}}"):
+            made.add_api_route(
+                path,
+                _make_view(gateway, principal, path.replace(":path", "")),
+                methods=list(METHODS),
+                include_in_schema=False,
+                response_model=None,
+                route_class_override=_route_class(gateway, None),
+            )
     for endpoint in gateway.endpoints:
+        required = (
+            {"requestBody": {"required": True}} if endpoint.body is not None and endpoint.body.is_required else {}
+        )
+        view = _make_view(
+            gateway,
+            principal,
+            endpoint.path,
+            [*_documented_parameters(endpoint), *_documented_schemes(gateway)],
+        )
+        view.__name__ = endpoint.operation_id
         made.add_api_route(
             endpoint.path,
-            _documented_view(gateway, endpoint, principal),
+            view,
             methods=[endpoint.method],
             operation_id=endpoint.operation_id,
             summary=endpoint.summary,
             description=endpoint.description or None,
             tags=list(tags or [endpoint.exposure.name]),
-            responses=_responses(endpoint),
+            responses=_documented_responses(endpoint),
             status_code=int(next(iter(endpoint.responses))),
-            response_class=StreamingResponse if None in endpoint.responses.values() else JSONResponse,
+            response_class=StreamingResponse if Bodies.STREAM in endpoint.responses.values() else JSONResponse,
             response_model=None,
-            route_class_override=_route_class(gateway, _view(gateway, endpoint, principal)),
+            openapi_extra=required,
+            route_class_override=_route_class(gateway, endpoint),
         )
     return made
 
@@ -85,74 +103,90 @@ def codec_router(
     """
     server.check()
     made = fastapi.APIRouter(prefix=prefix, include_in_schema=False)
-
-    async def preflight(request: fastapi.Request) -> fastapi.Response:
-        return await answer(server, request, _last_segment(request), None)
-
-    async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
-        return await answer(server, request, _last_segment(request), principal)
-
-    view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
     for operation in CodecOperation:
         path = f"/{operation}"
+        preflight, view = _make_view(server, None, path), _make_view(server, principal, path)
         made.add_api_route(path, preflight, methods=["OPTIONS"], response_model=None)
-        made.add_api_route(path, view, methods=_CODEC_METHODS, dependencies=list(dependencies), response_model=None)
+        methods = [method for method in METHODS if method != "OPTIONS"]
+        made.add_api_route(path, view, methods=methods, dependencies=list(dependencies), response_model=None)
     return made
 
 
-def _last_segment(request: fastapi.Request) -> str:
-    return "/" + request.url.path.rpartition("/")[2]
+def _make_view(
+    server: Gateway | CodecServer,
+    principal: Callable[..., Any] | None,
+    path: str,
+    documented: Sequence[inspect.Parameter] = (),
+) -> Callable[..., Any]:
+    """A view for a path below the mount point. The server validates the ``documented`` parameters itself."""
+
+    async def view(request: fastapi.Request, principal: Any = None, **documented: Any) -> fastapi.Response:
+        inner = path.format(**request.path_params)
+        return await answer(server, request, inner, principal, request.scope.get(_APP_PARAMETERS, ()))
+
+    parameters = [_keyword("request", fastapi.Request), *documented]
+    if principal is not None:
+        parameters.append(_keyword("principal", Annotated[Any, fastapi.Depends(principal)]))
+    view.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return view
 
 
-def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
-    """A route with types of another view in the document. The gateway validates."""
+_APP_PARAMETERS = "durably.app_parameters"
+_IS_ASKED = "durably.is_asked_for_body"
+
+
+class _Request(fastapi.Request):
+    """A request for FastAPI, which first asks for the body, to parse it.
+
+    It gets none: the gateway parses it, within its limits and after the dependencies, which can read it too.
+    """
+
+    async def body(self) -> bytes:
+        # In the scope, which the copies of a request share.
+        if self.scope.setdefault(_IS_ASKED, False):
+            return await super().body()
+        self.scope[_IS_ASKED] = True
+        return b""
+
+
+def _route_class(gateway: Gateway, endpoint: Endpoint | None) -> type[APIRoute]:
+    """The class of the route for an endpoint, or for all other paths and methods of the gateway."""
 
     class GatewayRoute(APIRoute):
         def get_route_handler(self) -> _Handle:
-            served = APIRoute(
-                self.path,
-                view,
-                dependencies=self.dependencies,
-                dependency_overrides_provider=self.dependency_overrides_provider,
-                response_model=None,
-            )
-            return _with_problems(gateway, served.get_route_handler(), _query_names(served.dependant))
+            """A handler that returns problems for errors in parameters of dependencies."""
+            handle, names = super().get_route_handler(), _query_names(self.dependant)
+            has_body = self.body_field is not None
+
+            async def handle_with_problems(request: fastapi.Request) -> fastapi.Response:
+                request.scope[_APP_PARAMETERS] = names
+                if has_body:
+                    request = _Request(request.scope, request.receive)
+                try:
+                    return await handle(request)
+                except RequestValidationError as error:
+                    problem = invalid_values([{**found, "loc": found["loc"][1:]} for found in error.errors()])
+                try:
+                    if endpoint is not None:  # A parameter may be missing because its name is misspelt.
+                        query = {name: request.query_params.getlist(name) for name in request.query_params}
+                        endpoint.check_names(query, names)
+                except Problem as found:
+                    problem = found
+                return to_response(gateway.refuse(request.method, "", problem))
+
+            return handle_with_problems
+
+        def matches(self, scope: Any) -> tuple[RouteMatch, Any]:
+            """The app's own routes precede those that are not for an endpoint."""
+            match, child_scope = super().matches(scope)
+            is_partial = match is RouteMatch.FULL and endpoint is None
+            return (RouteMatch.PARTIAL if is_partial else match), child_scope
 
     return GatewayRoute
 
 
-def _add_fallbacks(
-    router: fastapi.APIRouter, gateway: Gateway, prefix: str, principal: Callable[..., Any] | None
-) -> None:
-    """Routes for paths and methods that are not endpoints: they return problems.
-
-    They have no real method and so match each request partially: the app's own routes have precedence. They are the
-    first routes of the router: an endpoint with another method matches partially too, and the first match is used.
-    """
-
-    class FallbackRoute(APIRoute):
-        def get_route_handler(self) -> _Handle:
-            return _with_problems(gateway, super().get_route_handler(), _query_names(self.dependant))
-
-        async def handle(self, scope: Any, receive: Any, send: Any) -> None:
-            await self.app(scope, receive, send)
-
-    # Without a prefix, only paths that start with the name of an exposure are the gateway's.
-    names = dict.fromkeys(endpoint.exposure.name for endpoint in gateway.endpoints)
-    for place in [""] if prefix else [f"/{name}" for name in names]:
-        for path in (place, f"{place}/{{rest:path}}"):
-            router.add_api_route(
-                path,
-                _fallback_view(gateway, place, principal),
-                methods=["none"],
-                include_in_schema=False,
-                response_model=None,
-                route_class_override=FallbackRoute,
-            )
-
-
 def _query_names(dependant: Dependant) -> frozenset[str]:
-    """Names of the query parameters of the app's dependencies."""
+    """Names of the query parameters of a view and its dependencies."""
     names: set[str] = set()
     for field in dependant.query_params:
         model: Any = field.field_info.annotation
@@ -166,36 +200,31 @@ def _query_names(dependant: Dependant) -> frozenset[str]:
     return frozenset(names).union(*map(_query_names, dependant.dependencies))
 
 
-_APP_PARAMETERS = "durably.app_parameters"
+# The app's document
 
 
-def _with_problems(gateway: Gateway, handle: _Handle, app_parameters: frozenset[str]) -> _Handle:
-    """A handler that returns problems for errors in parameters of dependencies."""
-
-    async def handle_with_problems(request: fastapi.Request) -> fastapi.Response:
-        request.scope[_APP_PARAMETERS] = app_parameters
-        try:
-            return await handle(request)
-        except RequestValidationError as error:
-            problem = invalid_input([{**found, "loc": found["loc"][1:]} for found in error.errors()])
-            return to_response(gateway.refuse(request.method, "", problem))
-
-    return handle_with_problems
-
-
-def _documented_view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
-    """A view with the types of the document. It is never called."""
-
-    def view() -> None: ...
-
-    view.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*_parameters(endpoint, principal), *_schemes(gateway)]
-    )
-    view.__name__ = endpoint.operation_id
-    return view
+def _documented_parameters(endpoint: Endpoint) -> list[inspect.Parameter]:
+    """Parameters that FastAPI passes as they are."""
+    places: Any = {"query": fastapi.Query, "header": fastapi.Header, "path": fastapi.Path}
+    parameters = []
+    for number, each in enumerate(endpoint.parameters):
+        if each.place == "path":
+            parameters.append(_keyword(each.name, Annotated[each.type, fastapi.Path()]))
+            continue
+        place = places[each.place](alias=each.name, description=each.description or None)
+        hint = each.type if each.is_required or each.default is not None else each.type | None
+        default = inspect.Parameter.empty if each.is_required else each.default
+        parameters.append(_keyword(f"parameter_{number}", Annotated[hint, SkipValidation, place], default))
+    if (body := endpoint.body) is not None and not body.is_empty:
+        parameters.append(_keyword("body", Annotated[body.type, fastapi.Body()], None))
+    return parameters
 
 
-def _schemes(gateway: Gateway) -> list[inspect.Parameter]:
+def _keyword(name: str, hint: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
+
+
+def _documented_schemes(gateway: Gateway) -> list[inspect.Parameter]:
     return [
         _keyword(f"scheme_{number}", Annotated[None, fastapi.Depends(_DocumentedScheme(name, scheme))])
         for number, (name, scheme) in enumerate(gateway.security_schemes.items())
@@ -212,70 +241,21 @@ class _DocumentedScheme(SecurityBase):
     async def __call__(self) -> None: ...
 
 
-def _view(gateway: Gateway, endpoint: Endpoint, principal: Callable[..., Any] | None) -> Callable[..., Any]:
-    segments = endpoint.path.count("/")
-
-    async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
-        try:
-            made = await to_request(gateway, request, principal, segments=segments)
-        except Problem as problem:
-            return to_response(gateway.refuse(request.method, endpoint.path, problem))
-        made.app_parameters = request.scope[_APP_PARAMETERS]
-        return to_response(await gateway.handle(made, Match(endpoint, request.path_params)))
-
-    view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
-    view.__name__ = endpoint.operation_id
-    return view
-
-
-def _fallback_view(gateway: Gateway, place: str, principal: Callable[..., Any] | None) -> Callable[..., Any]:
-    async def view(request: fastapi.Request, principal: Any = None) -> fastapi.Response:
-        path = f"{place}/{request.path_params.get('rest', '')}"
-        return await answer(gateway, request, path, principal, request.scope[_APP_PARAMETERS])
-
-    view.__signature__ = inspect.Signature(_common_parameters(principal))  # type: ignore[attr-defined]
-    return view
-
-
-def _parameters(endpoint: Endpoint, principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
-    parameters = _common_parameters(principal)
-    for number, parameter in enumerate(endpoint.parameters):
-        parameters.append(_parameter(f"parameter_{number}", parameter))
-    if (body := endpoint.body) is not None and not body.is_empty:
-        default = inspect.Parameter.empty if body.is_required else None
-        parameters.append(_keyword("body", Annotated[body.type, fastapi.Body()], default))
-    return parameters
-
-
-def _common_parameters(principal: Callable[..., Any] | None) -> list[inspect.Parameter]:
-    parameters = [_keyword("request", fastapi.Request)]
-    if principal is not None:
-        parameters.append(_keyword("principal", Annotated[Any, fastapi.Depends(principal)]))
-    return parameters
-
-
-def _parameter(name: str, parameter: EndpointParameter) -> inspect.Parameter:
-    place = _PLACES[parameter.place](alias=parameter.name, description=parameter.description or None)
-    if parameter.place == "path":
-        return _keyword(parameter.name, Annotated[parameter.type, fastapi.Path()])
-    default = inspect.Parameter.empty if parameter.is_required else parameter.default
-    hint = parameter.type if default is not None else parameter.type | None
-    return _keyword(name, Annotated[hint, place], default)
-
-
-def _keyword(name: str, hint: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=default)
-
-
-def _responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
-    responses: dict[int | str, dict[str, Any]] = {}
-    for status, body in endpoint.responses.items():
-        stream = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-        content = {} if body is NO_BODY else stream if body is None else {"model": body}
-        responses[int(status)] = {"description": SUCCESSES[status], **content}
-    reference = {"$ref": f"#/components/schemas/{PROBLEM.__name__}"}
-    for status in endpoint.problems:
-        responses[int(status)] = {"description": status.phrase, "content": {MEDIA_TYPE: {"schema": reference}}}
+def _documented_responses(endpoint: Endpoint) -> dict[int | str, dict[str, Any]]:
+    contents: Mapping[Any, dict[str, Any]] = {
+        Bodies.NONE: {},
+        Bodies.STREAM: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    }
+    responses: dict[int | str, dict[str, Any]] = {
+        int(status): {
+            "description": SUCCESSES[status],
+            **(contents[body] if isinstance(body, Bodies) else {"model": body}),
+        }
+        for status, body in endpoint.responses.items()
+    }
+    reference = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{PROBLEM.__name__}"}}}
+    for status in (*PROBLEMS, *endpoint.route.problems):
+        responses[int(status)] = {"description": HTTPStatus(status).phrase, "content": reference}
     # FastAPI puts the model of this one among the components.
     responses["default"] = {"description": "A problem", "model": PROBLEM}
     return responses

@@ -16,8 +16,7 @@ from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.worker import Replayer
 
 from durably.errors import Error
-from durably.temporal.client.connection import Temporal
-from durably.temporal.client.runtimes import runtime_of_process
+from durably.temporal.client.connection import Temporal, runtime_of_process
 
 from .compat import replay_error, workflow_parts
 from .declarations import WorkerDeclaration, by_task_queue

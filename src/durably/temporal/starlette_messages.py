@@ -9,11 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from durably.errors import BodyInvalidError
-from durably.temporal.gateway.messages import RequestHandler
+from durably.temporal.gateway.messages import GatewayRequest, RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem, unreadable
 from durably.web.starlette import mount_point, read_body, to_response
-
-from .gateway import GatewayRequest
 
 
 async def answer(
@@ -21,37 +19,25 @@ async def answer(
 ) -> Response:
     """The server's response. ``inner`` is the path after the mount point."""
     try:
-        made = await to_request(server, request, principal, inner=inner)
-    except Problem as problem:
-        return to_response(server.refuse(request.method, inner, problem))
-    made.app_parameters = app_parameters
-    return to_response(await server.handle(made))
-
-
-async def to_request(
-    server: RequestHandler, request: Request, principal: Any, *, inner: str = "", segments: int = 0
-) -> GatewayRequest:
-    """A request of the gateway. Raises a problem for a large or incomplete body.
-
-    The path after the mount point is ``inner``, or the last ``segments`` of the path.
-    """
-    if segments:
-        inner = "/" + "/".join(request.scope["path"].rstrip("/").split("/")[-segments:])
-    try:
         body, read = await read_body(request, server.check_length)
-    except BodyInvalidError as error:
-        raise unreadable() from error
-    return GatewayRequest(
-        method=request.method,
-        path=inner,
-        mount=mount_point(request, inner),
-        headers=request.headers,
-        query_params=request.query_params,
-        body=body,
-        raw_request=read,
-        principal=principal,
-        call_blocking=run_in_threadpool,
+    except (BodyInvalidError, Problem) as error:
+        problem = error if isinstance(error, Problem) else unreadable()
+        return to_response(server.refuse(request.method, inner, problem))
+    response = await server.handle(
+        GatewayRequest(
+            method=request.method,
+            path=inner,
+            mount=mount_point(request, inner),
+            headers=request.headers,
+            query_params=request.query_params,
+            body=body,
+            raw_request=read,
+            principal=principal,
+            call_blocking=run_in_threadpool,
+            app_parameters=app_parameters,
+        )
     )
+    return to_response(response)
 
 
 def add_exception_handlers(app: Starlette) -> None:

@@ -17,8 +17,7 @@ from durably.web.tornado import write, write_head
 
 from .codec_server import CodecServer
 from .gateway import Gateway, GatewayRequest, GatewayResponse
-from .request_ids import HTTP_HEADER
-from .request_log import RequestLog
+from .request_log import HTTP_HEADER, RequestLog
 
 
 class ProblemMixin(tornado.web.RequestHandler):

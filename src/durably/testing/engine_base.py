@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from durably.client import Client
 from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
-from durably.engine.core.policy import standard_backoff
+from durably.engine.core.run_state import standard_backoff
 from durably.engine.model.http_call import Caller
 from durably.engine.model.runs import to_datetime, to_milliseconds
 from durably.engine.model.settings import Durability, EngineSettings
@@ -31,8 +31,7 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 
 from .determinism import DeterminismCheck, Past
-from .link import TestCaller, TestLink, VirtualClock, linked, refuse_inside_calls
-from .mocks import Mocks, calling, raising, returning
+from .link import Mocks, TestCaller, TestLink, VirtualClock, calling, linked, raising, refuse_inside_calls, returning
 from .runs import Inspector, Recorder, Records, RunFacts, RunRef, RunStuckError, format_span
 
 T = TypeVar("T")

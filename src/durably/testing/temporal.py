@@ -24,7 +24,7 @@ from durably.errors import Error
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
-from durably.temporal.client.runtimes import runtime_of_process
+from durably.temporal.client.connection import runtime_of_process
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.namespace.search_attributes import declared_types, register_and_wait

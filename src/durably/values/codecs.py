@@ -1,22 +1,76 @@
-"""Codecs: values of a type as JSON, and back."""
+"""Codecs: values of a type as JSON, and back; and serializers, with which a client replaces them."""
 
 import collections.abc as abc
 import contextlib
-import dataclasses
-import datetime as dt
 import functools
 import importlib
 import pathlib
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, runtime_checkable
 
 import msgspec
 
-from durably.serializers import Serializer
-
 from .json_values import Change, describe, describe_loss, encode_json, failing_path, find_changes, is_same, worst_change
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """Used for the outputs of functions and steps with an ``output_type``."""
+
+    def serialize(self, obj: object, typ: Any) -> object:
+        """An object as JSON values: dict, list, str, number, bool or None."""
+        ...
+
+    def deserialize(self, obj: object, typ: Any) -> object:
+        """JSON values as an object of ``typ``."""
+        ...
+
+
+class PydanticSerializer:
+    """A serializer of the types that pydantic's ``TypeAdapter`` supports.
+
+    Such types are models, dataclasses, lists and unions of them, among others. Raises ``ImportError`` if pydantic is
+    not installed (``pip install "durably[pydantic]"``).
+    """
+
+    def __init__(self) -> None:
+        try:
+            import pydantic
+        except ImportError as error:
+            raise ImportError('PydanticSerializer needs pydantic: pip install "durably[pydantic]"') from error
+        self._make_adapter = pydantic.TypeAdapter
+        self._adapters: dict[Any, Any] = {}
+
+    def serialize(self, obj: object, typ: Any) -> object:
+        return self._adapter(typ).dump_python(obj, mode="json")
+
+    def deserialize(self, obj: object, typ: Any) -> object:
+        return self._adapter(typ).validate_python(obj)
+
+    def _adapter(self, typ: Any) -> Any:
+        """The adapter of a type, from a bounded cache.
+
+        Creating an adapter is slow. Types can be created at run time, so the cache is bounded.
+        """
+        try:
+            adapter = self._adapters.get(typ)
+        except TypeError:
+            return self._make_adapter(typ)
+        if adapter is None:
+            if len(self._adapters) >= _MAX_CACHED:
+                self._adapters.clear()
+            adapter = self._adapters[typ] = self._make_adapter(typ)
+        return adapter
+
+
+class Unset:
+    """The type of an ``output_type`` that was not given.
+
+    The serializer does not get such outputs.
+    """
+
 
 _MAX_CACHED = 512
 """The size of caches by type. Types can be created at run time, so the caches are bounded."""
@@ -151,66 +205,13 @@ def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
     return all(is_plain(hint, seen | {id(typ)}) for hint in hints.values())
 
 
-# -- parts of types
-
-
-def hides_differences(typ: Any) -> bool:
-    """Whether values of the type can be equal although a part is different.
-
-    Such parts are fields that are not compared, and times, whose zone may not be compared.
-    """
-    return any(part is dt.time or _has_uncompared_field(part) for part in _parts_of(typ))
-
-
-def keeps_text(typ: Any) -> bool:
-    """Whether the type has a union of ``str`` and another type than ``None``."""
-    return any(
-        get_origin(part) in (Union, types.UnionType)
-        and str in get_args(part)
-        and any(arg not in (str, types.NoneType) for arg in get_args(part))
-        for part in _parts_of(typ)
-    )
-
-
-def _has_uncompared_field(cls: Any) -> bool:
-    if not isinstance(cls, type):
-        return False
-    if dataclasses.is_dataclass(cls):
-        return not all(field.compare for field in dataclasses.fields(cls))
-    return not all(attribute.eq for attribute in getattr(cls, "__attrs_attrs__", ()))
-
-
-def _parts_of(typ: Any) -> Iterator[Any]:
-    """The type, its arguments, and the types of its fields."""
-    seen: set[int] = set()
-    stack = [typ]
-    while stack:
-        part = stack.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        yield part
-        stack += get_args(part)
-        stack += [attribute for name in ("__value__", "__supertype__") if (attribute := getattr(part, name, None))]
-        cls = get_origin(part) or part
-        if isinstance(cls, type) and getattr(cls, "__annotations__", None):
-            with contextlib.suppress(Exception):  # names that are imported only for type checkers
-                stack += typing.get_type_hints(cls).values()
-
-
 # -- codecs
 
 
 class _CheckedCodec:
-    """Stores a value only if the decoded value is equal.
-
-    ``hides_differences``: values may be equal by ``==`` although a part is different. ``keeps_text`` is that of
-    ``find_changes``.
-    """
+    """Stores a value only if the decoded value is equal."""
 
     name: str
-    hides_differences: bool
-    keeps_text: bool
 
     def encode(self, value: Any, notify: Notify) -> Any:
         data = self._to_json(value)
@@ -222,8 +223,8 @@ class _CheckedCodec:
                     raise ValueRefusedError(describe_loss(loss)) from None
             found = f"; it is {describe(value)}" if str(error).endswith("`$`") else ""
             raise ValueRefusedError(f"the value does not fit {self.name}: {error}{found}") from None
-        if self.hides_differences or not is_same(value, returned):
-            change = worst_change(value, returned, keeps_text=self.keeps_text)
+        if not is_same(value, returned):
+            change = worst_change(value, returned)
             if change is not None and change.is_loss:
                 raise ValueRefusedError(describe_loss(change))
             if change is not None:
@@ -245,7 +246,6 @@ class _MsgspecCodec(_CheckedCodec):
             if not _has_hooks(cls):
                 raise TypeUnsupportedError(f"JSON cannot be converted to {type_name(cls)}")
         msgspec.json.Decoder(typ)
-        self.hides_differences, self.keeps_text = hides_differences(typ), keeps_text(typ)
 
     def _to_json(self, value: Any) -> Any:
         try:
@@ -267,7 +267,6 @@ class _PydanticCodec(_CheckedCodec):
         self.name = type_name(typ)
         self._adapter = pydantic.TypeAdapter(typ)
         self._error: type[Exception] = pydantic.ValidationError
-        self.hides_differences, self.keeps_text = hides_differences(typ), keeps_text(typ)
 
     def _to_json(self, value: Any) -> Any:
         """The JSON of a value, with the fields' aliases.

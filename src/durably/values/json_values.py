@@ -32,7 +32,6 @@ _WITH_FORM_IN_JSON = (
 
 _IDENTITY: Any = object.__eq__
 """The comparison of classes without their own ``__eq__``."""
-
 _MAX_DEPTH = 32
 """The depth to which a value is searched for its error."""
 
@@ -130,111 +129,57 @@ def is_same(value: Any, returned: Any) -> bool:
         return False
 
 
-def worst_change(value: Any, returned: Any, *, keeps_text: bool = False) -> Change | None:
-    """The first loss, else the first change, else ``None``.
-
-    ``keeps_text`` is that of ``find_changes``. Raises ``RecursionError`` for endless values.
-    """
+def worst_change(value: Any, returned: Any) -> Change | None:
+    """The first loss, else the first change, else ``None``. Raises ``RecursionError`` for endless values."""
     first = None
-    for change in find_changes(value, returned, keeps_text=keeps_text):
+    for change in find_changes(value, returned):
         if change.is_loss:
             return change
         first = first or change
     return first
 
 
-def find_changes(value: Any, returned: Any, path: str = "$", *, keeps_text: bool = False) -> Iterator[Change]:
-    """The parts of ``value`` that differ in ``returned``.
-
-    ``returned`` was decoded from the JSON of ``value``. ``keeps_text``: the type has strings beside types that JSON
-    writes as strings, such as ``str | UUID``. A string in place of the only such type is accepted.
-    """
+def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]:
+    """The parts of ``value`` that differ in ``returned``, which was decoded from the JSON of ``value``."""
     kind = type(value)
     if isinstance(value, float) and not math.isfinite(value):
         yield Change(path, str(value), "null", True)
-    elif isinstance(returned, set | frozenset):
-        if not isinstance(value, list | tuple | set | frozenset) or len(value) != len(returned):
-            yield Change(path, describe(value), describe(returned), True)
-    elif isinstance(value, set | frozenset):
-        yield Change(path, describe(value), describe(returned), True)
-    elif isinstance(value, Mapping) and not isinstance(returned, str | list):
-        yield from _changes_of_mapping(value, returned, path, keeps_text)
+    elif isinstance(value, Mapping) and isinstance(returned, Mapping):
+        for key, item in value.items():
+            place = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]"
+            if key in returned:
+                yield from find_changes(item, returned[key], place)
+            elif len(value) != len(returned):
+                yield Change(place, describe(item), "nothing: two keys are the same string", True)
+            else:
+                yield Change(place, f"a key of type {type(key).__name__}", "text", False)
+    elif isinstance(value, Mapping) and (names := field_names(returned)) is not None:
+        for key, item in value.items():
+            if key not in names:
+                found = f"nothing: {type(returned).__name__} has no such field"
+                yield Change(f"{path}.{key}", describe(item), found, True)
+            elif hasattr(returned, names[key]):
+                yield from find_changes(item, getattr(returned, names[key]), f"{path}.{key}")
     elif isinstance(value, list | tuple) and isinstance(returned, list | tuple) and len(value) == len(returned):
         if isinstance(value, tuple) and not isinstance(returned, tuple):
             yield Change(path, f"a {kind.__name__}", "a list", False)
         for index, (item, stored) in enumerate(zip(value, returned, strict=True)):
-            yield from find_changes(item, stored, f"{path}[{index}]", keeps_text=keeps_text)
-    elif (names := field_names(value)) is not None:
-        yield from _changes_of_object(value, returned, path, names, keeps_text)
-    elif isinstance(returned, enum.Enum) and returned.value == value:
-        return
-    elif isinstance(value, str) and not isinstance(value, enum.Enum) and not isinstance(returned, str):
-        if keeps_text:  # Otherwise it is a string that was converted to the type.
-            yield Change(path, describe(value), describe(returned), isinstance(returned, bytes))
-    elif not is_same(value, returned) and kind is not type(returned):
-        yield Change(path, describe(value), describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
-    elif not is_same(value, returned) and kind.__eq__ is not _IDENTITY:
-        yield Change(path, describe(value), _describe_other(value), True)
-
-
-def _changes_of_mapping(value: Mapping[Any, Any], returned: Any, path: str, keeps_text: bool) -> Iterator[Change]:
-    """Changes of a dictionary.
-
-    ``returned`` may be an object of a class with fields, if that is the type.
-    """
-    is_mapping = isinstance(returned, Mapping)
-    names = None if is_mapping else field_names(returned)
-    if not is_mapping and names is None:
-        yield Change(path, describe(value), describe(returned), True)
-        return
-    for key, item in value.items():
-        place = f"{path}.{key}" if isinstance(key, str) else f"{path}[{key!r}]"
-        if names is not None:
-            if key not in names:
-                yield Change(place, describe(item), f"nothing: {type(returned).__name__} has no such field", True)
-            elif hasattr(returned, names[key]):
-                yield from find_changes(item, getattr(returned, names[key]), place, keeps_text=keeps_text)
-        elif key in returned:
-            yield from find_changes(item, returned[key], place, keeps_text=keeps_text)
-        elif len(value) != len(returned):
-            yield Change(place, describe(item), "nothing: two keys are the same string", True)
-        else:
-            yield Change(place, f"a key of type {type(key).__name__}", "text", False)
-
-
-def _changes_of_object(
-    value: Any, returned: Any, path: str, names: Mapping[str, str], keeps_text: bool
-) -> Iterator[Change]:
-    if isinstance(returned, Mapping):
-        yield Change(path, describe(value), "a dict", False)
-    elif type(value) is not type(returned):
-        yield Change(path, describe(value), describe(returned), True)
-        return
-    for stored_name, name in names.items():
-        if not hasattr(value, name):
-            continue
-        part, place = getattr(value, name), f"{path}.{name}"
+            yield from find_changes(item, stored, f"{path}[{index}]")
+    elif (names := field_names(value)) is not None and (isinstance(returned, Mapping) or kind is type(returned)):
         if isinstance(returned, Mapping):
-            if stored_name in returned:
-                yield from find_changes(part, returned[stored_name], place, keeps_text=keeps_text)
-        elif hasattr(returned, name):
-            yield from find_changes(part, getattr(returned, name), place, keeps_text=keeps_text)
-    if not isinstance(returned, Mapping):
-        yield from _changes_beside_fields(value, returned, path, keeps_text)
-
-
-def _changes_beside_fields(value: Any, returned: Any, path: str, keeps_text: bool) -> Iterator[Change]:
-    """Changes of a pydantic model's extra fields and private attributes.
-
-    Pydantic does not store private attributes.
-    """
-    extra, private = getattr(value, "__pydantic_extra__", None), getattr(value, "__pydantic_private__", None)
-    if extra:
-        yield from find_changes(extra, getattr(returned, "__pydantic_extra__", None) or {}, path, keeps_text=keeps_text)
-    kept = getattr(returned, "__pydantic_private__", None) or {}
-    for name, attribute in (private or {}).items():
-        if type(attribute).__eq__ is not _IDENTITY and not is_same(attribute, kept.get(name)):
-            yield Change(f"{path}.{name}", describe(attribute), "nothing (the attribute is private)", False)
+            yield Change(path, describe(value), "a dict", False)
+        for stored_name, name in names.items():
+            if isinstance(returned, Mapping):
+                if stored_name in returned and hasattr(value, name):
+                    yield from find_changes(getattr(value, name), returned[stored_name], f"{path}.{name}")
+            elif hasattr(value, name) and hasattr(returned, name):
+                yield from find_changes(getattr(value, name), getattr(returned, name), f"{path}.{name}")
+    elif is_same(value, returned) or isinstance(value, str):  # A string may have been converted to the type.
+        return
+    elif kind is not type(returned):
+        yield Change(path, describe(value), describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
+    elif kind.__eq__ is not _IDENTITY:
+        yield Change(path, describe(value), f"another {kind.__name__}", True)
 
 
 def field_names(value: Any) -> dict[str, str] | None:
@@ -265,14 +210,3 @@ def describe(value: Any) -> str:
         return "null" if value is None else str(value).lower()
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
-
-
-def _describe_other(value: Any) -> str:
-    """Describe an unequal value that comes back, with the reason if it is known."""
-    other = f"another {type(value).__name__}"
-    if isinstance(value, dt.time) and value.tzinfo is not None:
-        return f"{other}: JSON has no time zones for times without a date"
-    offset = value.utcoffset() if isinstance(value, dt.datetime) else None
-    if offset is not None and offset % dt.timedelta(minutes=1):
-        return f"{other}: JSON has no seconds in offsets; return it in UTC"
-    return other

@@ -25,7 +25,7 @@ from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.limits import MAX_NESTING
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
-from durably.serializers import Serializer, Unset
+from durably.values.codecs import Serializer, Unset
 
 from .codecs import Codec, SerializerCodec, TypeUnsupportedError, ValueRefusedError, codec_for
 from .json_values import Change, encode_checked

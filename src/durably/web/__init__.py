@@ -4,8 +4,12 @@
 modules read bodies up to a limit, find the mount point, route all paths and methods below it, and write responses.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Protocol
+
+from durably.errors import BodyInvalidError, BodyLengthMissingError, BodyTooLargeError
+from durably.protocol.limits import MAX_REQUEST_BYTES
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 """Methods that a server below a mount point answers, so that an unsupported one has the same response in each
@@ -49,3 +53,103 @@ def lower_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 def header_pairs(response: ServerResponse) -> Iterable[tuple[str, str]]:
     headers: Any = response.headers
     return headers.items() if isinstance(headers, Mapping) else headers
+
+
+_CHUNK_BYTES = 64 * 1024
+UNREADABLE = (BodyInvalidError, BodyLengthMissingError, BodyTooLargeError)
+"""Errors of the functions below. Adapters answer them with ``CommHandler.refuse``."""
+
+
+def check_size(size: int) -> None:
+    """Raises ``BodyTooLargeError``."""
+    if size > MAX_REQUEST_BYTES:
+        raise BodyTooLargeError(f"the request's body is larger than {MAX_REQUEST_BYTES} bytes")
+
+
+def check_length(content_length: str | None, check: Callable[[int], None] = check_size) -> None:
+    """Refuse a body by its ``content-length`` header, before any of it is read.
+
+    ``check`` refuses a size in bytes. The server handles a header that is not a number. Raises ``BodyTooLargeError``.
+    """
+    text = (content_length or "").strip()
+    if text.isascii() and text.isdigit():
+        check(int(text) if len(text) < 20 else sys.maxsize)
+
+
+def is_chunked(environ: Mapping[str, Any]) -> bool:
+    """Whether a WSGI request has a body of unknown length.
+
+    Such a body can be read until ``wsgi.input`` ends. Raises ``BodyLengthMissingError`` if the server does not end
+    ``wsgi.input``. PEP 3333 defines no such body, so the frameworks would take it for an empty one. gunicorn and
+    Werkzeug end it, and set ``wsgi.input_terminated``.
+    """
+    if environ.get("CONTENT_LENGTH") or not environ.get("HTTP_TRANSFER_ENCODING"):
+        return False
+    if not environ.get("wsgi.input_terminated"):
+        raise BodyLengthMissingError(
+            "the request has no Content-Length, and this WSGI server cannot read bodies without one "
+            "(Transfer-Encoding: chunked): let the proxy send Content-Length (nginx: proxy_request_buffering on), or "
+            "use a server that decodes chunked bodies, such as gunicorn"
+        )
+    return True
+
+
+def read_body(
+    read: Callable[[int], bytes],
+    content_length: str | None,
+    framework_errors: tuple[type[Exception], ...] = (),
+    check: Callable[[int], None] = check_size,
+) -> bytes:
+    """Read a whole body with ``read(size)``, which returns no bytes at the end.
+
+    ``check`` refuses a size in bytes. Its errors and ``framework_errors`` are raised unchanged, because the framework
+    answers them. Raises ``BodyTooLargeError``. Raises ``BodyInvalidError`` instead of each server's own error if the
+    body ends too early or its chunks are malformed.
+    """
+    if content_length is not None:
+        check_length(content_length)
+    chunks: list[bytes] = []
+    size = 0
+    raised: tuple[type[Exception], ...] = (BodyTooLargeError, *framework_errors)
+    try:
+        while chunk := read(_CHUNK_BYTES):
+            size += len(chunk)
+            check(size)
+            chunks.append(chunk)
+    except raised:
+        raise
+    except Exception as error:
+        raise _cannot_read(error) from None
+    return b"".join(chunks)
+
+
+async def read_chunks(
+    chunks: AsyncIterator[bytes],
+    content_length: str | None,
+    disconnect: type[Exception] = OSError,
+    check: Callable[[int], None] = check_size,
+) -> bytes:
+    """Read a whole body from its chunks.
+
+    ``disconnect`` is the framework's error for a disconnected client. ``check`` refuses a size in bytes. Raises the
+    errors of ``read_body``.
+    """
+    if content_length is not None:
+        check_length(content_length)
+    received: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in chunks:
+            size += len(chunk)
+            check(size)
+            received.append(chunk)
+    except disconnect as error:
+        raise _cannot_read(error) from None
+    return b"".join(received)
+
+
+def _cannot_read(error: Exception) -> BodyInvalidError:
+    return BodyInvalidError(
+        f"the request's body cannot be read ({type(error).__name__}): the client closed the connection too early, or "
+        "the body does not fit its headers"
+    )

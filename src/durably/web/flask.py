@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from durably.io.background_loop import iterate_sync
-from durably.io.bodies import read_body as read_in_chunks
+from durably.web import read_body as read_in_chunks
 
 from . import METHODS, ServerResponse, header_pairs
 

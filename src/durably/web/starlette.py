@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from durably.io.bodies import read_chunks
+from durably.web import read_chunks
 
 from . import ServerResponse
 

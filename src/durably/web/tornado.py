@@ -9,7 +9,7 @@ import tornado.iostream
 import tornado.web
 
 from durably.errors import BodyTooLargeError
-from durably.io.bodies import check_length
+from durably.web import check_length
 
 from . import ServerResponse, header_pairs
 

@@ -16,19 +16,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import RunStatus, decode_run_state
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned
+from durably.engine.core.run_state import Policy, RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.registry import Registry, SyncedFunction
 from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.schema import MIGRATIONS
+from durably.engine.sqlite.tables.flow import FlowStore
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.timers import load_timers
 from durably.engine.sqlite.transactions import bulk_operations, event_routing, operations, runs
-from durably.engine.sqlite.transactions.reruns import FromStep
 from durably.engine.sqlite.transactions.transaction import RunCache, Transaction, TransactionContext
+from durably.engine.sqlite.transactions.triggers import FromStep
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
@@ -100,7 +100,9 @@ class Histories(RuleBasedStateMachine):
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
         self.cache = RunCache()
-        self.context = TransactionContext(RunStore(self.db), policy, 10_000, self._random, self.cache, runs.cancel)
+        self.context = TransactionContext(
+            RunStore(self.db), FlowStore(self.db), policy, 10_000, self._random, self.cache, runs.cancel
+        )
 
     def teardown(self) -> None:
         try:
@@ -134,7 +136,7 @@ class Histories(RuleBasedStateMachine):
             case ControlsChanged(function_id, controls):
                 self.registry = self.registry.with_controls(function_id, controls)
             case ContinueBulkOperation(operation_id):
-                self._do(bulk_operations.continue_operation(operation_id))
+                self._do(functools.partial(bulk_operations.continue_operation, operation_id))
 
     def _make(self, calls: list[ScheduledCall]) -> None:
         for due in calls:
@@ -292,7 +294,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.cache.clear()
-        self.registry = Registry([_function(self.synced)], bulk_operations.read_controls(self.context.store, self.now))
+        self.registry = Registry([_function(self.synced)], bulk_operations.read_controls(self.db, self.now))
         self.under_way.clear()
         self._do(lambda transaction: operations.recover(transaction, self.context.store.runnable_runs()))
         self._fall_due()

@@ -7,8 +7,8 @@ import msgspec
 
 import durably
 from durably import Context, Debounce
+from durably.engine.core.flow.buckets import Pace
 from durably.engine.core.flow.config import read_flow
-from durably.engine.core.flow.rates import Pace
 from durably.engine.model.runs import RunStatus
 from durably.protocol.sync import FunctionConfig
 

@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from durably import Embedded
-from durably.cli.clients.http_client import SocketPool
+from durably.cli.client import SocketPool
 from durably.embedded.nodes import link, sockets
 from durably.embedded.nodes.sockets import ProtocolDetector
 from durably.engine.model.logs import SparseLog

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps, Returned
+from durably.engine.core.calls import Answer, ReportedOps, Returned
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Op, Opcode, Userland, hash_step_id

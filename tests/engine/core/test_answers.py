@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from durably.engine.core.answers import AnswerVerification, AttemptFailed, Returned, read_answer
+from durably.engine.core.calls import AnswerVerification, AttemptFailed, Returned, read_answer
 from durably.protocol.signatures import SentSignatures, sign, sign_answer
 
 NOW = 1_700_000_000

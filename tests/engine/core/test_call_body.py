@@ -7,7 +7,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.core.call_body import CallData, build_body, canonical_json, to_sign
+from durably.engine.core.calls import CallData, build_body, canonical_json, to_sign
 from durably.engine.core.run_state import Call
 from durably.protocol.signatures import canonicalize
 

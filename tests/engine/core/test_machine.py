@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.inputs import (
     AbortDeferred,
     Answered,
@@ -30,8 +30,7 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, start
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, RunState, RunStatus
+from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, Policy, RunState, RunStatus
 from durably.protocol.engine_errors import CheckpointInvalidError, StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS

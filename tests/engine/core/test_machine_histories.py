@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from durably.engine.core.answers import Answer, AttemptFailed, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, Unreached
 from durably.engine.core.inputs import (
     Answered,
     CancelRequested,
@@ -27,8 +27,7 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.machine import TRANSITIONS, advance, start
 from durably.engine.core.ops import REQUESTS
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, RunState, RunStatus, Wait, decode_run_state, encode_run_state
+from durably.engine.core.run_state import Call, Policy, RunState, RunStatus, Wait, decode_run_state, encode_run_state
 from durably.protocol.engine_errors import StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode

@@ -4,8 +4,8 @@ import datetime as dt
 
 import pytest
 
-from durably.engine.core.answers import ReportedOps, read_answer
-from durably.engine.core.policy import clip_retry_after, dev_backoff, standard_backoff, unreached_backoff
+from durably.engine.core.calls import ReportedOps, read_answer
+from durably.engine.core.run_state import clip_retry_after, dev_backoff, standard_backoff, unreached_backoff
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 

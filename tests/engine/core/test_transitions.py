@@ -8,8 +8,7 @@ import pytest
 from durably.engine.core import machine
 from durably.engine.core.inputs import Input, TimerFired
 from durably.engine.core.machine import TRANSITIONS, advance, start
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import RunStatus
+from durably.engine.core.run_state import Policy, RunStatus
 from durably.engine.core.transition import Transition
 
 PAGE = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()

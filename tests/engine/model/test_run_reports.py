@@ -10,8 +10,8 @@ import msgspec
 from aiohttp import web
 from yarl import URL
 
-from durably.cli.output.run_text import describe_attempts
-from durably.engine.api.dashboard.rendering.waterfall import lay_out
+from durably.cli.run_text import describe_attempts
+from durably.engine.api.dashboard.waterfall import lay_out
 from durably.engine.api.http.codec import decoder_of, from_wire
 from durably.engine.model.records import MAX_ERROR_TEXT
 from durably.engine.model.runs import FromStep, Relation, RunReport, RunStatus, Span, SpanKind, StepStatus, UpdateKind

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.core.answers import ReportedOps
+from durably.engine.core.calls import ReportedOps
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
 from durably.engine.sqlite.call_queue import RUN_REQUESTS, ReadyCalls

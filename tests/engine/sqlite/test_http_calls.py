@@ -11,9 +11,8 @@ import pytest
 import rfc8785
 from aiohttp import web
 
-from durably.engine.core import call_body
-from durably.engine.core.answers import Answer, AnswerVerification
-from durably.engine.core.call_body import CallData, build_body, to_sign
+from durably.engine.core import calls
+from durably.engine.core.calls import Answer, AnswerVerification, CallData, build_body, to_sign
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.settings import EngineSettings
@@ -362,13 +361,13 @@ async def test_a_large_call_is_canonicalised_off_the_event_loop(
         return steps.run("a", lambda: {"z": "x" * 20_000, "a": [1.50, 1e21, 2**60 + 1]})
 
     threads: list[threading.Thread] = []
-    canonicalize = call_body.canonicalize
+    canonicalize = calls.canonicalize
 
     def note_thread(body: bytes) -> bytes | None:
         threads.append(threading.current_thread())
         return canonicalize(body)
 
-    monkeypatch.setattr(call_body, "canonicalize", note_thread)
+    monkeypatch.setattr(calls, "canonicalize", note_thread)
     app.signing_key = KEY
     settings = msgspec.structs.replace(QUICK, signing_key=KEY)
     async with opened(path, settings) as engine:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.core.answers import Unreached
+from durably.engine.core.calls import Unreached
 from durably.engine.model.observers import EndedCall, Group, Observer
 from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.subscriptions import RunChange

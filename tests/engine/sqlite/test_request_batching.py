@@ -1,6 +1,6 @@
 """One answer to several calls that share a request."""
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call
 from durably.engine.sqlite.call_dispatch import answers_of
 from durably.engine.sqlite.outbox import ScheduledCall

@@ -1,19 +1,17 @@
 """Events that match nothing: stored, and reported with the nearest name."""
 
-import datetime as dt
 import logging
+from pathlib import Path
 
 import pytest
 
 from durably.engine.model.registry import Registry, SyncedFunction
-from durably.engine.model.runs import StoredEvent
 from durably.engine.model.unmatched import KnownNames, UnmatchedEvents, explain_unmatched
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.transactions.event_routing import EventOutcome, EventOutcomes
 from durably.protocol.events import Event
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, Trigger
 
-from ..conftest import run_to_end, send, step_is
+from ..conftest import opened, run_to_end, send, step_is
 from ..small_app import SmallApp, Steps
 
 NOTHING = "no function is triggered by it, and no run waits for it now"
@@ -152,26 +150,18 @@ async def test_functions_that_an_event_did_not_start_are_reported_with_the_reaso
     assert await notes_of(engine, first) == [ended, index]
 
 
-async def test_a_restarted_engine_does_not_claim_to_know(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_an_event_with_many_effects_names_the_first(path: Path, app: SmallApp) -> None:
     @app.function("waiter", event="go")
     def waiter(steps: Steps) -> object:
         return steps.wait_for_event("paid", "order/paid")
 
-    await engine.sync_app(app.sync_request())
-    (run,) = await engine.event_runs(await send(engine, "go"))
-    await step_is(engine, run.id, "paid", "waiting")
-    event = await engine.get_event(await send(engine, "order/paid"))
-    assert event is not None
-    later = EventOutcomes(since=round(event.received_at.timestamp() * 1000) + 1)
-    (note,) = later.explain(event, engine._transactions.registry, ["order/paid"])
-    assert "remembers that only for recent events" in note
-
-
-def test_many_outcomes_are_counted_and_the_oldest_forgotten() -> None:
-    outcomes = EventOutcomes(since=0)
-    outcomes.note({f"{number:04}": EventOutcome(["it ended the wait 'a' of the run r"], 3) for number in range(1001)})
-    at = dt.datetime.now(dt.UTC)
-    oldest, newest = (StoredEvent.of(id_, Event(name="e"), at) for id_ in ("0000", "1000"))
-    registry = Registry([], {})
-    assert "remembers" in outcomes.explain(oldest, registry, ["e"])[0]
-    assert outcomes.explain(newest, registry, ["e"])[1] == "it ended 2 more waits or runs"
+    async with opened(path) as engine:
+        await engine.sync_app(app.sync_request())
+        for _ in range(7):
+            (run,) = await engine.event_runs(await send(engine, "go"))
+            await step_is(engine, run.id, "paid", "waiting")
+        event_id = await send(engine, "order/paid")
+    async with opened(path) as engine:
+        notes = await notes_of(engine, event_id)
+    assert len(notes) == 6
+    assert notes[-1] == "it ended 2 more waits or runs"

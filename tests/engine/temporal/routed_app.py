@@ -11,8 +11,7 @@ import msgspec
 from temporalio.client import Client
 from ulid import ULID
 
-from durably.engine.core.answers import Answer, read_answer
-from durably.engine.core.call_body import CallData, build_body
+from durably.engine.core.calls import Answer, CallData, build_body, read_answer
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.engine import WorkflowEngine

@@ -16,8 +16,7 @@ from ulid import ULID
 import durably
 from durably.comm.handler import CommHandler
 from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.engine import WorkflowEngine

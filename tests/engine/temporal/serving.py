@@ -13,8 +13,7 @@ from temporalio.converter import DataConverter
 import durably
 from durably.comm.handler import CommHandler
 from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER

@@ -14,8 +14,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Returned
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import Durability, EngineSettings

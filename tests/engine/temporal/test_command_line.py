@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import durably
+from durably.cli.dev import DevOptions
+from durably.cli.dev import DevServer as CommandDevServer
 from durably.cli.group import durably as durably_command
-from durably.cli.output.text import Console
-from durably.cli.servers.dev_server import DevOptions
-from durably.cli.servers.dev_server import DevServer as CommandDevServer
+from durably.cli.text import Console
 from durably.engine.model.runs import RunUpdate, UpdateKind
 
 from ...temporal.dev_server import DevServer

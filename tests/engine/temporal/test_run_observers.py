@@ -1,4 +1,4 @@
-"""Metrics, the log of ends and alerts: the same on Temporal as on SQLite, for the runs that a process executes."""
+"""Metrics and the log of ends: the same on Temporal as on SQLite, for the runs that a process executes."""
 
 import asyncio
 import datetime as dt
@@ -17,9 +17,9 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client as TemporalClient
 
-from durably import Alerts, Client, Context, Embedded, EngineSettings, Event, TemporalEngine, TriggerEvent
+from durably import Client, Context, Embedded, EngineSettings, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.api.metrics.catalogue import CATALOGUE, Metric
+from durably.engine.api.metrics import CATALOGUE, Metric
 from durably.engine.core.inputs import EndRun
 from durably.engine.model.runs import Run
 from durably.engine.temporal.ids import run_workflow_id
@@ -27,7 +27,6 @@ from durably.engine.temporal.observers import RunChanges
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually
-from ..api.alerts.test_alerts import receiving
 
 QUICK: dict[str, Any] = {
     "backoff": lambda attempt, jitter: dt.timedelta(milliseconds=20),
@@ -218,16 +217,6 @@ async def test_the_end_of_each_run_is_logged(make_engine: MakeEngine, caplog: py
         ("ERROR", failed.id, "failed", failed.event_id),
     ]
     assert lines[1].getMessage().endswith(": ValueError: declined")
-
-
-async def test_a_failed_run_is_reported_to_a_webhook(make_engine: MakeEngine) -> None:
-    async with receiving() as receiver, opened(make_engine(alerts=Alerts(url=receiver.url))) as shop:
-        failed = await shop.run("pay")
-        async with asyncio.timeout(60):
-            body = await receiver.bodies.get()
-    assert f"{shop.id}-pay" in body["text"]
-    assert failed.id in body["text"]
-    assert "ValueError: declined" in body["text"]
 
 
 async def test_two_engines_of_a_process_with_one_app_count_separately(server: DevServer) -> None:

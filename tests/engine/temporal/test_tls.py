@@ -12,7 +12,7 @@ from durably import TemporalEngine
 from durably.temporal import TemporalCredentialsError
 
 from ...cli.conftest import Start, command_server, directory, start
-from ...cli.servers.test_start import KEYS, logged
+from ...cli.test_start import KEYS, logged
 from ...ports import free_port
 from ...temporal.dev_server import DevServer
 from ...temporal.tls import Authority, TLSFront

@@ -14,8 +14,7 @@ import durably.otel
 from durably import Client, Context, ContextSync, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.api.http.server import EngineServer
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
@@ -157,7 +156,7 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
         await ctx.step.sleep("nap", "1ms")
         await ctx.step.run("ship", lambda: None)
 
-    async with await EngineServer.open_on(open_engine, settings, port=0) as engine:
+    async with await EngineServer.open(open_engine, settings, port=0) as engine:
         async for app in served(engine, spans, is_blocking=False):
             app.serve(durable(app, order, fn_id="order"))
             await sync(app)

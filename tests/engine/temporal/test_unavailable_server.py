@@ -30,9 +30,13 @@ _DENIED = 7
 
 
 class DenyingServer:
-    """Describes itself, and denies all requests for a namespace, as Temporal does without a permission."""
+    """Describes itself, and denies all requests for a namespace, as Temporal does without a permission.
+
+    The connections of the first ``breaks`` requests for a namespace end without an answer.
+    """
 
     def __init__(self) -> None:
+        self.breaks = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -66,6 +70,9 @@ class DenyingServer:
             connection.send_headers(stream, headers)
             connection.send_data(stream, bytes(5))
             connection.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+        elif self.breaks:
+            self.breaks -= 1
+            raise ConnectionResetError
         else:
             denial = [("grpc-status", str(_DENIED)), ("grpc-message", "Request unauthorized.")]
             connection.send_headers(stream, [*headers, *denial], end_stream=True)
@@ -78,7 +85,9 @@ def denying() -> Iterator[DenyingServer]:
     server.close()
 
 
-async def test_a_denied_namespace_prevents_the_start_and_is_named(denying: DenyingServer) -> None:
+@pytest.mark.parametrize("breaks", [0, 3])
+async def test_a_denied_namespace_prevents_the_start_and_is_named(denying: DenyingServer, breaks: int) -> None:
+    denying.breaks = breaks
     app = App(TemporalEngine(denying.address, "orders"), "denied").serve(add_sync)
     with pytest.raises(TemporalCredentialsError, match=r"denies this app the namespace 'orders' \(PERMISSION_DENIED\)"):
         await within(app.engine.start())

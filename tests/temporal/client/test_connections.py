@@ -89,8 +89,6 @@ def test_a_name_whose_variables_would_be_ambiguous_is_refused(name: str) -> None
 
 def test_errors_name_the_variables_of_the_connection() -> None:
     billing = Temporal(f"127.0.0.1:{free_port()}", name="eu-billing", connect_timeout=timedelta(seconds=1))
-    with pytest.raises(TemporalSettingsError, match="set TEMPORAL_EU_BILLING_TASK_QUEUE"):
-        billing.sync.start_workflow("x", id="x")
     with pytest.raises(TemporalUnreachableError, match=r"\(TEMPORAL_EU_BILLING_ADDRESS\)"):
         _ = billing.sync.client
 

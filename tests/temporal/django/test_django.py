@@ -120,12 +120,12 @@ def test_a_workflow_starts_with_the_commit_and_not_after_a_rollback(server: DevS
                 return False
 
         with transaction.atomic():
-            start_on_commit(SleepingWorkflow.run, id=kept)
+            start_on_commit(SleepingWorkflow.run, id=kept, task_queue=temporal.task_queue)
             assert not exists(kept)
         assert exists(kept)
         try:
             with transaction.atomic():
-                start_on_commit(SleepingWorkflow.run, id=dropped)
+                start_on_commit(SleepingWorkflow.run, id=dropped, task_queue=temporal.task_queue)
                 raise ZeroDivisionError
         except ZeroDivisionError:
             pass
@@ -255,8 +255,8 @@ def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, data
             return sent.status_code
 
         from durably.temporal.django import connections
-        from durably.temporal.django.checks import check_codec_servers
-        assert check_codec_servers(None) == []
+        from durably.temporal.django.checks import codec_server_errors
+        assert list(codec_server_errors()) == []
         assert [ask(name, "codec") for name in (None, "reader", "admin")] == [401, 403, 200]
         assert [ask(name, "readers") for name in (None, "reader")] == [401, 200]
         namespaces = [{"X-Namespace": name} for name in ("default", "invoices", "other")]
@@ -265,7 +265,7 @@ def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, data
         settings.TEMPORAL = {}
         connections._made.clear()
         codec_urls()
-        [fault] = check_codec_servers(None)
+        [fault] = codec_server_errors()
         assert fault.id == "durably_temporal.E006" and "none of the project's connections" in fault.msg, fault
     """
     middleware = """

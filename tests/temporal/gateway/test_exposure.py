@@ -12,9 +12,8 @@ from temporalio.common import RawValue
 
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, FOR_USERS, Gateway, Operation, expose
-from durably.temporal.gateway.handlers import fields_of
-from durably.temporal.gateway.messages import answer
-from durably.temporal.gateway.models import Completed, Links
+from durably.temporal.gateway.inputs import fields_of
+from durably.temporal.gateway.messages import Completed, Links, answer
 
 from ..workflows import OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
 
@@ -116,22 +115,22 @@ def test_a_wrong_declaration_is_named(workflow: type, options: dict[str, Any], w
 
 
 def test_one_object_is_the_body_and_several_parameters_are_its_members() -> None:
-    one = expose(OrderWorkflow).arguments
-    [order] = one.spread(one.parse(b'{"order_id": "a", "amount": 1}'))
+    one = expose(OrderWorkflow).run
+    [order] = one.spread(one.body.parse(b'{"order_id": "a", "amount": 1}'))
     assert order.order_id == "a"
-    several = expose(SumWorkflow).arguments
-    assert several.spread(several.parse(b'{"pair": {"left": 1}}')) == [Pair(1), 1]
-    none = expose(SleepingWorkflow).arguments
-    assert none.spread(none.parse(b"")) == []
-    scalar = expose(GreetingWorkflow).arguments
-    assert scalar.spread(scalar.parse(b'{"name": "a"}')) == ["a", 1]
+    several = expose(SumWorkflow).run
+    assert several.spread(several.body.parse(b'{"pair": {"left": 1}}')) == [Pair(1), 1]
+    none = expose(SleepingWorkflow).run
+    assert none.spread(none.body.parse(b"")) == []
+    scalar = expose(GreetingWorkflow).run
+    assert scalar.spread(scalar.body.parse(b'{"name": "a"}')) == ["a", 1]
 
 
 def test_an_input_model_is_stricter_than_the_type_hints() -> None:
-    arguments = expose(GreetingWorkflow, input=Greeting, id="greet-{name}").arguments
-    assert arguments.spread(arguments.parse(b'{"name": "a", "times": 2}')) == ["a", 2]
+    arguments = expose(GreetingWorkflow, input=Greeting, id="greet-{name}").run
+    assert arguments.spread(arguments.body.parse(b'{"name": "a", "times": 2}')) == ["a", 2]
     with pytest.raises(ValueError, match="at most 5"):
-        arguments.parse(b'{"name": "abcdef"}')
+        arguments.body.parse(b'{"name": "abcdef"}')
 
 
 def test_id_templates_read_models_dataclasses_and_mappings() -> None:

@@ -99,45 +99,6 @@ async def test_a_query_without_a_worker_says_so(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
 
 
-async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, temporal: Temporal) -> None:
-    mark = uuid.uuid4().hex
-    places = {await start(gateway, order_id=f"{mark}-{number}") for number in range(3)}
-    client = await temporal.client()
-    await client.start_workflow(SleepingWorkflow.run, id=f"order-{mark}-other", task_queue="orders")
-    query = f"WorkflowId STARTS_WITH 'order-{mark}'"
-
-    async def are_listed() -> bool:
-        page = await ask(gateway, "GET", "orders", query=query)
-        return len(page.json["workflows"]) == 3
-
-    await async_eventually(are_listed, "three workflows are listed")
-    first = (await ask(gateway, "GET", "orders", query=query, page_size="2", status="running")).json
-    second = (await ask(gateway, "GET", "orders", query=query, status="running", page=first["next_page"])).json
-    found = [f"orders/{item['workflow_id']}" for page in (first, second) for item in page["workflows"]]
-    assert sorted(found) == sorted(places)
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"query": "WorkflowId = 'x') OR (WorkflowType = 'SleepingWorkflow'"},
-        {"query": "WorkflowId = 'x' ORDER BY StartTime"},
-        {"query": "WorkflowId = 'x"},
-        {"query": "Unknown = 1"},
-        {"query": "((("},
-        {"page": "AAAA"},
-        {"page": "QUFBQUFBQUFBQUFBQUFBQUFB"},
-        {"page": "?"},
-        {"page_size": "0"},
-        {"page_size": "many"},
-        {"status": "odd"},
-    ],
-    ids=str,
-)
-async def test_a_wrong_list_is_a_bad_request(gateway: Gateway, query: dict[str, str]) -> None:
-    assert (await ask(gateway, "GET", "orders", **query)).status == 400
-
-
 async def test_a_paused_workflow_can_be_listed_signalled_and_cancelled(gateway: Gateway, server: DevServer) -> None:
     place = await start(gateway)
     workflow_id = place.removeprefix("orders/")
@@ -146,9 +107,8 @@ async def test_a_paused_workflow_can_be_listed_signalled_and_cancelled(gateway: 
     assert (await ask(gateway, "GET", f"{place}/result")).status == 202
 
     async def is_listed() -> bool:
-        query = f"WorkflowId = '{workflow_id}'"
-        page = await ask(gateway, "GET", "orders", query=query, status="paused")
-        return [item["status"] for item in page.json["workflows"]] == ["paused"]
+        page = await ask(gateway, "GET", "orders", status="paused")
+        return workflow_id in [item["workflow_id"] for item in page.json["workflows"]]
 
     await async_eventually(is_listed, "the paused workflow is listed")
     assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
@@ -565,7 +525,7 @@ async def test_an_exception_in_authorize_refuses_the_request_and_is_logged(
 def test_each_refusal_of_the_server_has_its_status(code: RPCStatusCode, status: int) -> None:
     problem = to_problem(RPCError("at postgres://app:hush@db/x, token=hush", code, b""))
     assert problem.status == status
-    assert "hush" not in json.dumps(problem.document())
+    assert "hush" not in problem.response().body.decode()
     assert ("Retry-After" in problem.headers) == (status in (429, 503))
 
 

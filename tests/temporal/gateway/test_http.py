@@ -65,8 +65,8 @@ CASES: list[tuple[str, str, Any, str | None, int, str | None, str | None]] = [
     ("POST", "/orders", {**ORDER, "amount": "many"}, JSON, 400, "invalid-input", None),
     ("POST", "/orders/%00/cancel", {}, JSON, 400, "bad-request", None),
     ("GET", "/orders/x/queries/note?index=many", None, None, 400, "invalid-input", None),
-    ("GET", "/orders?page_size=many", None, None, 400, "bad-request", None),
-    ("GET", "/orders?status=odd", None, None, 400, "bad-request", None),
+    ("GET", "/orders?page_size=many", None, None, 400, "invalid-input", None),
+    ("GET", "/orders?status=odd", None, None, 400, "invalid-input", None),
     ("POST", "/orders", LARGE, JSON, 413, TOO_LARGE, None),
     ("POST", "/orders/x/signals/ship", LARGE, "text/plain", 413, TOO_LARGE, None),
 ]

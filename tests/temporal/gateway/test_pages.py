@@ -30,7 +30,7 @@ class Site:
     def __init__(self, temporal: Temporal, mark: str, **options: Any) -> None:
         self.temporal, self.mark, self.options = temporal, mark, options
         exposed = [
-            replace(exposure, definition=replace(exposure.definition, name=f"{exposure.name}-{mark}"))
+            replace(exposure, workflow_type=f"{exposure.name}-{mark}")
             for exposure in (
                 expose(SleepingWorkflow, name=name, operations=FOR_OPERATORS) for name in ("ours", "theirs")
             )
@@ -78,7 +78,7 @@ def site(temporal: Temporal) -> Site:
 
 
 async def test_a_page_token_of_a_list_is_bound_to_user_exposure_and_query(site: Site) -> None:
-    query = {"query": "WorkflowId != 'x'", "status": "running"}
+    query = {"started_after": "2020-01-01T00:00:00Z", "status": "running"}
     first = await site.ask("ours", page_size="1", **query)
     page = first.json["next_page"]
     seconds = [await each.ask("ours", page_size="2", page=page, **query) for each in (site, site.again())]
@@ -88,7 +88,7 @@ async def test_a_page_token_of_a_list_is_bound_to_user_exposure_and_query(site: 
         await site.ask("ours", principal=None, page=page, **query),
         await site.ask("theirs", page=page, **query),
         await site.ask("ours", page=page, status="running"),
-        await site.ask("ours", page=page, **{**query, "query": "WorkflowId != 'y'"}),
+        await site.ask("ours", page=page, **{**query, "started_after": "2020-01-02T00:00:00Z"}),
         await site.ask("ours", page=page, **{**query, "status": "completed"}),
         await site.ask(f"ours/ours-{site.mark}-0/history", page=page),
         await site.again(secret="another one, long enough").ask("ours", page=page, **query),
@@ -150,23 +150,20 @@ async def test_each_edit_of_a_page_is_refused(site: Site) -> None:
         assert (refused.status, refused.json["detail"]) == (400, REFUSAL), edited
 
 
-async def test_a_missing_secret_is_named_once_in_the_log_and_in_the_problem(
+async def test_a_missing_secret_is_named_in_the_log(
     site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     one, another = Site(site.temporal, site.mark), Site(site.temporal, site.mark)
     page = (await one.ask("ours", page_size="1")).json["next_page"]
     assert (await one.ask("ours", page=page)).status == 200
-    await one.ask("ours", page_size="1")
     [record] = caplog.records
     assert (record.levelno, "Gateway(secret=…)" in record.message, VARIABLE in record.message) == (
         logging.WARNING,
         True,
         True,
     )
-    refused = await another.ask("ours", page=page)
-    assert refused.status == 400
-    assert "another process of the app returned it" in refused.json["detail"]
+    assert (await another.ask("ours", page=page)).status == 400
 
 
 async def test_the_argument_precedes_the_variable_and_the_frameworks_secret(

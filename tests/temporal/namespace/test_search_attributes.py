@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
-from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+from temporalio.common import SearchAttributeKey
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal import Temporal, TemporalSettingsError
-from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
+from durably.temporal.gateway import Gateway, expose
 from durably.temporal.namespace import search_attributes
 
-from ...waiting import async_eventually, eventually
+from ...waiting import eventually
 from ..gateway.gateway_client import ask
 from ..workflows import OrderWorkflow, SleepingWorkflow
 
@@ -122,24 +122,6 @@ async def test_values_are_made_by_key(temporal: Temporal, caplog: pytest.LogCapt
     assert stored == {KNOWN.name: f"ada {order['order_id']}", NUMBER.name: 3.0}
 
 
-async def test_each_new_name_of_a_function_is_looked_for(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
-    await register_known(temporal)
-    missing, wrong_type = a_key(), SearchAttributeKey.for_keyword(NUMBER.name)
-    keys: list[SearchAttributeKey[Any]] = []
-    exposed = expose(
-        SleepingWorkflow,
-        name="flows",
-        search_attributes=lambda _: TypedSearchAttributes([SearchAttributePair(key, "x") for key in keys]),
-    )
-    gateway = Gateway(Temporal(temporal.settings.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
-    for each in ([], [missing], [wrong_type], [missing]):
-        keys[:] = each
-        await ask(gateway, None, "POST", "flows")
-    wait_for_log(caplog, f"expose(SleepingWorkflow) sets the search attribute {missing.name}, which is not registered")
-    wait_for_log(caplog, f"{wrong_type.name} as Keyword, and the namespace default has it as Double")
-    assert caplog.text.count(f"expose(SleepingWorkflow) sets the search attribute {missing.name}") == 1
-
-
 async def test_a_value_of_another_type_is_the_apps_error(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
     exposed = expose(SleepingWorkflow, name="flows", search_attributes={(key := a_key()): lambda _: 7})
     gateway = Gateway(temporal, [exposed], allow_anonymous=True)
@@ -158,29 +140,3 @@ async def test_a_value_of_another_type_is_the_apps_error(temporal: Temporal, cap
 def test_a_wrong_declaration_is_named(given: Any, words: str) -> None:
     with pytest.raises(TemporalSettingsError, match=words):
         expose(SleepingWorkflow, search_attributes=given)
-
-
-async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -> None:
-    """The client of this connection retries for so long that a retried call does not end in time."""
-    text = SearchAttributeKey.for_text("OwnText")
-    kinds = {text.name: IndexedValueType.INDEXED_VALUE_TYPE_TEXT}
-    await search_attributes.register(await temporal.client(), kinds, timedelta(seconds=10))
-    patient = RetryConfig(initial_interval_millis=100, max_elapsed_time_millis=600_000, max_retries=100_000)
-    own = Temporal(temporal.settings.address, task_queue="orders", retry_config=patient)
-    exposed = expose(SleepingWorkflow, name="flows", operations=FOR_OPERATORS)
-    gateway = Gateway(own, [exposed], allow_anonymous=True, limits=Limits(rpc_timeout=timedelta(seconds=20)))
-    # The store parses the string only if there are workflows to search.
-    started = (await ask(gateway, None, "POST", "flows")).json["workflow_id"]
-    found = f"WorkflowId = '{started}' AND NOT {text.name} = 'hi'"
-    await async_eventually(
-        lambda: ask(gateway, None, "GET", "flows", query=found),
-        "the workflow is found",
-        is_right=lambda answer: answer.json.get("workflows"),
-    )
-    query = f"{text.name} = 'say \"hi\"'"
-    listed = await ask(gateway, None, "GET", "flows", query=query)
-    batch = await ask(gateway, None, "POST", "flows/batch/cancel", {"query": query, "dry_run": True})
-    for refused in (listed, batch):
-        assert (refused.status, "double quote" in refused.json["detail"]) == (400, True)
-    assert (await ask(gateway, None, "GET", "flows", query="WorkflowId = 'a\"b'")).status == 200
-    await ask(gateway, None, "POST", f"flows/{started}/terminate")

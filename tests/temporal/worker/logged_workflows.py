@@ -7,7 +7,7 @@ from temporalio import activity, workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ApplicationError
 
-from durably.temporal.request_ids import current_request_id
+from durably.temporal.request_log import current_request_id
 
 
 @activity.defn

@@ -21,8 +21,7 @@ from durably.temporal import Temporal, Workers
 from durably.temporal.fast_api import router
 from durably.temporal.flask import blueprint
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.request_ids import RequestIdFilter, web_request
-from durably.temporal.request_log import RequestLogMiddleware
+from durably.temporal.request_log import RequestIdFilter, RequestLogMiddleware, web_request
 
 from ...variants import variants
 from ..dev_server import DevServer
@@ -80,7 +79,7 @@ def connection(server: DevServer) -> Iterator[Temporal]:
 def buy(connection: Temporal, order_id: str) -> str:
     """Run a workflow. Returns its id."""
     id = uuid.uuid4().hex
-    connection.sync.execute_workflow(BuyWorkflow.run, order_id, id=id)
+    connection.sync.execute_workflow(BuyWorkflow.run, order_id, id=id, task_queue=connection.task_queue)
     return id
 
 
@@ -99,7 +98,7 @@ def test_start_and_completion_are_logged_once_although_tasks_are_replayed(server
 def test_failures_are_logged_with_their_cause_and_without_secrets(connection: Temporal, lines: Lines) -> None:
     id = uuid.uuid4().hex
     with pytest.raises(WorkflowFailureError):
-        connection.sync.execute_workflow(BuyWorkflow.run, "declined", id=id)
+        connection.sync.execute_workflow(BuyWorkflow.run, "declined", id=id, task_queue=connection.task_queue)
     assert lines.of(id) == [("INFO", "started"), ("ERROR", "failed")]
     assert lines.of(f"{id}-child") == [("INFO", "started"), ("ERROR", "failed"), ("ERROR", "failed")]
     failed = [each for each in lines.records if getattr(each, "outcome", "") == "failed"]
@@ -110,7 +109,7 @@ def test_failures_are_logged_with_their_cause_and_without_secrets(connection: Te
 
 def test_an_id_cannot_forge_a_line(connection: Temporal, lines: Lines) -> None:
     id = f"{uuid.uuid4().hex}\nERROR forged"
-    connection.sync.execute_workflow(BuyWorkflow.run, "7", id=id)
+    connection.sync.execute_workflow(BuyWorkflow.run, "7", id=id, task_queue=connection.task_queue)
     [started, *_] = [each for each in lines.records if getattr(each, "workflow_id", None) == id]
     assert "\\nERROR forged" in started.getMessage()
     assert len(started.getMessage().splitlines()) == 1
@@ -128,7 +127,9 @@ def test_cancelled_and_continued_workflows_are_distinguished(connection: Tempora
     id = buy(connection, "again")
     outcomes = [outcome for _, outcome in lines.of(id)]
     assert outcomes == ["started", "continued_as_new", "started", "completed"]
-    handle = connection.sync.start_workflow(BuyWorkflow.run, "waits", id=uuid.uuid4().hex)
+    handle = connection.sync.start_workflow(
+        BuyWorkflow.run, "waits", id=uuid.uuid4().hex, task_queue=connection.task_queue
+    )
     handle.cancel()
     with pytest.raises(WorkflowFailureError):
         handle.result()
@@ -156,7 +157,9 @@ def post_flask(connection: Temporal, headers: dict[str, str]) -> str:
 def post_own(connection: Temporal, headers: dict[str, str]) -> str:
     """An app's own view, with its own request ids."""
     with web_request(headers["X-Request-ID"]):
-        return connection.sync.start_workflow(BuyWorkflow.run, "7", id=uuid.uuid4().hex).id
+        return connection.sync.start_workflow(
+            BuyWorkflow.run, "7", id=uuid.uuid4().hex, task_queue=connection.task_queue
+        ).id
 
 
 @pytest.mark.parametrize("post", variants([post_fast_api, post_flask, post_own], [post_own]))

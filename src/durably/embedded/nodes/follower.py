@@ -18,8 +18,7 @@ from durably.embedded.worker import LocalWorker
 from durably.engine.api.http.codec import decoder_of, from_wire
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation, base_of, operations_of
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Returned, Unreached
 from durably.errors import Error
 from durably.protocol.engine_errors import DatabaseLostError, EngineClosedError, EngineError
 from durably.protocol.opcodes import Op

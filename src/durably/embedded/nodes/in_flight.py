@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import CallData
 
 _RECORD_BYTES = 160
 _FREE = b" " * _RECORD_BYTES

@@ -55,7 +55,7 @@ from durably.protocol.events import EventReceipt, SendBody
 from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 
-from .metrics.catalogue import Metric
+from .metrics import Metric
 from .operations import Access, Operation, blocking, operation
 
 T = TypeVar("T")

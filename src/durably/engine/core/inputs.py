@@ -10,7 +10,7 @@ import msgspec
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
-from .answers import Answer
+from .calls import Answer
 from .run_state import Call, RunStatus
 
 

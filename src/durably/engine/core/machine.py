@@ -20,7 +20,7 @@ from durably.protocol.engine_errors import CheckpointInvalidError, OpInvalidErro
 from durably.protocol.errors import ErrorCode, ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 
-from .answers import AttemptFailed, ReportedOps, Returned, Unreached
+from .calls import AttemptFailed, ReportedOps, Returned, Unreached
 from .inputs import (
     Answered,
     AnsweredTogether,
@@ -51,8 +51,7 @@ from .ops import (
     step_name,
     target_not_found,
 )
-from .policy import Policy
-from .run_state import MACHINE_VERSION, Call, RunState, RunStatus, Wait
+from .run_state import MACHINE_VERSION, Call, Policy, RunState, RunStatus, Wait
 from .transition import RunOverflow, Transition, encode_error, error_memo, excerpt
 
 INVOKE_TIMED_OUT = ErrorData(

@@ -13,11 +13,10 @@ from durably.protocol.engine_errors import OpInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 
-from .answers import ReportedOps
+from .calls import ReportedOps
 from .expressions import ExpressionInvalidError, compile_expression
 from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
-from .policy import clip_retry_after
-from .run_state import Call, Deferred, RunStatus, Wait
+from .run_state import Call, Deferred, RunStatus, Wait, clip_retry_after
 from .transition import Transition, data_memo, error_memo
 
 

@@ -7,8 +7,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
 from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, FailedAttempt, MakeCall, WriteMemo
-from .policy import Policy
-from .run_state import MACHINE_VERSION, Call, RunState, RunStatus, Wait
+from .run_state import MACHINE_VERSION, Call, Policy, RunState, RunStatus, Wait
 
 _ERROR_EXCERPT_LENGTH = 300
 

@@ -12,8 +12,20 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unreached, failed, read_answer
-from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, job_id_of, to_sign
+from durably.engine.core.calls import (
+    Answer,
+    AnswerVerification,
+    CallData,
+    Refuse,
+    Unreached,
+    build_body,
+    canonical_call,
+    canonical_json,
+    failed,
+    job_id_of,
+    read_answer,
+    to_sign,
+)
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind, trace_headers
 from durably.protocol.limits import MAX_REQUEST_BYTES

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer
+from durably.engine.core.calls import Answer
 from durably.protocol.text import get_logger
 
 from .runs import UpdateKind

@@ -72,6 +72,10 @@ class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int = 0
 
     @property
+    def ended(self) -> int:
+        return self.completed + self.failed + self.cancelled + self.skipped
+
+    @property
     def open_failures(self) -> int:
         """Failed runs without a completed rerun."""
         return max(self.failed - self.replayed, 0)

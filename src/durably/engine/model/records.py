@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from durably.engine.core.answers import ReportedOps
+from durably.engine.core.calls import ReportedOps
 from durably.engine.core.inputs import Answered, AnsweredTogether, Checkpointed, Input, MakeCall, MakeRequest, WriteMemo
 from durably.engine.core.run_state import RunState
 from durably.engine.core.transition import excerpt

@@ -13,8 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from durably.engine.api.alerts.settings import Alerts
-from durably.engine.core.policy import Backoff, Policy, dev_backoff, unreached_backoff
+from durably.engine.core.run_state import Backoff, Policy, dev_backoff, unreached_backoff
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
 from durably.protocol.options import check_count, check_text, check_texts, check_time_span, check_type
@@ -105,7 +104,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     - ``durability``: the data that survives a power failure.
     - ``close_grace``: the time that calls under way may take to end when the engine stops.
     - ``retention``: the time for which ended runs are kept, and events that no run needs; ``None`` keeps them forever.
-    - ``alerts``: reports of runs that have finally failed, to a webhook or by e-mail.
     - ``tracing``: the recipient of spans; see ``durably.otel``.
     - ``log_runs``: whether the end of each run is logged to ``durably.runs``.
     - ``temporal_ui``: the address of Temporal's UI, such as ``http://localhost:8233``, for links to runs.
@@ -129,7 +127,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     durability: Durability = Durability.FULL
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
     retention: dt.timedelta | None = None
-    alerts: Alerts | None = None
     tracing: EngineTracing | None = None
     log_runs: bool = False
     temporal_ui: str | None = None
@@ -161,7 +158,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         check_texts(self.unsigned_apps, "EngineSettings.unsigned_apps", 'frozenset({"shop"})')
         check_type(self.server_kind, "EngineSettings.server_kind", ServerKind, "a ServerKind")
         check_type(self.durability, "EngineSettings.durability", Durability, "a Durability, such as Durability.NORMAL")
-        check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
         check_type(self.clock, "EngineSettings.clock", Clock, "a clock with the methods of SystemClock")
         check_type(
             self.tracing, "EngineSettings.tracing", (EngineTracing, NoneType), "an EngineTracing (see durably.otel)"

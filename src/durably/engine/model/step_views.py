@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from durably.engine.core.call_body import job_id_of
+from durably.engine.core.calls import job_id_of
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState, Wait
 from durably.protocol.opcodes import Opcode, hash_step_id

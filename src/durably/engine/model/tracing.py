@@ -10,8 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.run_state import RunStatus
 
 

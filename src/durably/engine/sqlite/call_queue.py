@@ -7,7 +7,7 @@ from functools import partial
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps
+from durably.engine.core.calls import Answer, ReportedOps
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.protocol.opcodes import read_timing
 

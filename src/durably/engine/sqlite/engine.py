@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -13,9 +14,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from durably.engine.api.counters import EngineState, read_gauges
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.api.metrics.instruments import EngineState, read_gauges
+from durably.engine.api.metrics import Metric
 from durably.engine.core.expressions import Expression
 from durably.engine.model.events import CheckedEvent, IdSeed, check_event
 from durably.engine.model.http_call import Caller, HttpCaller
@@ -82,7 +83,6 @@ from .queries import run_report, views
 from .runtime import Runtime
 from .transactions import annotations, bulk_operations, event_routing, operations
 from .transactions.bulk_operations import check_condition, check_selection, check_statuses
-from .transactions.event_routing import EventOutcomes
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
@@ -111,7 +111,6 @@ class SqliteEngine(LocalEngine):
         )
         self._unmatched = UnmatchedEvents()
         self._started_at = self._settings.clock.now()
-        self._outcomes = EventOutcomes(self._started_at)
 
     @classmethod
     async def open(
@@ -217,8 +216,6 @@ class SqliteEngine(LocalEngine):
         sent = await self._transactions.transact(
             functools.partial(event_routing.send, events=checked, seed=id_seed, sender=sender, traceparent=traceparent)
         )
-        if sent.outcomes:
-            self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
         awaited = await self._reader.read(views.awaited_names)
@@ -287,8 +284,10 @@ class SqliteEngine(LocalEngine):
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        awaited = await self._reader.read(views.awaited_names)
-        return self._outcomes.explain(event, self._transactions.registry, awaited)
+        notes, awaited = await self._reader.read(
+            lambda connection: (_read_notes(connection, event.id), views.awaited_names(connection))
+        )
+        return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
         first_call_at = self._runtime.call_dispatcher.first_call_at
@@ -638,7 +637,7 @@ class SqliteEngine(LocalEngine):
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
-        return [*runtime.observers.read(), *counters.read_store(), *gauges]
+        return [*counters.read(), *counters.read_store(), *gauges]
 
     # updates
 
@@ -658,3 +657,8 @@ async def _read_condition(text: str | None, *, has_output: bool = False) -> Expr
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:
     return None if body is None else msgspec.Raw(body)
+
+
+def _read_notes(connection: sqlite3.Connection, event_id: str) -> list[str]:
+    row = connection.execute("SELECT notes FROM events WHERE id = ?", (event_id,)).fetchone()
+    return msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []

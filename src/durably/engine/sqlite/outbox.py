@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from durably.engine.core.call_body import CallData
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.calls import CallData
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
 from durably.engine.model.registry import FunctionControls, SyncedFunction

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.flow.cron import Schedule
+from durably.engine.core.flow.config import Schedule
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import (
     App,
@@ -31,7 +31,6 @@ from durably.engine.sqlite.queries.functions import PlannedSchedule, percentile,
 from durably.engine.sqlite.queries.loads import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
 from durably.engine.sqlite.queries.views import awaited_names, list_apps
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.tables.apps import read_syncs
 from durably.engine.sqlite.tables.counts import (
     COLUMNS,
     DAY,
@@ -43,13 +42,13 @@ from durably.engine.sqlite.tables.counts import (
     QUARTER,
     QUARTERS_FOR,
 )
+from durably.engine.sqlite.writer import Transactions
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from . import concerns
 from .call_dispatch import CallDispatcher
 from .call_queue import CallLoad
 from .statistics import Statistics
-from .transactions.transact import Transactions
 
 _STEPS = (1, 5, QUARTER, HOUR, 3 * HOUR, 6 * HOUR, DAY)
 _MOST_INTERVALS, _MOST_OF_FUNCTION = 150, 30
@@ -181,7 +180,7 @@ class Overviews:
         )
 
     async def app_reports(self) -> list[AppReport]:
-        apps, syncs = await self._reader.read(lambda connection: (list_apps(connection), read_syncs(connection)))
+        apps, syncs = await self._reader.read(_read_apps)
         return [self._app_report(app, syncs.get(app.id)) for app in apps]
 
     def _app_report(self, app: App, sync: bytes | None) -> AppReport:
@@ -306,3 +305,8 @@ def run_counts(
         )
         for minute, numbers in sums.items()
     ]
+
+
+def _read_apps(connection: sqlite3.Connection) -> tuple[list[App], dict[str, bytes]]:
+    """The apps, and the reports of their last syncs (JSON)."""
+    return list_apps(connection), dict(connection.execute("SELECT app_id, sync FROM app_syncs"))

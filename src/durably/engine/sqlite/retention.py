@@ -8,12 +8,11 @@ from collections.abc import Iterable
 import msgspec
 
 from durably.engine.model.settings import Clock, Timer
+from durably.engine.sqlite.writer import Transactions
 from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
-
-from .transactions.transact import Transactions
 
 _RUNS_AT_ONCE = 100
 _EVENTS_AT_ONCE = 500

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from durably.engine.api.run_observers import RunObservers
+from durably.engine.api.counters import RunObservers
 from durably.engine.model.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.model.registry import Registry
 from durably.engine.model.requests import OutboundClient
@@ -19,8 +19,9 @@ from durably.engine.model.tracing import EndedRun
 from durably.engine.sqlite.database import explain, is_busy, open_database, refuse_foreign, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.tables.flow import FlowStore
 from durably.engine.sqlite.tables.runs import RunStore
-from durably.engine.sqlite.writer import Writer
+from durably.engine.sqlite.writer import Transactions, Writer
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -31,7 +32,7 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from .call_dispatch import CallDispatcher
+from .call_dispatch import CallDispatcher, StepRequests
 from .changes import ChangeFeed
 from .outbox import (
     ContinueBulkOperation,
@@ -47,11 +48,9 @@ from .outbox import (
 )
 from .retention import PurgeStore, Retention
 from .statistics import Statistics
-from .step_requests import StepRequests
 from .timers import Loaded, Timers, load_timers
 from .transactions import bulk_operations, operations, runs
-from .transactions.bulk_operations import read_controls
-from .transactions.transact import Transactions
+from .transactions.bulk_operations import open_bulk_operations, read_controls
 from .transactions.transaction import RunCache, Transaction, TransactionContext
 
 _LOAD_LIMIT = 10_000
@@ -95,6 +94,7 @@ class Runtime:
             self._writer,
             TransactionContext(
                 store,
+                FlowStore(connection),
                 make_policy(settings),
                 settings.max_event_bytes,
                 settings.entropy,
@@ -102,7 +102,7 @@ class Runtime:
                 runs.cancel,
                 settings.tracing,
             ),
-            Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
+            Registry.from_rows(operations.read_functions(connection), read_controls(connection, settings.clock.now())),
             settings.clock,
         )
         self.observers = RunObservers(settings)
@@ -194,7 +194,6 @@ class Runtime:
         self.transactions.close()
         await self._writer.close()
         await self.statistics.close()
-        await self.observers.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)
@@ -225,11 +224,12 @@ class Runtime:
 
         They are repeated under new generations.
         """
-        moving, open_bulk_operations = self._store.runnable_runs(), self._store.apps.open_bulk_operations()
-        groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
+        lost, operation_ids = self._store.runnable_runs(), open_bulk_operations(self._connection)
+        groups = [lost[start : start + _RECOVERED_TOGETHER] for start in range(0, len(lost), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
-        for operation_id in open_bulk_operations:
-            self.transactions.transact_in_background(bulk_operations.continue_operation(operation_id))
+        for operation_id in operation_ids:
+            work = functools.partial(bulk_operations.continue_operation, operation_id)
+            self.transactions.transact_in_background(work)
 
     async def _recover_together(self, run_keys: list[int]) -> None:
         """Recover runs. A run that cannot be recovered does not affect the others."""
@@ -283,7 +283,8 @@ class Runtime:
                     if self.settings.tracing is not None:
                         self.settings.tracing.run_ended(message)
                 case ContinueBulkOperation():
-                    self.transactions.transact_in_background(bulk_operations.continue_operation(message.operation_id))
+                    work = functools.partial(bulk_operations.continue_operation, message.operation_id)
+                    self.transactions.transact_in_background(work)
                 case _:
                     self._timers.add(message.due, message)
         if calls:

@@ -30,7 +30,7 @@ CREATE TABLE pauses (function_id TEXT PRIMARY KEY, paused_at INTEGER NOT NULL) W
 
 -- sender_id is the id that the sender gave, if any; body the event as functions get it, JSON. origin is the run that
 -- sent it (JSON, see run_state.Origin), traceparent the sender's trace context (W3C). ended is the number of waits and
--- runs that the event has ended; NULL if none.
+-- runs that the event has ended, NULL if none; notes are sentences on that, and on runs that it did not start (JSON).
 CREATE TABLE events (
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -40,7 +40,8 @@ CREATE TABLE events (
     body BLOB NOT NULL,
     origin BLOB,
     traceparent TEXT,
-    ended INTEGER
+    ended INTEGER,
+    notes BLOB
 );
 CREATE INDEX events_by_name ON events (name, key);
 CREATE INDEX events_by_sender_id ON events (sender_id, received_at) WHERE sender_id IS NOT NULL;

@@ -34,11 +34,10 @@ from durably.engine.sqlite.tables.counts import (
     put_counts,
     stored_counts,
 )
+from durably.engine.sqlite.writer import Transactions
 from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
-
-from .transactions.transact import Transactions
 
 _SETTLE_MILLISECONDS = 5_000
 """Delay after which a minute is complete: the commits of its transactions have been counted by then."""
@@ -189,7 +188,7 @@ class Statistics(Observer):
                 join_counts(connection, until)
 
         try:
-            stored = self._transactions.transact(lambda transaction: store(transaction.store.connection))
+            stored = self._transactions.transact(lambda transaction: store(transaction.connection))
         except EngineClosedError:
             return
         stored.add_done_callback(lambda future: self._stored(future, until))

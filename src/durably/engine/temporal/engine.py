@@ -15,9 +15,8 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.core.answers import Answer, Unreached, shorten_op_error
-from durably.engine.core.call_body import CallData, generation_of_checkpoint
+from durably.engine.api.metrics import Metric
+from durably.engine.core.calls import Answer, CallData, Unreached, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
 from durably.engine.model.rows import MemoRow
 from durably.protocol.errors import ErrorData

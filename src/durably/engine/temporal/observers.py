@@ -1,4 +1,4 @@
-"""Changes of runs for metrics, the log, alerts and spans: workflows report them, and the process publishes them.
+"""Changes of runs for metrics, the log and spans: workflows report them, and the process publishes them.
 
 No run depends on them. A module variable is the only access of workflows to their process. A replay reports nothing. A
 task is executed again, and reports again, if the server refuses it because an event came during it, or gives it to a
@@ -17,10 +17,9 @@ from importlib.metadata import version
 import msgspec
 from temporalio import activity, workflow
 
-from durably.engine.api.metrics.catalogue import Metric, Sample
-from durably.engine.api.run_observers import RunObservers
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.api.counters import RunObservers
+from durably.engine.api.metrics import Metric, Sample
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.inputs import (
     AwaitEvent,
     AwaitSignal,
@@ -220,7 +219,7 @@ _logger = get_logger("durably.engine")
 
 
 class ProcessMonitor:
-    """The metrics, updates, log lines and alerts of the runs and calls of one process."""
+    """The metrics, updates and log lines of the runs and calls of one process."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._observers = RunObservers(settings)
@@ -330,20 +329,19 @@ class ProcessMonitor:
         for function_id, calls in self._in_flight.items():
             in_flight[self._observers.counters.label_of(function_id)] += calls
         return [
-            *self._observers.read(),
+            *self._observers.counters.read(),
             Metric("calls_in_flight", [Sample((label,), calls) for label, calls in in_flight.items()]),
             Metric("start_time_seconds", [Sample((), self._started_at)]),
             Metric("build_info", [Sample((version("durably"),), 1)]),
         ]
 
     async def close(self) -> None:
-        """End the updates, and send the last alerts, for at most 2 s."""
+        """End the updates."""
         if self._stop_listening is not None:
             self._stop_listening()
         for report in list(self._ends.values()):
             self._publish_end(report)
         self._updates.close()
-        await self._observers.close()
 
 
 def _delay_of(call: CallInput) -> int:

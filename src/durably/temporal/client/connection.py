@@ -3,31 +3,37 @@
 There is one client per process. A ``Temporal`` is created at import time, before any event loop and before a fork, even
 if the server is unreachable. The first use connects, on the background event loop. The client then serves every event
 loop and thread of the process, and reconnects by itself.
+
+There is also one ``temporalio`` runtime per process. It is a pool of native threads, which do not exist in a forked
+child. A client of the parent's runtime never answers in a child, and freeing it would wait for those threads forever.
+So a child starts its own runtime, and never frees what it inherited.
 """
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
+import functools
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import workflow
 from temporalio.client import Client, Interceptor, Plugin, SchedulePolicy, ScheduleSpec
 from temporalio.common import MetricMeter, SearchAttributeKey
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
+from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
 from durably.io.background_loop import get_background_loop
-from durably.protocol.options import check_function, check_switch, check_text, check_time_span, check_type
-from durably.protocol.text import get_logger, printable
 from durably.temporal.compat import never_free
 from durably.temporal.declarations import (
     ScheduleDeclaration,
@@ -40,12 +46,11 @@ from durably.temporal.declarations import (
 )
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.namespace.search_attributes import DeclaredAttribute, log_errors
-from durably.temporal.settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
+from durably.temporal.settings import ConnectionSettings, check_address, prefix_of, resolve
 from durably.temporal.worker.workers import Lifespan
 
-from .connect_failures import cause_to_show, connect_error, unreachable
+from .connect_failures import connect_error, unreachable
 from .interceptors import CallInterceptor, tracing_interceptor
-from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
 from .sync import SyncClient
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
@@ -54,10 +59,11 @@ WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000
 DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
 DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
 
-_logger = get_logger("durably.temporal")
+RuntimeFactory = Callable[[], Runtime]
 
 
-T = TypeVar("T")
+def plain_runtime() -> Runtime:
+    return Runtime(telemetry=TelemetryConfig())
 
 
 @dataclass(frozen=True)
@@ -73,20 +79,6 @@ class Health:
     problem: str | None = None
 
 
-def _listed(given: Iterable[T], argument: str) -> list[T]:
-    """The items of a list.
-
-    Raises ``TypeError`` for a value that is not a list, and for items that cannot be interceptors or plugins.
-    """
-    if isinstance(given, str | bytes | Mapping | type) or not isinstance(given, Iterable):
-        raise TypeError(f"{argument} must be a list, not a value of type {type(given).__name__}")
-    items = list(given)
-    for item in items:
-        if isinstance(item, str | bytes | int | float | type | None):
-            raise TypeError(f"{argument} must be a list of objects with the methods of {argument}, and has {item!r}")
-    return items
-
-
 class Temporal:
     """An app's connection to Temporal.
 
@@ -94,12 +86,12 @@ class Temporal:
     and the framework's settings; see ``durably.temporal.settings``.
 
     - ``address``: ``host:port``.
-    - ``task_queue``: the default for starts of workflows.
+    - ``task_queue``: the default of workers and of the gateway.
     - ``data_converter``: by default the pydantic one if pydantic is installed.
     - ``encryption``: a codec for the converter, which also hides the messages of failures. By default it is made of the
       settings' encryption keys, if there are any.
     - ``deployment_name``, ``build_id``, ``versioning_behavior`` (``pinned``, ``auto-upgrade``): the version of the
-      app's workers; see ``durably.temporal.worker.deployments``.
+      app's workers.
     - ``tracing``: makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
     - ``runtime``: makes the process's ``temporalio`` runtime, with its telemetry.
     - ``retry_config``: limits the retries of calls while the server is unreachable.
@@ -144,8 +136,10 @@ class Temporal:
         name: str | None = None,
         same_server_as: "Temporal | None" = None,
     ) -> None:
-        texts = {"name": name, "profile": profile, "identity": identity}
+        if encryption is not None and not isinstance(encryption, PayloadCodec):  # Nothing would be encrypted.
+            raise TypeError(f"encryption must be a PayloadCodec, such as EncryptionCodec(…), not {type(encryption)!r}")
         self.name = name
+        self.variable_prefix = prefix_of(name)
         self._same_server_as = same_server_as
         self._arguments = {
             "address": address,
@@ -158,40 +152,18 @@ class Temporal:
             "build_id": build_id,
             "versioning_behavior": versioning_behavior,
         }
-        for argument, value in (texts | self._arguments).items():
-            if argument not in ("tls", "rpc_metadata"):
-                check_text(value, argument)
-                if value is not None and printable(value) != value:
-                    raise ValueError(f"{argument} must be one line of printable characters")
-        self._check_types(tls, rpc_metadata, config_file, same_server_as)
-        check_switch(tracing, "tracing")
-        check_function(runtime, "runtime")
-        check_function(configuration, "configuration")
-        interceptors, plugins = _listed(interceptors, "interceptors"), _listed(plugins, "plugins")
-        if data_converter is not None:
-            check_type(data_converter, "data_converter", DataConverter, "a DataConverter(…)")
-        if retry_config is not None:
-            check_type(retry_config, "retry_config", RetryConfig, "a RetryConfig(…)")
-        if keep_alive_config is not None:
-            check_type(keep_alive_config, "keep_alive_config", KeepAliveConfig, "a KeepAliveConfig(…)")
-        check_time_span(connect_timeout, "connect_timeout")
-        if rpc_timeout is not None:
-            check_time_span(rpc_timeout, "rpc_timeout")
-        self.variable_prefix = prefix_of(name)
         self._profile = profile
         self._config_file = config_file
         self._configuration = configuration
         self._given_converter = data_converter
-        if encryption is not None and not isinstance(encryption, PayloadCodec):  # Nothing would be encrypted.
-            raise TypeError(f"encryption must be a PayloadCodec, such as EncryptionCodec(…), not {type(encryption)!r}")
         self._encryption = encryption
         traced = [tracing_interceptor()] if tracing else []
         self.interceptors = [CallInterceptor(self.client, rpc_timeout), *traced, *interceptors]
         self.plugins = plugins
         self._identity = identity
-        self._retry_config = retry_config
         self._keep_alive_config = keep_alive_config
-        self._connect_timeout = connect_timeout
+        self._retry_config = retry_config
+        self._connect_timeout = connect_timeout.total_seconds()
         self._own_runtime = runtime
         self.workers: list[WorkerDeclaration] = []
         self.schedules: list[ScheduleDeclaration] = []
@@ -201,22 +173,6 @@ class Temporal:
         self._override: Client | None = None
         self._reset()
         _connections.add(self)
-
-    @staticmethod
-    def _check_types(
-        tls: object, rpc_metadata: Mapping[str, str] | None, config_file: object, same_server_as: object
-    ) -> None:
-        """Raises ``TypeError``. A string such as ``"false"`` would turn TLS on."""
-        if tls is not None and not isinstance(tls, bool):
-            check_type(tls, "tls", TLSConfig, "True, False or a TLSConfig(…)")
-        if rpc_metadata is not None:
-            check_type(rpc_metadata, "rpc_metadata", Mapping, 'a mapping, such as {"header": "value"}')
-            if not all(isinstance(value, str | bytes) for value in rpc_metadata.values()):
-                raise TypeError("rpc_metadata must be a mapping of strings to strings")
-        if config_file is not None:
-            check_type(config_file, "config_file", (str, os.PathLike), "the path of a file")
-        if same_server_as is not None:
-            check_type(same_server_as, "same_server_as", Temporal, "a Temporal(…)")
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -228,6 +184,8 @@ class Temporal:
             if inherited is not None:
                 never_free(inherited)
         self._reset()
+
+    # Declarations and settings
 
     def configure(self, configuration: Callable[[], Mapping[str, Any]]) -> None:
         """Set the source of the framework's settings, which is read at first use.
@@ -319,53 +277,32 @@ class Temporal:
         if self._client is not None:
             self._check_attributes(self._client, added)
 
-    def serve_metrics(self, address: str, *, processes: int = 1) -> None:
-        """Serve the process's metrics to Prometheus at ``http://{address}/metrics``.
-
-        ``address`` is ``host:port``. If several ``processes`` of a web server call this, each takes the next free port.
-        Raises ``TemporalSettingsError`` for an invalid address, and if a ``runtime`` was given, which has its own
-        telemetry.
-        """
-        if self._own_runtime is not plain_runtime:
-            raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
-        check_address(address, "the address to serve metrics at", to_listen_at=True)
-        if processes < 1:
-            raise TemporalSettingsError(f"metrics are served by one process or more, not by {processes}")
-        self._own_runtime = measured_runtime(address, processes)
-
-    @property
-    def _runtime(self) -> RuntimeFactory:
-        """The runtime. Connections to one server share its metrics."""
-        if self._own_runtime is plain_runtime and self._same_server_as is not None:
-            return self._same_server_as._runtime
-        return self._own_runtime
-
-    @property
-    def meter(self) -> MetricMeter:
-        """The meter of the process's metrics, for the app's own metrics too.
-
-        Without an exporter it does nothing. Raises ``TemporalSettingsError`` if the runtime cannot be started.
-        """
-        return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
+    def _check_attributes(self, client: Client, declared: Sequence[DeclaredAttribute]) -> None:
+        """Check search attributes in the background, so that no request waits for it."""
+        if declared:
+            get_background_loop().submit(log_errors(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
 
     @cached_property
     def settings(self) -> ConnectionSettings:
-        """Raises ``TemporalSettingsError``. Logs a warning for each misspelt variable."""
-        self._warn_of_misspelt_variables()
-        framework = self._configuration() if self._configuration is not None else {}
+        """The settings, read at first use. Raises ``TemporalSettingsError``."""
         return resolve(
             self._arguments,
-            framework,
+            self._configuration() if self._configuration is not None else {},
             profile=self._profile,
             config_file=self._config_file,
             name=self.name,
             same_server_as=None if self._same_server_as is None else self._same_server_as.settings,
         )
 
-    def _warn_of_misspelt_variables(self) -> None:
-        others = [each.variable_prefix for each in _connections]
-        for variable, meant in misspelt_variables(self.name, os.environ, others).items():
-            _logger.warning("The environment variable %s is not used. Is %s meant?", variable, meant)
+    @property
+    def task_queue(self) -> str:
+        """The task queue of the settings. Raises ``TemporalSettingsError`` if there is none."""
+        if not self.settings.task_queue:
+            raise TemporalSettingsError(
+                f"there is no task queue: give task_queue=, here or to Temporal(), or set {self.variable_prefix}"
+                "TASK_QUEUE"
+            )
+        return self.settings.task_queue
 
     @cached_property
     def data_converter(self) -> DataConverter:
@@ -373,8 +310,11 @@ class Temporal:
 
         Raises ``TemporalSettingsError``.
         """
-        converter = self._given_converter or _default_converter()
-        codec = self._encryption or _codec_of(self.settings)
+        converter, codec = self._given_converter or _default_converter(), self._encryption
+        if codec is None and self.settings.encryption_keys:
+            from durably.temporal.encryption import EncryptionCodec, EncryptionKey
+
+            codec = EncryptionCodec(*EncryptionKey.parse_all(self.settings.encryption_keys))
         if codec is None:
             return converter
         return replace(
@@ -383,13 +323,7 @@ class Temporal:
             failure_converter_class=DefaultFailureConverterWithEncodedAttributes,
         )
 
-    @cached_property
-    def sync(self) -> SyncClient:
-        """The client for synchronous code.
-
-        An example: ``temporal.sync.start_workflow(OrderWorkflow.run, order)``.
-        """
-        return SyncClient(self.client, lambda: self.settings.task_queue, f"{self.variable_prefix}TASK_QUEUE")
+    # The client
 
     async def client(self) -> Client:
         """The process's client, connected. Works as ``fastapi.Depends(temporal.client)``.
@@ -402,14 +336,16 @@ class Temporal:
         # A caller that is cancelled must not cancel the connection of the others.
         return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
 
-    def start_connecting(self) -> concurrent.futures.Future[Client] | None:
-        """Connect in the background before the first request.
+    @cached_property
+    def sync(self) -> SyncClient:
+        """The client for synchronous code.
 
-        Returns ``None`` if there is a client.
+        An example: ``temporal.sync.start_workflow(OrderWorkflow.run, order, id="order-7", task_queue="orders")``.
         """
-        return self._connect_once() if self._client is None and self._override is None else None
+        return SyncClient(self.client)
 
     def _connect_once(self) -> concurrent.futures.Future[Client]:
+        """All callers share the attempt, and its client once it has succeeded."""
         with self._lock:
             if self._connecting is None:
                 self._connecting = get_background_loop().submit(self._connect_shared())
@@ -418,17 +354,13 @@ class Temporal:
     async def _connect_shared(self) -> Client:
         try:
             client = await self.connect()
-            self._client = client
-            self._check_attributes(client, self.search_attributes)
-            return client
-        finally:
+        except BaseException:
             with self._lock:
                 self._connecting = None
-
-    def _check_attributes(self, client: Client, declared: Sequence[DeclaredAttribute]) -> None:
-        """Check search attributes in the background, so that no request waits for it."""
-        if declared:
-            get_background_loop().submit(log_errors(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
+            raise
+        self._client = client
+        self._check_attributes(client, self.search_attributes)
+        return client
 
     async def connect(
         self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None
@@ -456,12 +388,43 @@ class Temporal:
             runtime=runtime_of_process(self._runtime),
         )
         try:
-            return await asyncio.wait_for(connecting, self._connect_timeout.total_seconds())
+            return await asyncio.wait_for(connecting, self._connect_timeout)
         except TimeoutError as error:
-            seconds = self._connect_timeout.total_seconds()
-            raise unreachable(settings, f"no answer in {seconds:g} seconds") from error
+            raise unreachable(settings, f"no answer in {self._connect_timeout:g} seconds") from error
         except (RuntimeError, RPCError) as error:
-            raise connect_error(settings, error) from cause_to_show(settings, error)
+            raise connect_error(settings, error)  # noqa: B904  It sets the cause.
+
+    @contextlib.contextmanager
+    def override(self, client: Client) -> Iterator[None]:
+        """Use another client within ``with``, in the whole process.
+
+        An example is the client of a test environment.
+        """
+        before, self._override = self._override, client
+        try:
+            yield
+        finally:
+            self._override = before
+
+    # The process
+
+    def lifespan(self, app: object = None, *, worker: bool = False) -> Lifespan:
+        """The lifespan of a web app: ``FastAPI(lifespan=temporal.lifespan)``.
+
+        It connects in the background, so the app starts without a server.
+
+        ``FastAPI(lifespan=temporal.lifespan(worker=True))`` also runs the declared workers in the web process. This is
+        for development: in production, workers would take processor time from requests.
+        """
+        return Lifespan(self, worker=worker)
+
+    @property
+    def worker_problem(self) -> str | None:
+        """The reason why workers of ``lifespan(worker=True)`` do not run.
+
+        Returns ``None`` if they run, or if there are none.
+        """
+        return None if self.web_worker is None else self.web_worker.worker_problem
 
     async def check_health(self, timeout: timedelta = timedelta(seconds=2)) -> Health:
         """Ask the server for the namespace, and check the web process's workers.
@@ -476,46 +439,43 @@ class Temporal:
                 client = await self.client()
                 await client.workflow_service.describe_namespace(request)
         except TimeoutError:
-            return Health(False, settings.address, settings.namespace, "the server does not answer")
+            problem: str | None = "the server does not answer"
         except TemporalUnreachableError as error:
-            return Health(False, settings.address, settings.namespace, error.message)
+            problem = error.message
         except RPCError as error:
             problem = f"{error.status.name}: {error.message}"
             if error.status is RPCStatusCode.NOT_FOUND:
                 problem = f'the server has no namespace "{settings.namespace}"'
-            return Health(False, settings.address, settings.namespace, problem)
-        ended = self.worker_problem
-        return Health(ended is None, settings.address, settings.namespace, ended)
+        else:
+            problem = self.worker_problem
+        return Health(problem is None, settings.address, settings.namespace, problem)
+
+    def serve_metrics(self, address: str, *, processes: int = 1) -> None:
+        """Serve the process's metrics to Prometheus at ``http://{address}/metrics``.
+
+        ``address`` is ``host:port``. If several ``processes`` of a web server call this, each takes the next free port.
+        Raises ``TemporalSettingsError`` for an invalid address, and if a ``runtime`` was given, which has its own
+        telemetry.
+        """
+        if self._own_runtime is not plain_runtime:
+            raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
+        check_address(address, "the address to serve metrics at", to_listen_at=True)
+        self._own_runtime = measured_runtime(address, processes)
 
     @property
-    def worker_problem(self) -> str | None:
-        """The reason why workers of ``lifespan(worker=True)`` do not run.
+    def _runtime(self) -> RuntimeFactory:
+        """The runtime. Connections to one server share its metrics."""
+        if self._own_runtime is plain_runtime and self._same_server_as is not None:
+            return self._same_server_as._runtime
+        return self._own_runtime
 
-        Returns ``None`` if they run, or if there are none.
+    @property
+    def meter(self) -> MetricMeter:
+        """The meter of the process's metrics, for the app's own metrics too.
+
+        Without an exporter it does nothing. Raises ``TemporalSettingsError`` if the runtime cannot be started.
         """
-        return None if self.web_worker is None else self.web_worker.worker_problem
-
-    @contextlib.contextmanager
-    def override(self, client: Client) -> Iterator[None]:
-        """Use another client within ``with``, in the whole process.
-
-        An example is the client of a test environment.
-        """
-        before, self._override = self._override, client
-        try:
-            yield
-        finally:
-            self._override = before
-
-    def lifespan(self, app: object = None, *, worker: bool = False) -> Lifespan:
-        """The lifespan of a web app: ``FastAPI(lifespan=temporal.lifespan)``.
-
-        It connects in the background, so the app starts without a server.
-
-        ``FastAPI(lifespan=temporal.lifespan(worker=True))`` also runs the declared workers in the web process. This is
-        for development: in production, workers would take processor time from requests.
-        """
-        return Lifespan(self, worker=worker)
+        return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
 
 
 def _default_converter() -> DataConverter:
@@ -526,18 +486,68 @@ def _default_converter() -> DataConverter:
     return pydantic_data_converter
 
 
-def _codec_of(settings: ConnectionSettings) -> PayloadCodec | None:
-    if not settings.encryption_keys:
-        return None
-    from durably.temporal.encryption import EncryptionCodec, EncryptionKey
+# Runtimes
 
-    return EncryptionCodec(*EncryptionKey.parse_all(settings.encryption_keys))
+GATEWAY_LATENCY = "durably_gateway_latency"
+_WEB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+"""The SDK's own buckets start at 50 milliseconds, within which most requests are answered, and end at ten seconds."""
 
+_EXIT_PAUSE = 0.02
+"""Seconds at the interpreter's exit for native threads to finish. They need microseconds, and a thread that passes an
+answer to Python during the exit would end the process with a fatal error."""
 
+_runtime_lock = threading.Lock()
+_runtimes: dict[RuntimeFactory, Runtime] = {}
 _connections: "weakref.WeakSet[Temporal]" = weakref.WeakSet()
 
 
+@functools.cache
+def measured_runtime(address: str, processes: int = 1) -> RuntimeFactory:
+    """A factory of runtimes that serve metrics to Prometheus at ``address``.
+
+    ``address`` is ``host:port``. With several ``processes``, it takes the first free one of as many ports.
+    """
+    host, _, port = address.rpartition(":")
+    addresses = [f"{host}:{int(port) + number}" for number in range(processes)]
+
+    def make() -> Runtime:
+        failure: Exception | None = None
+        for each in addresses:
+            metrics = PrometheusConfig(
+                each,
+                counters_total_suffix=True,
+                unit_suffix=True,
+                durations_as_seconds=True,
+                histogram_bucket_overrides={GATEWAY_LATENCY: _WEB_SECONDS},
+            )
+            try:
+                return Runtime(telemetry=TelemetryConfig(metrics=metrics))
+            except Exception as error:
+                failure = error
+        raise TemporalSettingsError(f"metrics cannot be served at {', '.join(addresses)}: {failure}") from failure
+
+    return make
+
+
+def runtime_of_process(factory: RuntimeFactory = plain_runtime) -> Runtime:
+    """This process's runtime, made by ``factory`` at its first use.
+
+    All connections share it.
+    """
+    with _runtime_lock:
+        if factory not in _runtimes:
+            if not _runtimes:
+                atexit.register(time.sleep, _EXIT_PAUSE)
+            _runtimes[factory] = factory()
+        return _runtimes[factory]
+
+
 def _after_fork() -> None:
+    global _runtime_lock
+    _runtime_lock = threading.Lock()
+    for runtime in _runtimes.values():
+        never_free(runtime)
+    _runtimes.clear()
     for temporal in list(_connections):
         temporal._after_fork()
 

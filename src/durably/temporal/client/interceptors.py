@@ -26,8 +26,7 @@ from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from durably.execution.step import is_async
 from durably.temporal.namespace.search_attributes import DURABLY_OWNER, OWNER_ATTRIBUTE, ensure_keyword
-from durably.temporal.request_ids import request_id, with_request_id
-from durably.temporal.request_log import note_workflow, noted_workflows
+from durably.temporal.request_log import note_workflow, noted_workflows, request_id, with_request_id
 
 _NOTED = ("cancel_workflow", "describe_workflow", "query_workflow", "signal_workflow", "terminate_workflow")
 """Calls about one workflow. Others have a method below."""

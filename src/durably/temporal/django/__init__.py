@@ -11,13 +11,11 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.django needs Django: pip install "durably[django,temporal]"') from error
 
-from .conf import connections, get_temporal, temporal
-from .database import astart_on_commit, start_on_commit
+from .conf import connections, get_temporal, start_on_commit, temporal
 from .views import TemporalErrorMiddleware, codec_urls, require_permissions, urls
 
 __all__ = [
     "TemporalErrorMiddleware",
-    "astart_on_commit",
     "codec_urls",
     "connections",
     "get_temporal",

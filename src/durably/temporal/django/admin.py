@@ -33,9 +33,10 @@ from durably.temporal.gateway.pages import Pages, PageTokens
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 
 from .conf import DEFAULT_CONNECTION, connections, project_secrets
-from .discovery import signals_by_workflow
 from .models import Workflow
+from .worker import signals_by_workflow
 from .workflow_pages import (
+    ATTRIBUTE_FILTER,
     PERIODS,
     RPC_TIMEOUT,
     STATUSES,
@@ -112,8 +113,8 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
     def changelist_view(self, request: Any, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         self._require(request, "view_workflow")
         connection, temporal = _connection(request)
-        filters = {name: request.GET.get(name, "") for name in ("status", "started", "query", *TEXT_FILTERS)}
-        searched = search(filters, dt.datetime.now(dt.UTC))
+        filters = {name: request.GET.get(name, "") for name in ("status", "started", *TEXT_FILTERS, *ATTRIBUTE_FILTER)}
+        searched = search(filters, dt.datetime.now(dt.UTC), [each.key for each in temporal.search_attributes])
         pages = _pages(request, "list", connection, *(f"{name}={value}" for name, value in filters.items()))
         problems, page = dict(searched.problems), None
         if not problems:
@@ -124,7 +125,7 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             except (Problem, RPCError) as error:
                 if not _is_of_query(error, request):
                     raise
-                problems["query"] = to_problem(error).detail
+                problems["value"] = to_problem(error).detail
         choices = [
             ("By status", _links(request, "status", STATUSES)),
             ("Started", _links(request, "started", PERIODS, {each: f"past {each}" for each in PERIODS})),
@@ -273,7 +274,7 @@ def _connection(request: Any) -> tuple[str, Temporal]:
 
 def _is_of_query(error: Exception, request: Any) -> bool:
     """Whether the server refuses the user's query, not a page of the list."""
-    return bool(request.GET.get("query") and not request.GET.get("page")) and to_problem(error).status == 400
+    return bool(request.GET.get("value") and not request.GET.get("page")) and to_problem(error).status == 400
 
 
 def _terminate(handle: SyncWorkflowHandle[Any, Any], request: Any) -> None:

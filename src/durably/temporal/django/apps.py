@@ -4,6 +4,7 @@ It has management commands, system checks and the admin's pages.
 """
 
 from django.apps import AppConfig
+from django.core import checks
 
 
 class TemporalConfig(AppConfig):  # type: ignore[misc]
@@ -12,6 +13,7 @@ class TemporalConfig(AppConfig):  # type: ignore[misc]
     verbose_name = "Temporal"
 
     def ready(self) -> None:
-        from . import checks
+        from .checks import check, check_deployment
 
-        checks.register()
+        checks.register(check, "temporal")
+        checks.register(check_deployment, "temporal", deploy=True)

@@ -1,4 +1,4 @@
-"""The project's connections to Temporal, from Django's settings.
+"""The project's connections to Temporal, from Django's settings, and starts at a commit.
 
 - ``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` are separate settings.
 - The dictionary ``TEMPORAL`` has the others: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``,
@@ -10,12 +10,16 @@ The environment takes precedence.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Concatenate, ParamSpec, cast
 
 from django.conf import settings
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
 from django.utils.functional import SimpleLazyObject
+from temporalio.client import Client
 
+from durably.io.background_loop import running_loop
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.settings import FRAMEWORK_KEYS
@@ -125,3 +129,32 @@ def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
 
 temporal = cast(Temporal, SimpleLazyObject(get_temporal))
 """The default connection. Modules import it at their top, before settings may be read."""
+
+
+P = ParamSpec("P")
+
+
+def _on_commit(method: Callable[Concatenate[Client, P], Awaitable[Any]]) -> Callable[P, None]:
+    def start(*args: P.args, **options: P.kwargs) -> None:
+        """Start a workflow when the current transaction commits, or immediately without a transaction.
+
+        The arguments are those of ``temporal.sync.start_workflow``. If the server is unreachable at the commit, the
+        transaction stays committed, and the end of the ``atomic`` block raises the error. If a workflow must start in
+        any case, write a row and let an activity or a schedule start it.
+
+        Asynchronous code calls ``await sync_to_async(start_on_commit)(…)``, since Django has no transactions on an
+        event loop. For another database or connection, give ``transaction.on_commit`` the call itself:
+        ``transaction.on_commit(lambda: connections["billing"].sync.start_workflow(…), using="billing", robust=True)``.
+        """
+        if running_loop() is not None:  # Otherwise it would fail after the commit.
+            raise SynchronousOnlyOperation(
+                "start_on_commit() is called on an event loop, where Django has no transactions: use "
+                "await sync_to_async(start_on_commit)(…)"
+            )
+        client = get_temporal().sync
+        transaction.on_commit(lambda: client.run(lambda client: method(client, *args, **options)))
+
+    return start
+
+
+start_on_commit = _on_commit(Client.start_workflow)

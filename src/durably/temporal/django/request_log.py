@@ -10,8 +10,7 @@ from typing import Any
 from asgiref.sync import markcoroutinefunction
 from django.utils.decorators import sync_and_async_middleware
 
-from durably.temporal.request_ids import HTTP_HEADER
-from durably.temporal.request_log import RequestLog
+from durably.temporal.request_log import HTTP_HEADER, RequestLog
 
 
 @sync_and_async_middleware  # type: ignore[untyped-decorator]

@@ -10,11 +10,13 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import TypeAdapter, ValidationError
 from temporalio.api.common.v1 import Payload
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.client import (
@@ -24,15 +26,15 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowHistoryEventFilterType,
 )
+from temporalio.common import SearchAttributeKey
 from temporalio.converter import DataConverter
 from temporalio.service import RPCError
 
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.gateway.models import HistoryEvent, PendingActivity
-from durably.temporal.gateway.operations.events import Brief
-from durably.temporal.gateway.operations.lists import FILTERS, check_searchable, fetch_page, pending_activity, status_of
-from durably.temporal.gateway.operations.visibility import Filter, all_of, compare, parse, write
+from durably.temporal.gateway.events import Brief
+from durably.temporal.gateway.lists import SERVER_STATUSES, condition, pending_activities, status_of
+from durably.temporal.gateway.messages import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
 from durably.temporal.namespace.inspection import is_open, missing_worker
@@ -209,10 +211,12 @@ PAGE_SIZE = 50
 HISTORY_PAGE_SIZE = 200
 RPC_TIMEOUT = dt.timedelta(seconds=5)
 
-STATUSES = tuple(FILTERS)
+STATUSES = tuple(SERVER_STATUSES)
 PERIODS = {"hour": dt.timedelta(hours=1), "day": dt.timedelta(days=1), "week": dt.timedelta(days=7)}
 TEXT_FILTERS = {"id": ("WorkflowId", "STARTS_WITH"), "type": ("WorkflowType", "="), "queue": ("TaskQueue", "=")}
 """Text filters, and the search attribute and operator of each."""
+ATTRIBUTE_FILTER = ("attribute", "value")
+"""A search attribute, and the value that it is equal to."""
 
 
 @dataclass(frozen=True)
@@ -277,33 +281,40 @@ class Search:
     problems: Mapping[str, str]
 
 
-def search(filters: Mapping[str, str], now: dt.datetime) -> Search:
+def search(filters: Mapping[str, str], now: dt.datetime, declared: Iterable[SearchAttributeKey[Any]] = ()) -> Search:
     """The search for the filters of the list page.
 
-    ``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``. Unknown statuses and periods are
-    ignored.
+    ``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue``, ``attribute`` and ``value``. Unknown statuses
+    and periods are ignored. ``declared`` are the search attributes whose types are known; the others are Keywords.
     """
-    clauses: list[Filter] = []
+    clauses = []
     problems = {}
-    if status := FILTERS.get(filters.get("status", "")):
-        clauses.append(compare("ExecutionStatus", "=", status))
+    if status := SERVER_STATUSES.get(filters.get("status", "")):
+        clauses.append(condition("ExecutionStatus", "=", status))
     if period := PERIODS.get(filters.get("started", "")):
-        clauses.append(compare("StartTime", ">=", (now - period).strftime("%Y-%m-%dT%H:%M:%SZ")))
-    for name in (*TEXT_FILTERS, "query"):
-        if value := filters.get(name, "").strip():
-            try:
-                clauses.append(_typed_in(name, value))
-            except Problem as problem:
-                problems[name] = problem.detail
-    return Search(write(all_of(*clauses)) if clauses else "", problems)
+        clauses.append(condition("StartTime", ">=", now - period))
+    given = {name: (*TEXT_FILTERS[name], filters.get(name, "").strip()) for name in TEXT_FILTERS}
+    given["value"] = (filters.get("attribute", "").strip(), "=", filters.get("value", "").strip())
+    key = next((each for each in declared if each.name == given["value"][0]), None)
+    for name, (attribute, operator, text) in given.items():
+        if not attribute or not text:
+            continue
+        try:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", attribute):
+                problems["attribute"] = "the name of a search attribute has letters, digits and _"
+                continue
+            kind = key.origin_value_type if name == "value" and key is not None else str
+            is_text = kind is str and key is not None and key.indexed_value_type.name == "TEXT"
+            value: Any = TypeAdapter(kind).validate_strings(text) if kind in _PARSED else text
+            clauses.append(condition(attribute, operator, value, is_text=is_text))
+        except ValidationError as error:
+            problems[name] = f"{attribute}: {error.errors()[0]['msg']}"
+        except Problem as problem:
+            problems[name] = problem.detail
+    return Search(" AND ".join(clauses), problems)
 
 
-def _typed_in(name: str, value: str) -> Filter:
-    """Raises a ``Problem`` for a query that does not parse."""
-    if name not in TEXT_FILTERS:
-        return parse(value)
-    attribute, operator = TEXT_FILTERS[name]
-    return compare(attribute, operator, value)
+_PARSED = (int, float, bool)
 
 
 async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:
@@ -312,8 +323,7 @@ async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages)
     Raises ``RPCError``, and ``Problem`` if ``page`` is not a valid page token.
     """
     found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
-    await check_searchable(client, query, RPC_TIMEOUT)
-    await fetch_page(found)
+    await found.fetch_next_page()
     count = await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)
     rows = [row_of(execution) for execution in found.current_page or ()]
     return RowPage(rows, count.count, pages.give(found.next_page_token))
@@ -355,7 +365,7 @@ async def fetch_details(
         memo=await described.memo() if with_payloads else {},
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         payloads=await _payloads(converter, start, end) if with_payloads else {},
-        pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
+        pending=await pending_activities(described),
         missing_worker=missing,
         events=[Event(await brief.event(event), event_link(client, event)) for event in found],
         next_page=pages.give(events.next_page_token),

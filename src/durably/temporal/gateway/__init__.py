@@ -11,28 +11,23 @@ except ImportError as error:
 
 from durably.io.background_loop import iterate_sync
 
-from .authorization import Action, Authorize, Unauthenticated
+from .authorization import Action, Authorize
 from .call import Limits
 from .exposure import (
     FOR_OPERATORS,
     FOR_OWNERS,
-    FOR_SCHEDULE_OPERATORS,
-    FOR_SCHEDULE_READERS,
     FOR_USERS,
     Exposure,
     Operation,
-    ScheduleExposure,
     expose,
-    expose_schedules,
 )
 from .gateway import Gateway
 from .messages import GatewayRequest, GatewayResponse
+from .problems import Unauthenticated
 
 __all__ = [
     "FOR_OPERATORS",
     "FOR_OWNERS",
-    "FOR_SCHEDULE_OPERATORS",
-    "FOR_SCHEDULE_READERS",
     "FOR_USERS",
     "Action",
     "Authorize",
@@ -42,10 +37,8 @@ __all__ = [
     "GatewayResponse",
     "Limits",
     "Operation",
-    "ScheduleExposure",
     "Unauthenticated",
     "expose",
-    "expose_schedules",
     "iterate_sync",
 ]
 

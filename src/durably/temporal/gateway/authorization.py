@@ -1,14 +1,13 @@
 """Principals, owners of workflows, and the app's ``authorize`` hook.
 
 The owner of a workflow is a string in a search attribute. Continue-as-new, retries, cron and reset keep it, lists can
-be filtered by it, and a workflow can change it by upserting the attribute. This module uses no framework.
+be filtered by it, and a workflow can change it by upserting the attribute.
 """
 
 import asyncio
 import inspect
 import json
-import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -16,19 +15,17 @@ from uuid import UUID
 
 from temporalio.api.common.v1 import Payload
 from temporalio.client import WorkflowExecution, WorkflowExecutionDescription
-from temporalio.common import TypedSearchAttributes
 
 from durably.execution.step import is_async
 from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
 from durably.protocol.options import check_function, check_type
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
-from durably.temporal.namespace.search_attributes import check_owner, describe_shared_text, owned_by
+from durably.temporal.namespace.search_attributes import check_owner, describe_shared_text
 
-from .exposure import AnyExposure, Exposure, Operation, Ownership
-from .idempotency import shown_memo
+from .exposure import Exposure, Operation
 from .messages import CallBlocking
-from .problems import Problem, not_found, unauthenticated
+from .problems import Problem, Unauthenticated, not_found
 
 Identify = Callable[[Any], str]
 
@@ -37,13 +34,6 @@ ANONYMOUS = json.dumps(["anonymous"])
 _REMEDY = (
     "Give Gateway(identify=…), a function of the principal that returns a unique string for each, such as "
     "lambda user: user.email"
-)
-
-_NO_PRINCIPALS: Sequence[tuple[Callable[[Any], bool], str]] = (
-    (inspect.isawaitable, "a coroutine or another awaitable"),
-    (inspect.isgenerator, "a generator"),
-    (inspect.isasyncgen, "an asynchronous generator"),
-    (inspect.isroutine, "a function"),
 )
 
 
@@ -55,14 +45,15 @@ def check_principal(principal: Any) -> Any:
     """
     if principal.__class__ is type(None):
         return None
-    for check, kind in _NO_PRINCIPALS:
-        if check(principal):
-            if inspect.iscoroutine(principal):
-                principal.close()
-            raise UnknownPrincipalError(
-                f"principal= gives {kind} instead of a principal. In Flask, Django and Tornado it is a plain function: "
-                "in Tornado, set self.current_user in an asynchronous prepare(), not in get_current_user()"
-            )
+    is_lazy = inspect.isawaitable(principal) or inspect.isgenerator(principal) or inspect.isasyncgen(principal)
+    if is_lazy or inspect.isroutine(principal):
+        if inspect.iscoroutine(principal):
+            principal.close()
+        raise UnknownPrincipalError(
+            f"principal= gives a {type(principal).__name__} instead of a principal. In Flask, Django and Tornado it is "
+            "a plain function: in Tornado, set self.current_user in an asynchronous prepare(), not in "
+            "get_current_user()"
+        )
     return principal
 
 
@@ -75,7 +66,7 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
     - ``identify``, if given, decides for all other principals.
     - The key of a ``str``, ``int`` or ``UUID`` is its value.
     - The key of another object is ``pk`` or ``id`` with its class, or ``sub`` and ``iss``, which are members of a
-      mapping (claims of a token) or attributes.
+      mapping (claims of a token) or attributes. Subjects are unique within their issuer (RFC 7519, section 4.1.2).
 
     Raises ``UnknownPrincipalError`` for any other principal: a guess could give one user the workflows of another.
     """
@@ -98,54 +89,12 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
     if isinstance(principal, (str, int, UUID)):
         return json.dumps(_plain(principal, principal, "value"))
     if isinstance(principal, Mapping):
-        return _subject(principal, principal.get("sub"), principal.get("iss"))
-    for name in ("pk", "id"):
-        if (value := getattr(principal, name, None)) is not None:
-            return json.dumps([name, _class_of(principal), *_plain(principal, value, name)])
-    return _subject(principal, getattr(principal, "sub", None), getattr(principal, "iss", None))
-
-
-def is_anonymous(principal: Any) -> bool:
-    """Whether the principal is ``None`` or an object that is marked as anonymous.
-
-    The users of Django, flask-login and Starlette have these attributes. In older libraries and in classes of apps they
-    may be methods. Raises ``UnknownPrincipalError`` for a method that does not return a boolean.
-    """
-    if principal is None:
-        return True
-    verdict = _verdict(principal, "is_anonymous")
-    return _verdict(principal, "is_authenticated") is False if verdict is None else verdict
-
-
-def _verdict(principal: Any, name: str) -> bool | None:
-    """The value of an attribute or method; ``None`` for a principal without it."""
-    value = getattr(principal, name, None)
-    if callable(value):
-        value = _call(principal, name, value)
-        if not isinstance(value, bool):
-            raise _no_verdict(principal, name, f"returns {type(value).__name__}")
-    # An attribute of another type has another meaning, such as a database column of that name.
-    return value if isinstance(value, bool) else None
-
-
-def _call(principal: Any, name: str, method: Callable[[], Any]) -> Any:
-    if is_async(method):
-        raise _no_verdict(principal, name, "is asynchronous")
-    try:
-        return method()
-    except TypeError as error:
-        raise _no_verdict(principal, name, f"cannot be called without arguments ({error})") from error
-
-
-def _no_verdict(principal: Any, name: str, why: str) -> UnknownPrincipalError:
-    return UnknownPrincipalError(
-        f"{name} of a principal of the class {_class_of(principal)} {why}: it must be True or False, or a plain method "
-        "that returns one of them"
-    )
-
-
-def _subject(principal: Any, subject: Any, issuer: Any) -> str:
-    """The subject. Subjects are unique within their issuer (RFC 7519, section 4.1.2)."""
+        subject, issuer = principal.get("sub"), principal.get("iss")
+    else:
+        for name in ("pk", "id"):
+            if (value := getattr(principal, name, None)) is not None:
+                return json.dumps([name, _class_of(principal), *_plain(principal, value, name)])
+        subject, issuer = getattr(principal, "sub", None), getattr(principal, "iss", None)
     if subject is None:
         raise UnknownPrincipalError(
             f"a principal of the class {_class_of(principal)} has no pk, id or sub that distinguishes it from others. "
@@ -176,6 +125,34 @@ def _class_of(principal: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
+def is_anonymous(principal: Any) -> bool:
+    """Whether the principal is ``None`` or an object that is marked as anonymous.
+
+    The users of Django, flask-login and Starlette have these attributes. In older libraries and in classes of apps they
+    may be methods. Raises ``UnknownPrincipalError`` for a method that does not return a boolean.
+    """
+    if principal is None:
+        return True
+    for name, anonymous in (("is_anonymous", True), ("is_authenticated", False)):
+        value = getattr(principal, name, None)
+        if callable(value):
+            try:
+                value = value()
+            except TypeError:
+                value = None
+            if not isinstance(value, bool):
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise UnknownPrincipalError(
+                    f"{name} of a principal of the class {_class_of(principal)} must be True or False, or a plain "
+                    "method without arguments that returns one of them"
+                )
+        # An attribute of another type has another meaning, such as a database column of that name.
+        if isinstance(value, bool):
+            return value is anonymous
+    return False
+
+
 @dataclass(frozen=True)
 class Access:
     """The workflows that a principal can reach: those of ``owner``, or all."""
@@ -187,20 +164,21 @@ class Access:
         return self.sees_all or (self.owner is not None and owner == self.owner)
 
 
-EVERYTHING = Access()
-"""For exposures without ``owner=``. Only ``authorize`` decides."""
+def access_of(exposure: Exposure, principal: Any) -> Access:
+    """The access of a principal. Raises 401 unless it is an owner or staff.
 
-
-def access_of(ownership: Ownership, principal: Any) -> Access:
-    """The access of a principal. Raises 401 unless it is an owner or staff."""
+    Without ``owner=`` it is everything: only ``authorize`` decides.
+    """
+    if exposure.owner is None:
+        return Access()
     if is_anonymous(principal):
-        raise unauthenticated()
-    owner = ownership.owner(principal)
-    sees_all = False if ownership.staff is None else ownership.staff(principal)
+        raise Unauthenticated
+    owner = exposure.owner(principal)
+    sees_all = False if exposure.staff is None else exposure.staff(principal)
     if not isinstance(sees_all, bool):
         raise TemporalSettingsError(f"expose(staff=…) returned {type(sees_all).__name__}: it must return True or False")
     if owner is None and not sees_all:
-        raise unauthenticated()
+        raise Unauthenticated
     return Access(None if owner is None else check_owner(owner, "expose(owner=…) returned"), sees_all)
 
 
@@ -223,103 +201,47 @@ def owner_of(execution: WorkflowExecution, attribute: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def stamp(owner: str | None, attribute: str, others: TypedSearchAttributes | None) -> TypedSearchAttributes | None:
-    """Search attributes with the owner. Raises ``TemporalSettingsError``."""
-    if any(pair.key.name == attribute for pair in others or ()):
-        raise TemporalSettingsError(f"expose(search_attributes=…) sets {attribute}, which owner= sets by itself")
-    return others if owner is None else owned_by(owner, others, attribute=attribute)
-
-
-def check_attribute_name(name: str) -> str:
-    """The name of a search attribute. Raises ``TemporalSettingsError``."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise TemporalSettingsError(
-            f'owner_attribute="{name}" is not the name of a search attribute: letters, digits, _'
-        )
-    return name
-
-
 def no_such_workflow() -> Problem:
     """The problem for a workflow that does not exist, or has another owner or type."""
     return not_found("there is no such workflow here")
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """The facts for ``authorize``. All are empty if the workflow does not exist."""
+class Facts:
+    """Facts of a workflow for ``authorize``. All are empty if it does not exist."""
 
     owner: str | None = None
     memo: Mapping[str, Any] = field(default_factory=dict)
     description: WorkflowExecutionDescription | None = None
 
 
-@dataclass(eq=False)
-class ActionSubject:
-    """The workflow of an action. The first fact that is read costs a request.
-
-    ``describe`` returns its description or raises a problem; it is ``None`` for a workflow that does not exist yet.
-    ``new_owner`` is the owner of a workflow that will be started, or of all workflows of a batch.
-    """
-
-    describe: Callable[[], Awaitable[WorkflowExecutionDescription]] | None = None
-    owner_attribute: str = ""
-    new_owner: str | None = None
-    _facts: _Facts | None = field(default=None, init=False)
-
-    async def load(self) -> _Facts:
-        if self._facts is None:
-            self._facts = _Facts(owner=self.new_owner) if self.describe is None else await self._find(self.describe)
-        return self._facts
-
-    async def _find(self, describe: Callable[[], Awaitable[WorkflowExecutionDescription]]) -> _Facts:
-        try:
-            description = await describe()
-        except Problem as problem:
-            if problem.status is not HTTPStatus.NOT_FOUND:
-                raise
-            return _Facts()
-        return _Facts(owner_of(description, self.owner_attribute), await shown_memo(description), description)
-
-    def get(self) -> _Facts:
-        """Raises ``RuntimeError`` on an event loop if the facts have not been loaded."""
-        if self._facts is not None:
-            return self._facts
-        if self.describe is not None and running_loop() is not None:
-            raise RuntimeError(
-                "an asynchronous authorize= must `await action.load()` before it reads owner, memo or description"
-            )
-        if self.describe is None:
-            self._facts = _Facts(owner=self.new_owner)
-            return self._facts
-        return get_background_loop().run(self.load())
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Action:
     """An operation that a principal requests.
 
     - ``workflow``: the name in the URL.
-    - ``workflow_id``: the id in the URL or of the workflow to be started; ``None`` for lists, batches and schedules.
-    - ``name``: the name of the signal, query or update, or the schedule's id (``None`` for the list).
+    - ``workflow_id``: the id in the URL or of the workflow to be started; ``None`` for lists.
+    - ``name``: the name of the signal, query or update.
     - ``input``: the validated input.
     - ``principal``: the user as the framework provides it (Django's ``request.user``, the value of a FastAPI
       dependency).
     - ``request``: the framework's request.
-    - ``exposure``: a ``ScheduleExposure`` for an action on schedules.
     - ``owner``, ``memo``, ``description``: facts of the workflow in the URL. The first one that is read costs one
       request to the server. An asynchronous ``authorize`` calls ``await action.load()`` first. They are ``None``, empty
-      and ``None`` if the workflow does not exist, if the principal cannot reach it because of ``owner=`` and
-      ``staff=``, and for schedules.
+      and ``None`` if the workflow does not exist, and if the principal cannot reach it because of ``owner=`` and
+      ``staff=``. ``owner`` of a start is that of the new workflow; of a list that of all workflows in it, or ``None``
+      if it has those of several.
     """
 
     operation: Operation
-    exposure: AnyExposure
+    exposure: Exposure
     workflow_id: str | None
     name: str | None
     input: Any
     principal: Any
     request: Any
-    subject: ActionSubject = field(default_factory=ActionSubject, repr=False, compare=False)
+    find_facts: Callable[[], Awaitable[Facts]] = field(repr=False)
+    facts: Facts | None = field(default=None, repr=False)
 
     @property
     def workflow(self) -> str:
@@ -327,34 +249,35 @@ class Action:
 
     async def load(self) -> None:
         """Fetch ``owner``, ``memo`` and ``description``, unless they are known."""
-        await self.subject.load()
+        if self.facts is None:
+            self.facts = await self.find_facts()
 
     @property
     def owner(self) -> str | None:
-        """The owner of the workflow, also of one that will be started.
-
-        For a batch it is the owner of all its workflows, or ``None`` if it is not limited to one owner.
-        """
-        return self.subject.get().owner
+        return self._loaded.owner
 
     @property
     def memo(self) -> Mapping[str, Any]:
-        return self.subject.get().memo
+        return self._loaded.memo
 
     @property
     def description(self) -> WorkflowExecutionDescription | None:
-        return self.subject.get().description
+        return self._loaded.description
+
+    @property
+    def _loaded(self) -> Facts:
+        """Raises ``RuntimeError`` on an event loop if the facts have not been loaded."""
+        if self.facts is None:
+            if running_loop() is not None:
+                raise RuntimeError(
+                    "an asynchronous authorize= must `await action.load()` before it reads owner, memo or description"
+                )
+            get_background_loop().run(self.load())
+        assert self.facts is not None
+        return self.facts
 
 
 Authorize = Callable[[Action], bool | Awaitable[bool]]
-
-
-class Unauthenticated(Exception):
-    """``authorize`` raises it for 401; ``challenge`` is ``WWW-Authenticate``."""
-
-    def __init__(self, challenge: str = "Bearer") -> None:
-        super().__init__("authentication is needed")
-        self.challenge = challenge
 
 
 class Guard:
@@ -379,7 +302,6 @@ class Guard:
             raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True cannot be combined")
         self.is_open = authorize is None
         self._authorize = authorize
-        self._is_async = authorize is not None and is_async(authorize)
 
     async def check(self, action: Any, io: IO | None, call_blocking: CallBlocking | None) -> None:
         """Raises the problem 401 or 403 unless ``authorize`` returns ``True``.
@@ -389,24 +311,13 @@ class Guard:
         authorize = self._authorize
         if authorize is None:
             return
-        if self._is_async or io is not None:
+        if io is not None or is_async(authorize):
             verdict = authorize(action)
         else:
             verdict = await (call_blocking or asyncio.to_thread)(lambda: authorize(action))
         if inspect.isawaitable(verdict):
             verdict = await (verdict if io is None else io.resolve(verdict))
         if verdict is not True:
-            raise unauthenticated() if is_anonymous(action.principal) else _forbidden()
-
-
-def _forbidden() -> Problem:
-    return Problem(HTTPStatus.FORBIDDEN, "forbidden", "you are not allowed to do this")
-
-
-def check_owners(is_open: bool, exposures: Mapping[str, Exposure]) -> None:
-    """Raises ``TemporalSettingsError`` for owners in a gateway that is open to all."""
-    owned = [exposure.name for exposure in exposures.values() if exposure.ownership is not None]
-    if is_open and owned:
-        raise TemporalSettingsError(
-            f"{owned[0]} has owner=, and allow_anonymous=True has no owners: give authorize= instead"
-        )
+            if is_anonymous(action.principal):
+                raise Unauthenticated
+            raise Problem(HTTPStatus.FORBIDDEN, "forbidden", "you are not allowed to do this")

@@ -1,31 +1,41 @@
-"""An authorized request about workflows, and the workflow that its URL names."""
+"""A validated request about workflows, for the functions of endpoints, and what all requests of a gateway share."""
 
 import functools
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
+from weakref import WeakSet, WeakValueDictionary
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
+from temporalio.common import MetricMeter, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.temporal.client.connection import GATEWAY_LATENCY, Temporal
+from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.namespace.inspection import is_open
 
-from .authorization import Access, no_such_workflow, owner_of
-from .exposure import Exposure, HandlerExposure, Operation
-from .idempotency import KeyedRequest, RunHistory
+from .authorization import Access, Action, Facts, Identify, no_such_workflow, owner_of, principal_key
+from .endpoints import Endpoint
+from .exposure import Exposure, Operation
+from .idempotency import KeyedRequest, RunHistory, shown_memo
+from .inputs import Handler
 from .messages import GatewayRequest
-from .pages import Pages
-from .problems import Problem, bad_request, logger, to_problem
-from .start_options import StartOptions
+from .pages import Pages, PageTokens
+from .problems import RETRY_AFTER, Problem, logger, to_problem
 
 T = TypeVar("T")
 
 CLOSED = "workflow-closed"
 """The kind of the problem."""
+
+STARTS = frozenset({Operation.START, Operation.SIGNAL_WITH_START})
 
 _MAXIMUM_RUNS = 5
 """Maximum number of runs to try, if each continues as new before it gets the request."""
@@ -42,7 +52,6 @@ class Limits:
     - ``stream_limit``: seconds for which an event stream is open.
     - ``keep_alive``: maximum silence of a stream, in seconds.
     - ``max_streams``: streams of a principal in each process.
-    - ``max_batch``: workflows of a batch.
     """
 
     rpc_timeout: timedelta = timedelta(seconds=10)
@@ -52,79 +61,273 @@ class Limits:
     stream_limit: float = 600.0
     keep_alive: float = 5.0
     max_streams: int = 100
-    max_batch: int = 1000
+
+
+class Metrics:
+    """Metrics of requests, for ``Temporal.serve_metrics``.
+
+    It is created before a fork. Each process has its own meter, with instruments of its own.
+    """
+
+    def __init__(self, temporal: Temporal) -> None:
+        self._temporal = temporal
+        self._lock = threading.Lock()
+        self._meter: MetricMeter | None = None
+        self._held = Counter[Endpoint]()
+
+    def count(self, endpoint: Endpoint | None, status: int, start: float) -> None:
+        """Count a response. ``start`` is the ``time.perf_counter()`` of the request."""
+        self._make_instruments()
+        place = ("unmatched", "") if endpoint is None else (endpoint.label, endpoint.workflow_type)
+        labels = {"route": place[0], "workflow_type": place[1], "status": str(int(status))}
+        self._requests.add(1, labels)
+        self._latency.record(timedelta(seconds=time.perf_counter() - start), labels)
+
+    @contextmanager
+    def waiting(self, endpoint: Endpoint) -> Iterator[None]:
+        """A context in which a request waits for a workflow."""
+        self._make_instruments()
+        labels = {"route": endpoint.label, "workflow_type": endpoint.workflow_type}
+        self._hold(endpoint, 1, labels)
+        try:
+            yield
+        finally:
+            self._hold(endpoint, -1, labels)
+
+    def _hold(self, endpoint: Endpoint, more: int, labels: Mapping[str, str]) -> None:
+        with self._lock:
+            self._held[endpoint] += more
+            self._waiting.set(self._held[endpoint], labels)
+
+    def _make_instruments(self) -> None:
+        try:
+            meter = self._temporal.meter
+        except TemporalSettingsError:
+            meter = MetricMeter.noop  # The connection reports the error.
+        if meter is self._meter:
+            return
+        self._requests = meter.create_counter("durably_gateway_requests", "Requests with a response.")
+        self._latency = meter.create_histogram_timedelta(
+            GATEWAY_LATENCY, "From a request to its response, or to the start of its stream.", "duration"
+        )
+        self._waiting = meter.create_gauge("durably_gateway_waiting", "Open long polls and streams.")
+        self._meter = meter
+
+
+class StreamSlot:
+    """An open stream, until it is released or collected: some streams are never closed."""
+
+    def __init__(self, others: "WeakSet[StreamSlot]") -> None:
+        self._others = others
+        others.add(self)
+
+    def release(self) -> None:
+        """Can be called several times."""
+        self._others.discard(self)
+
+
+class StreamSlots:
+    """The open streams of each principal in this process. Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        # Only the slots reference a principal's set, so principals without streams use no memory.
+        self._open: WeakValueDictionary[str, WeakSet[StreamSlot]] = WeakValueDictionary()
+
+    def take(self, principal_key: str) -> StreamSlot:
+        """Count a stream. Raises the problem 429 for one too many."""
+        with self._lock:
+            slots = self._open.get(principal_key)
+            if slots is None:
+                slots = self._open[principal_key] = WeakSet()
+            if len(slots) >= self._limit:
+                raise Problem(
+                    HTTPStatus.TOO_MANY_REQUESTS,
+                    "too-many-streams",
+                    f"{self._limit} event streams are open, the maximum for one principal: close one, or raise "
+                    "Limits(max_streams=…) in the app",
+                    headers={"Retry-After": RETRY_AFTER},
+                    limit=self._limit,
+                )
+            return StreamSlot(slots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """What all requests of a gateway share."""
+
+    temporal: Temporal
+    limits: Limits
+    owner_attribute: str
+    identify: Identify | None
+    metrics: Metrics
+    page_tokens: PageTokens
+    stream_slots: StreamSlots | None
+    """``None`` for a gateway that is open to all: its callers are not distinguished."""
+
+
+@dataclass(frozen=True)
+class StartValues:
+    """What the exposure's functions make of the input of a start."""
+
+    memo: Mapping[str, Any] = field(default_factory=dict)
+    search_attributes: TypedSearchAttributes | None = None
+    start_delay: timedelta | None = None
 
 
 class RunClosedError(Exception):
     """A run is closed and cannot handle the request."""
 
 
-class Target:
-    """The workflow in a URL: described once, checked, and pinned to that run.
+@dataclass(eq=False, kw_only=True)
+class Call:
+    """A validated request.
 
-    Requests go to this run: a later workflow with the same id is never reached. ``asked_run`` is the run that the
-    request names, or ``None`` for the latest.
+    A workflow in the URL is described once, checked, and pinned to that run: a later workflow with the same id is never
+    reached.
+
+    - ``params``: the query parameters.
+    - ``value``: the validated input.
+    - ``workflow_id``: the id in the URL or of the workflow to be started; empty for lists.
+    - ``client``: set when the request is authorized and the process is connected.
     """
 
-    def __init__(
-        self,
-        connect: Callable[[], Awaitable[Client]],
-        exposure: Exposure,
-        workflow_id: str,
-        asked_run: str | None,
-        access: Access,
-        owner_attribute: str,
-        rpc_timeout: timedelta,
-    ) -> None:
-        self._connect, self._exposure = connect, exposure
-        self._workflow_id, self._asked_run = workflow_id, asked_run
-        self._access, self._owner_attribute = access, owner_attribute
-        self._rpc_timeout = rpc_timeout
-        self._description: WorkflowExecutionDescription | None = None
-        self._refusal: Problem | None = None
+    services: Services
+    request: GatewayRequest
+    endpoint: Endpoint
+    ids: Mapping[str, str]
+    access: Access
+    params: Mapping[str, Any]
+    value: Any
+    keyed: KeyedRequest | None
+    workflow_id: str = ""
+    start_values: StartValues = field(default_factory=StartValues)
+    client: Client = field(init=False)
+    _description: WorkflowExecutionDescription | None = field(default=None, init=False)
+    _refusal: Problem | None = field(default=None, init=False)
+
+    @property
+    def exposure(self) -> Exposure:
+        return self.endpoint.exposure
+
+    @property
+    def handler(self) -> Handler:
+        """The signal, query or update in the URL."""
+        return self.endpoint.subject
+
+    @property
+    def limits(self) -> Limits:
+        return self.services.limits
+
+    @property
+    def rpc_timeout(self) -> timedelta:
+        return self.services.limits.rpc_timeout
+
+    @property
+    def location(self) -> str:
+        """The path of the workflow."""
+        return self.request.location(self.exposure.name, self.workflow_id)
+
+    @property
+    def start_input(self) -> Any:
+        """The validated input of the workflow to be started."""
+        return self.value.input if self.endpoint.operation is Operation.SIGNAL_WITH_START else self.value
+
+    @property
+    def task_queue(self) -> str:
+        """Raises ``TemporalSettingsError``."""
+        temporal = self.services.temporal
+        found = self.exposure.task_queue or temporal.settings.task_queue
+        if not found:
+            raise TemporalSettingsError(
+                f"{self.exposure.name} has no task queue: give task_queue= to expose() or to Temporal(), or set "
+                f"{temporal.variable_prefix}TASK_QUEUE"
+            )
+        return found
+
+    def action(self) -> Action:
+        """The request as ``authorize`` gets it."""
+        return Action(
+            operation=self.endpoint.operation,
+            exposure=self.exposure,
+            workflow_id=self.workflow_id or None,
+            name=None if self.endpoint.handler is None else self.endpoint.handler.name,
+            input=self.value,
+            principal=self.request.principal,
+            request=self.request.raw_request,
+            find_facts=self._find_facts,
+            facts=None if self.endpoint.id_names else Facts(owner=self.access.owner),
+        )
+
+    async def _find_facts(self) -> Facts:
+        try:
+            description = await self.describe()
+        except Problem as problem:
+            if problem.status is not HTTPStatus.NOT_FOUND:
+                raise
+            return Facts()
+        return Facts(owner_of(description, self.services.owner_attribute), await shown_memo(description), description)
+
+    # The workflow in the URL
 
     async def describe(self) -> WorkflowExecutionDescription:
-        """The description, without a check of the owner. It is requested once.
+        """The description of the run in the request, or of the latest run. It is requested once.
 
-        Raises the problem 404 if the workflow does not exist or has another type.
+        Raises the problem 404 for a workflow that does not exist, has another type, or that the principal cannot reach.
         """
         if self._refusal is not None:
             raise self._refusal
         if self._description is None:
+            client = await self.services.temporal.client()
+            handle = client.get_workflow_handle(self.workflow_id, run_id=self.params.get("run_id"))
             try:
-                self._description = await self._request_description()
-            except Problem as problem:
-                self._refusal = problem
-                raise
+                self._description = self._check(await handle.describe(rpc_timeout=self.rpc_timeout))
+            except (RPCError, Problem) as error:
+                problem = to_problem(error)
+                self._refusal = no_such_workflow() if problem.status is HTTPStatus.NOT_FOUND else problem
+                raise self._refusal from error
         return self._description
 
-    async def _request_description(self) -> WorkflowExecutionDescription:
-        client = await self._connect()
-        handle = client.get_workflow_handle(self._workflow_id, run_id=self._asked_run)
-        try:
-            description = await handle.describe(rpc_timeout=self._rpc_timeout)
-        except RPCError as error:
-            problem = to_problem(error)
-            raise no_such_workflow() if problem.status is HTTPStatus.NOT_FOUND else problem from error
-        if description.workflow_type != self._exposure.definition.name:
+    async def describe_run(self, run_id: str | None) -> WorkflowExecutionDescription:
+        """Another run of the workflow; the latest for ``None``.
+
+        Raises the problem 404 for a run of another type, and for one that the principal cannot reach.
+        """
+        handle = self.client.get_workflow_handle(self.workflow_id, run_id=run_id)
+        return self._check(await handle.describe(rpc_timeout=self.rpc_timeout))
+
+    def _check(self, description: WorkflowExecutionDescription) -> WorkflowExecutionDescription:
+        if description.workflow_type != self.exposure.workflow_type:
+            raise no_such_workflow()
+        if not self.reaches(description):
+            if owner_of(description, self.services.owner_attribute) is None:
+                _warn_of_missing_owner(description.workflow_type, self.services.owner_attribute)
             raise no_such_workflow()
         return description
 
-    async def check(self) -> WorkflowExecutionDescription:
-        """The description. Raises 404 if the principal cannot reach the workflow."""
-        description = await self.describe()
-        owner = owner_of(description, self._owner_attribute)
-        if not self._access.reaches(owner):
-            if owner is None:
-                _warn_of_missing_owner(description.workflow_type, self._owner_attribute)
-            raise no_such_workflow()
-        return description
+    def reaches(self, execution: WorkflowExecution) -> bool:
+        """Whether the principal can reach a workflow of the server."""
+        return self.access.reaches(owner_of(execution, self.services.owner_attribute))
+
+    def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
+        """The owner of a workflow, for a principal that sees workflows of several owners."""
+        is_shown = self.exposure.owner is not None and self.access.sees_all
+        return owner_of(execution, self.services.owner_attribute) if is_shown else None
 
     @property
     def run_id(self) -> str:
-        """The run that was described and checked."""
-        assert self._description is not None, "it is checked before it is used"
+        """The run that was described."""
+        assert self._description is not None, "the gateway describes it first"
         return self._description.run_id
+
+    def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
+        """A handle to the described run, or to another run of the workflow."""
+        run_id = run_id or self.run_id
+        return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.run.result)
+
+    def history(self, run_id: str | None = None) -> RunHistory:
+        return RunHistory(self.client, self.workflow_id, run_id or self.run_id, self.rpc_timeout)
 
     async def ask_open_run(self, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> T:
         """Send a request to an open run. ``ask`` may raise ``RunClosedError``.
@@ -134,23 +337,46 @@ class Target:
         """
         for _ in range(_MAXIMUM_RUNS):
             try:
-                return await ask(await self._handle())
+                return await ask(self.handle())
             except (RPCError, RunClosedError) as error:
-                if isinstance(error, RPCError) and not _says_closed(error):
+                # The server reports a closed workflow as not found.
+                if isinstance(error, RPCError) and not (
+                    error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message
+                ):
                     raise
-                if not await self._has_next_run():
-                    raise _closed() from error
+                closed = self.run_id
+                if not self.params.get("run_id"):
+                    self._description = None
+                    await self.describe()
+                if self.run_id == closed:
+                    raise Problem(HTTPStatus.CONFLICT, CLOSED, "the workflow is closed") from error
         raise Problem(HTTPStatus.CONFLICT, "workflow-busy", "the workflow continues as new too quickly to be reached")
 
-    async def _handle(self) -> WorkflowHandle[Any, Any]:
-        client = await self._connect()
-        return client.get_workflow_handle(self._workflow_id, run_id=self.run_id, result_type=self._exposure.result)
+    # Waits, streams and pages
 
-    async def _has_next_run(self) -> bool:
-        if self._asked_run is not None:
-            return False
-        before, self._description = self.run_id, None
-        return (await self.check()).run_id != before
+    def waiting(self) -> Any:
+        """A context for a response that waits for a workflow."""
+        return self.services.metrics.waiting(self.endpoint)
+
+    def preferred_wait(self) -> float | None:
+        """Seconds to wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
+        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", self.request.headers.get("prefer", ""))
+        return None if found is None else min(float(found[1]), self.limits.max_wait)
+
+    def take_stream(self) -> StreamSlot | None:
+        """Raises the problem 429 for one stream too many, and ``UnknownPrincipalError``."""
+        slots = self.services.stream_slots
+        return None if slots is None else slots.take(principal_key(self.request.principal, self.services.identify))
+
+    def pages(self, *more: str) -> Pages:
+        """Page tokens for this namespace, principal, exposure, operation, and ``more``."""
+        key = principal_key(self.request.principal, self.services.identify)
+        scope = (self.client.namespace, key, self.exposure.name, self.endpoint.operation, *more)
+        return self.services.page_tokens.of(scope, self.request.secrets)
+
+
+def is_closed(description: WorkflowExecutionDescription) -> bool:
+    return description.status is not None and not is_open(description.status)
 
 
 @functools.cache
@@ -161,117 +387,3 @@ def _warn_of_missing_owner(workflow_type: str, attribute: str) -> None:
         "them with search_attributes=owned_by(…) of durably.temporal",
         *(workflow_type, attribute),
     )
-
-
-def is_closed(description: WorkflowExecutionDescription) -> bool:
-    return description.status is not None and not is_open(description.status)
-
-
-def _says_closed(error: RPCError) -> bool:
-    """Whether the server reports a closed workflow, which it does as not found."""
-    return error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message
-
-
-def _closed() -> Problem:
-    return Problem(HTTPStatus.CONFLICT, CLOSED, "the workflow is closed")
-
-
-@dataclass(kw_only=True)
-class Call:
-    """An authorized request about workflows, for the functions of endpoints.
-
-    - ``label``: the endpoint without ids, for logs.
-    - ``value``: the validated input.
-    - ``workflow_id``: the id in the URL or of the workflow to be started; ``location`` is its path.
-    - ``ids``: the other ids in the URL.
-    - ``waiting``: a context for a response that waits for a workflow.
-    - ``take_stream``: counts an event stream until the returned function is called.
-    - ``client``: set last, when the process is connected.
-    """
-
-    request: GatewayRequest
-    operation: Operation
-    exposure: Exposure
-    found_handler: HandlerExposure | None
-    ids: Mapping[str, str]
-    label: str
-    value: Any
-    workflow_id: str
-    location: str
-    client: Client = field(init=False)
-    task_queue: str
-    limits: Limits
-    rpc_timeout: timedelta
-    access: Access
-    owner_attribute: str
-    target: Target | None
-    keyed: KeyedRequest | None
-    waiting: Callable[[], AbstractContextManager[None]]
-    take_stream: Callable[[], Callable[[], None]]
-    make_pages: Callable[..., Pages]
-    start_options: StartOptions = field(default_factory=StartOptions)
-
-    @property
-    def handler(self) -> HandlerExposure:
-        """The signal, query or update in the URL."""
-        assert self.found_handler is not None, "only endpoints with a handler use it"
-        return self.found_handler
-
-    @property
-    def existing(self) -> Target:
-        """The workflow in the URL."""
-        assert self.target is not None, "only endpoints with an id use it"
-        return self.target
-
-    def handle(self, run_id: str | None = None) -> WorkflowHandle[Any, Any]:
-        """A handle to the checked run, or to another run of the workflow."""
-        run_id = run_id or self.existing.run_id
-        return self.client.get_workflow_handle(self.workflow_id, run_id=run_id, result_type=self.exposure.result)
-
-    def history(self, run_id: str) -> RunHistory:
-        return RunHistory(self.client, self.workflow_id, run_id, self.rpc_timeout)
-
-    def reaches(self, execution: WorkflowExecution) -> bool:
-        """Whether the principal can reach a workflow of the server."""
-        return self.access.reaches(owner_of(execution, self.owner_attribute))
-
-    def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
-        """The owner of a workflow, for a principal that sees workflows of several owners."""
-        is_shown = self.exposure.ownership is not None and self.access.sees_all
-        return owner_of(execution, self.owner_attribute) if is_shown else None
-
-    async def describe(self) -> WorkflowExecutionDescription:
-        """The description of the workflow, or of the run in the request.
-
-        Raises the problem 404 for a workflow that the principal cannot reach.
-        """
-        return await self.existing.check()
-
-    async def describe_run(self, run_id: str | None) -> WorkflowExecutionDescription:
-        """Another run of the workflow; the latest for ``None``.
-
-        Raises the problem 404 for a run of another type, and for one that the principal cannot reach.
-        """
-        handle = self.client.get_workflow_handle(self.workflow_id, run_id=run_id)
-        description = await handle.describe(rpc_timeout=self.rpc_timeout)
-        if description.workflow_type != self.exposure.definition.name or not self.reaches(description):
-            raise no_such_workflow()
-        return description
-
-    def pages(self, *more: str) -> Pages:
-        """Page tokens for this namespace, principal, exposure, operation, and ``more``."""
-        return self.make_pages(self.client.namespace, self.exposure.name, self.operation, *more)
-
-    def integer(self, name: str, default: int, low: int, high: int) -> int:
-        """A query parameter. Raises a problem."""
-        text = self.request.query(name)
-        if text is None or text == "":
-            return default
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise bad_request(f"{name} is a whole number from {low} to {high}")
-        return int(text)
-
-    def preferred_wait(self) -> float | None:
-        """Seconds to wait for a result (``Prefer: wait``, RFC 7240), within the limit."""
-        found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", self.request.headers.get("prefer", ""))
-        return None if found is None else min(float(found[1]), self.limits.max_wait)

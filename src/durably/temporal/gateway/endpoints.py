@@ -1,36 +1,33 @@
-"""The table of endpoints, for routing, the OpenAPI document and FastAPI's routes.
+"""Endpoints: what a route of the table in ``routes`` is for one exposure, for routing, OpenAPI and FastAPI.
 
 A ``Route`` is a row of the table. An ``Endpoint`` is a route of one exposure, with the name of a signal, query or
 update filled in: each has its own path and types.
 """
 
+import datetime as dt
 import functools
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Literal
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from temporalio.common import SearchAttributeKey
 
-from . import models
-from .exposure import AnyExposure, Exposure, HandlerExposure, Operation, ScheduleExposure, type_name
-from .handlers import Body, ModelBody
-from .messages import GatewayResponse
-from .operations import actions, batches, events, lists, runs, schedules, starting
-from .problems import Problem, not_found
-from .start_options import check_id
+from .exposure import Exposure, Operation, type_name
+from .inputs import Handler, JsonBody, check_id
+from .messages import Completed, GatewayResponse, ProblemDocument, QueryAnswer, UpdateDone
+from .problems import Problem, invalid_values, not_found, shorten
 
-NO_BODY = "no body"
-"""The type of a response without a body."""
-PROBLEM = models.ProblemDocument
+PROBLEM = ProblemDocument
 SUCCESSES = {
     HTTPStatus.OK: "Done",
     HTTPStatus.ACCEPTED: "Accepted",
     HTTPStatus.NO_CONTENT: "The stream has ended",
 }
-_PROBLEMS = (
+PROBLEMS = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
@@ -58,6 +55,10 @@ class EndpointParameter:
     default: Any = None
     is_required: bool = False
 
+    @cached_property
+    def adapter(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.type)
+
 
 class Key(Enum):
     """The meaning of an ``Idempotency-Key`` for an endpoint."""
@@ -69,8 +70,16 @@ class Key(Enum):
     """A repeated request has a further effect, and the server cannot recognise it."""
 
 
-Responses = Mapping[HTTPStatus, Any]
-"""The type of the body for each status; ``None`` for a stream of events. All other statuses are problems."""
+class Bodies(Enum):
+    """Bodies that depend on the exposure."""
+
+    INPUT = "input"
+    """The input of the workflow, or of the signal, query or update in the path."""
+    WITH_START = "with_start"
+    """The inputs of the workflow and the signal."""
+    STREAM = "stream"
+    """Server-sent events."""
+    NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -78,8 +87,9 @@ class Route:
     """A row of the table.
 
     ``template`` follows the exposure's name; ``{name}`` is the name of a signal, query or update. ``perform`` takes a
-    ``Call`` or ``ScheduleCall``. In ``summary``, ``{workflow}``, ``{exposure}`` and ``{name}`` are names. The other
-    fields are functions of the exposure and the handler where they depend on them.
+    ``Call``. In ``summary``, ``{workflow}``, ``{exposure}`` and ``{name}`` are names. ``responses`` has the type of the
+    body for each status that is not a problem. Those of ``Completed``, ``QueryAnswer`` and ``UpdateDone`` contain the
+    result of the workflow, query or update.
     """
 
     operation: Operation
@@ -87,280 +97,161 @@ class Route:
     template: str
     perform: Callable[[Any], Awaitable[GatewayResponse]]
     summary: str
-    responses: Callable[[Any, HandlerExposure | None], Responses]
+    responses: Mapping[HTTPStatus, type[BaseModel] | Bodies]
     parameters: tuple[EndpointParameter, ...] = ()
-    body: Callable[[Any, HandlerExposure | None], Body | None] = lambda exposure, handler: None
+    body: type[BaseModel] | Bodies = Bodies.NONE
     key: Key = Key.IGNORED
     problems: tuple[HTTPStatus, ...] = ()
 
 
-_RUN = EndpointParameter("run_id", "query", str, "A run of the workflow; by default the latest.")
-_WAIT = EndpointParameter("wait", "query", int, "Seconds to wait for a result.", 0)
-_PREFER = EndpointParameter("Prefer", "header", str, "wait=N waits N seconds for the result.")
-_KEY = EndpointParameter("Idempotency-Key", "header", str, "A repeated request with this key is executed once.")
-_PAGE = EndpointParameter("page", "query", str, "The next_page of the previous page.")
-_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was received.")
+_SUFFIXES: Mapping[Any, str] = {Completed: "Result", QueryAnswer: "Answer", UpdateDone: "Done"}
+_ID_NAMES = {"workflow_id": "the workflow id", "update_id": "the update id"}
 
 
-def _page_size(maximum: int, default: int) -> EndpointParameter:
-    return EndpointParameter("page_size", "query", int, f"1 to {maximum}.", default)
-
-
-_LIST = (
-    EndpointParameter("query", "query", str, "A visibility query of Temporal."),
-    EndpointParameter("status", "query", Literal[tuple(lists.FILTERS)]),
-    _page_size(lists.MAX_PAGE_SIZE, lists.PAGE_SIZE),
-    _PAGE,
-)
-_UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
-
-
-def _ok(body: Any) -> Callable[..., Responses]:
-    return lambda exposure, handler: {HTTPStatus.OK: body}
-
-
-def _accepted(body: Any) -> Callable[..., Responses]:
-    return lambda exposure, handler: {HTTPStatus.ACCEPTED: body}
-
-
-def _model(model: type[BaseModel]) -> Callable[..., Body]:
-    body = ModelBody(model, tuple(model.model_fields))
-    return lambda exposure, handler: body
-
-
-def _input(exposure: Exposure, handler: HandlerExposure | None) -> Body:
-    return exposure.arguments if handler is None else handler.arguments
-
-
-_REASON = _model(models.Reason)
-_NOTE = _model(models.ScheduleNote)
-
-
-@functools.lru_cache(maxsize=1024)
-def _renamed(name: str, body: type[BaseModel]) -> type[BaseModel]:
-    """A body with its own name. Pydantic would name it ``Completed_Receipt_``."""
-    return create_model(name, __base__=body, __doc__=body.__doc__)
-
-
-def _result_of(exposure: Exposure) -> type[BaseModel]:
-    result = exposure.definition.run.result
-    return _renamed(f"{type_name(exposure.name)}Result", models.Completed[result])  # type: ignore[valid-type]
-
-
-def _reply(exposure: Exposure, handler: HandlerExposure | None, suffix: str, body: Any) -> type[BaseModel]:
-    """The body with the result of a query or update."""
-    assert handler is not None
-    name = f"{type_name(exposure.name)}{type_name(handler.name)}{suffix}"
-    return _renamed(name, body[handler.handler.result])
-
-
-def _started(exposure: Exposure, handler: HandlerExposure | None) -> Responses:
-    return {HTTPStatus.ACCEPTED: models.Started, HTTPStatus.OK: _result_of(exposure)}
-
-
-def _result(exposure: Exposure, handler: HandlerExposure | None) -> Responses:
-    return {HTTPStatus.OK: _result_of(exposure), HTTPStatus.ACCEPTED: models.Started}
-
-
-def _answer(exposure: Exposure, handler: HandlerExposure | None) -> Responses:
-    return {HTTPStatus.OK: _reply(exposure, handler, "Answer", models.QueryAnswer)}
-
-
-def _updated(exposure: Exposure, handler: HandlerExposure | None) -> Responses:
-    return {
-        HTTPStatus.OK: _reply(exposure, handler, "Done", models.UpdateDone),
-        HTTPStatus.ACCEPTED: models.UpdateAccepted,
-    }
-
-
-def _batched(exposure: Exposure, handler: HandlerExposure | None) -> Responses:
-    return {HTTPStatus.ACCEPTED: models.BatchAccepted, HTTPStatus.OK: models.BatchDryRun}
-
-
-def _stream(exposure: Exposure, handler: HandlerExposure | None) -> Responses:
-    return {HTTPStatus.OK: None, HTTPStatus.NO_CONTENT: NO_BODY}
-
-
-def _with_start(exposure: Exposure, handler: HandlerExposure | None) -> Body:
-    assert handler is not None
-    assert handler.with_start is not None, "each exposed signal has it"
-    return ModelBody(handler.with_start)
-
-
-def _batch_of_signals(exposure: Exposure, handler: HandlerExposure | None) -> Body:
-    assert handler is not None
-    assert handler.batch is not None, "each exposed signal has it"
-    return ModelBody(handler.batch)
-
-
-# fmt: off
-ROUTES = (
-    Route(Operation.START, "POST", "", starting.start, "Start {workflow}",
-          _started, (_KEY, _PREFER), _input, Key.USED),
-    Route(Operation.LIST, "GET", "", lists.list_workflows, "List {exposure}",
-          _ok(models.Page), _LIST),
-    Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}", starting.signal_with_start,
-          "Signal {name}, and first start {workflow} if it is not running",
-          _accepted(models.Accepted), (_KEY,), _with_start, Key.USED),
-    # Before the routes with an id, which they shadow: the id "batch" is reserved.
-    Route(Operation.BATCH_CANCEL, "POST", "batch/cancel", batches.batch, "Cancel all open workflows that match a query",
-          _batched, (_KEY,), _model(models.BatchRequest), Key.USED, _UNSUPPORTED),
-    Route(Operation.BATCH_TERMINATE, "POST", "batch/terminate", batches.batch,
-          "Terminate all open workflows that match a query",
-          _batched, (_KEY,), _model(models.BatchRequest), Key.USED, _UNSUPPORTED),
-    Route(Operation.BATCH_SIGNAL, "POST", "batch/signals/{name}", batches.batch,
-          "Send the signal {name} to all open workflows that match a query",
-          _batched, (_KEY,), _batch_of_signals, Key.USED, _UNSUPPORTED),
-    Route(Operation.BATCH_STATUS, "GET", "batch/jobs/{job_id}", batches.batch_status, "The progress of a batch",
-          _ok(models.BatchJob), problems=_UNSUPPORTED),
-    Route(Operation.DESCRIBE, "GET", "{workflow_id}", lists.describe, "Status, times and pending activities",
-          _ok(models.Description), (_RUN,)),
-    Route(Operation.RESULT, "GET", "{workflow_id}/result", runs.result, "The result, as soon as it is known",
-          _result, (_RUN, _WAIT)),
-    Route(Operation.SIGNAL, "POST", "{workflow_id}/signals/{name}", actions.signal, "Signal {name}",
-          _accepted(models.Accepted), (_RUN, _KEY), _input, Key.USED),
-    Route(Operation.QUERY, "GET", "{workflow_id}/queries/{name}", actions.query, "Query {name}", _answer, (_RUN,)),
-    Route(Operation.QUERY, "POST", "{workflow_id}/queries/{name}", actions.query,
-          "Query {name}", _answer, (_RUN,), _input),
-    Route(Operation.UPDATE, "POST", "{workflow_id}/updates/{name}", actions.update, "Update {name}",
-          _updated, (_RUN, _KEY, _PREFER), _input, Key.USED),
-    Route(Operation.UPDATE, "GET", "{workflow_id}/updates/{name}/{update_id}", actions.update,
-          "The result of an update {name}",
-          _updated, (_RUN, _WAIT)),
-    Route(Operation.CANCEL, "POST", "{workflow_id}/cancel", actions.cancel, "Request its cancellation",
-          _accepted(models.Accepted), (_RUN,), _REASON),
-    Route(Operation.TERMINATE, "POST", "{workflow_id}/terminate", actions.terminate, "End it immediately",
-          _accepted(models.Accepted), (_RUN,), _REASON),
-    Route(Operation.RESET, "POST", "{workflow_id}/reset", actions.reset, "Continue from an earlier point, in a new run",
-          _accepted(models.Accepted), (_RUN,), _model(models.ResetRequest), Key.REFUSED),
-    Route(Operation.PAUSE, "POST", "{workflow_id}/pause", actions.pause, "Pause it until it is resumed",
-          _accepted(models.Accepted), (_RUN,), _REASON, problems=_UNSUPPORTED),
-    Route(Operation.RESUME, "POST", "{workflow_id}/resume", actions.resume, "Resume it after a pause",
-          _accepted(models.Accepted), (_RUN,), _REASON, problems=_UNSUPPORTED),
-    Route(Operation.HISTORY, "GET", "{workflow_id}/history", events.history, "Its events, in brief",
-          _ok(models.HistoryPage), (_RUN, _page_size(events.MAX_PAGE_SIZE, events.PAGE_SIZE), _PAGE)),
-    Route(Operation.RAW_HISTORY, "GET", "{workflow_id}/history/raw", events.raw_history,
-          "Its events with inputs and results, for replayers",
-          _ok(models.RawHistoryPage), (_RUN, _page_size(events.MAX_PAGE_SIZE, events.MAX_PAGE_SIZE), _PAGE)),
-    Route(Operation.EVENTS, "GET", "{workflow_id}/events", events.events, "Live progress, as server-sent events",
-          _stream, (_RUN, _LAST_EVENT)),
-)
-SCHEDULE_ROUTES = (
-    Route(Operation.LIST_SCHEDULES, "GET", "", schedules.list_schedules, "The declared schedules",
-          _ok(models.ScheduleList)),
-    Route(Operation.DESCRIBE_SCHEDULE, "GET", "{schedule_id}", schedules.describe,
-          "Its times, and the workflows that it started",
-          _ok(models.ScheduleState)),
-    Route(Operation.PAUSE_SCHEDULE, "POST", "{schedule_id}/pause", schedules.pause,
-          "Start no workflows until it is resumed",
-          _accepted(models.ScheduleAccepted), body=_NOTE),
-    Route(Operation.RESUME_SCHEDULE, "POST", "{schedule_id}/resume", schedules.resume, "Start workflows again",
-          _accepted(models.ScheduleAccepted), body=_NOTE),
-    Route(Operation.TRIGGER_SCHEDULE, "POST", "{schedule_id}/trigger", schedules.trigger, "Start its workflow now",
-          _accepted(models.ScheduleAccepted), body=_model(models.ScheduleTriggerRequest), key=Key.REFUSED),
-    Route(Operation.BACKFILL_SCHEDULE, "POST", "{schedule_id}/backfill", schedules.backfill,
-          "Start its workflow for past times",
-          _accepted(models.BackfillAccepted), body=_model(models.ScheduleBackfillRequest), key=Key.REFUSED),
-)
-# fmt: on
-_BATCHES = frozenset({Operation.BATCH_CANCEL, Operation.BATCH_TERMINATE, Operation.BATCH_SIGNAL})
-_ID_NAMES = {
-    "workflow_id": "the workflow id",
-    "update_id": "the update id",
-    "job_id": "the job id",
-    "schedule_id": "the schedule id",
-}
-
-
-@dataclass(frozen=True)
 class Endpoint:
-    """A route of an exposure. ``label``, without ids, is for logs and metrics."""
+    """A route of an exposure. ``label``, without ids, is for logs and metrics.
 
-    route: Route
-    exposure: AnyExposure
-    handler: HandlerExposure | None
-    label: str
-    path: str
-    workflow_type: str
-    """Empty for schedules."""
-    body: Body | None
-    literals: tuple[str | None, ...]
-    """The segments of the path after the exposure's name; ``None`` for an id."""
-    id_names: tuple[str, ...]
+    ``body`` is ``None`` for requests without one.
+    """
 
-    @classmethod
-    def of(cls, route: Route, exposure: AnyExposure, handler: HandlerExposure | None = None) -> "Endpoint":
-        parts = route.template.split("/") if route.template else []
-        named = [handler.name if handler and part == "{name}" else part for part in parts]
-        template = route.template if handler is None else route.template.replace("{name}", handler.name)
-        for name in ("workflow_id", "schedule_id"):
-            template = template.replace(f"{{{name}}}", "{id}")
-        is_id = [part.startswith("{") and part != "{name}" for part in parts]
-        return cls(
-            route=route,
-            exposure=exposure,
-            handler=handler,
-            label=f"{route.method} /{exposure.name}/{template}".rstrip("/"),
-            path="/" + "/".join([exposure.name, *named]),
-            workflow_type=exposure.definition.name if isinstance(exposure, Exposure) else "",
-            body=route.body(exposure, handler),
-            literals=tuple(None if each else name for each, name in zip(is_id, named, strict=True)),
-            id_names=tuple(part[1:-1] for each, part in zip(is_id, parts, strict=True) if each),
-        )
-
-    @property
-    def method(self) -> str:
-        return self.route.method
-
-    @cached_property
-    def operation_id(self) -> str:
+    def __init__(self, route: Route, exposure: Exposure, handler: Handler | None) -> None:
+        self.route, self.exposure, self.handler = route, exposure, handler
+        self.operation, self.method, self.workflow_type = route.operation, route.method, exposure.workflow_type
+        name = "" if handler is None else handler.name
+        segments = [part.replace("{name}", name) for part in route.template.split("/") if part]
+        self.literals = tuple(None if part in ("{workflow_id}", "{update_id}") else part for part in segments)
+        """The segments of the path after the exposure's name; ``None`` for an id."""
+        self.id_names = tuple(part[1:-1] for part, text in zip(segments, self.literals, strict=True) if text is None)
+        self.path = "/" + "/".join([exposure.name, *segments])
+        self.label = f"{self.method} {self.path}".replace("{workflow_id}", "{id}")
+        self.summary = route.summary.format(workflow=self.workflow_type, exposure=exposure.name, name=name)
+        self.takes_arguments = self.operation is Operation.QUERY and self.method == "GET"
+        """Whether the arguments of a query are query parameters."""
         # A GET in addition to a POST of the same operation.
-        is_second = self.method == "GET" and self.route.operation in (Operation.QUERY, Operation.UPDATE)
-        name = "" if self.handler is None else self.handler.name
-        words = [self.route.operation.value, self.exposure.name, name, "get" if is_second else ""]
-        return "_".join(word.replace("-", "_") for word in words if word)
+        is_second = self.method == "GET" and self.operation in (Operation.QUERY, Operation.UPDATE)
+        words = [self.operation.value, exposure.name, name, "get" if is_second else ""]
+        self.operation_id = "_".join(word.replace("-", "_") for word in words if word)
+        self.body = self._make_body()
+
+    def _make_body(self) -> JsonBody | None:
+        match self.route.body:
+            case Bodies.NONE:
+                return None
+            case Bodies.INPUT:
+                return self.subject.body
+            case Bodies.WITH_START:
+                assert self.handler is not None, "the path has its name"
+                title = f"{type_name(self.exposure.name)}And{type_name(self.handler.name)}Input"
+                config = ConfigDict(extra="forbid", validate_default=True)
+                fields: Any = {"input": self.exposure.run.as_field, "signal": self.handler.as_field}
+                return JsonBody.of_model(create_model(title, __config__=config, **fields))
+            case model:
+                return JsonBody.of_model(model)  # type: ignore[arg-type]
 
     @property
-    def summary(self) -> str:
-        name = "" if self.handler is None else self.handler.name
-        return self.route.summary.format(workflow=self.workflow_type, exposure=self.exposure.name, name=name)
+    def subject(self) -> Handler:
+        """The signal, query or update in the path, or the run method."""
+        return self.handler or self.exposure.run
 
     @property
     def description(self) -> str:
         if self.handler is not None:
-            return self.handler.handler.doc
-        is_start = self.route.operation is Operation.START
-        return self.exposure.definition.doc if is_start and isinstance(self.exposure, Exposure) else ""
+            return self.handler.doc
+        return self.exposure.doc if self.operation is Operation.START else ""
 
     @cached_property
-    def parameters(self) -> tuple[EndpointParameter, ...]:
-        ids = (EndpointParameter(name, "path", str, is_required=True) for name in self.id_names)
-        return (*ids, *self.route.parameters, *self._query_arguments)
+    def responses(self) -> Mapping[HTTPStatus, Any]:
+        """The type of the body for each status, or a member of ``Bodies``."""
+        return {status: self._response(body) for status, body in self.route.responses.items()}
 
-    @property
-    def _query_arguments(self) -> Iterator[EndpointParameter]:
-        """The arguments of a query that is asked with GET."""
-        if self.takes_query_arguments and self.handler is not None:
-            for each in self.handler.arguments.parameters:
-                default = None if each.is_required else each.default
-                yield EndpointParameter(each.name, "query", each.type, default=default, is_required=each.is_required)
-
-    @property
-    def takes_query_arguments(self) -> bool:
-        return self.route.operation is Operation.QUERY and self.method == "GET"
+    def _response(self, body: Any) -> Any:
+        if body not in _SUFFIXES:
+            return body
+        name = "" if self.handler is None else type_name(self.handler.name)
+        # Pydantic would name it ``Completed_Receipt_``.
+        return _renamed(f"{type_name(self.exposure.name)}{name}{_SUFFIXES[body]}", body[self.subject.result])
 
     @cached_property
-    def query_names(self) -> tuple[str, ...]:
-        """Names of the query parameters."""
-        return tuple(parameter.name for parameter in self.parameters if parameter.place == "query")
+    def parameters(self) -> Sequence[EndpointParameter]:
+        made = [EndpointParameter(name, "path", str, is_required=True) for name in self.id_names]
+        made += self.route.parameters
+        if self.operation is Operation.LIST:
+            made += _filters(self.exposure)
+        if self.takes_arguments:
+            for each in self.subject.parameters:
+                is_required = each.default is each.empty
+                default = None if is_required else each.default
+                made.append(EndpointParameter(each.name, "query", each.annotation, "", default, is_required))
+        return made
 
-    @property
-    def responses(self) -> Responses:
-        return self.route.responses(self.exposure, self.handler)
+    @cached_property
+    def query_parameters(self) -> Mapping[str, EndpointParameter]:
+        return {each.name: each for each in self.parameters if each.place == "query"}
 
-    @property
-    def problems(self) -> tuple[HTTPStatus, ...]:
-        return _PROBLEMS + self.route.problems
+    def check_names(self, query: Mapping[str, Sequence[str]], app_parameters: Collection[str]) -> None:
+        """Raises a problem for an unknown or repeated query parameter: frameworks and proxies read different ones.
+
+        The app's own parameters are allowed.
+        """
+        known = self.query_parameters
+        for name, values in query.items():
+            if name in known and len(values) > 1:
+                detail = f"the query parameter {name!a} is given more than once: give it once"
+                raise Problem(HTTPStatus.BAD_REQUEST, "repeated-parameter", detail)
+            if name not in known and name not in app_parameters:
+                there_are = f"there are {', '.join(known)}" if known else "there are none"
+                detail = f"there is no query parameter {shorten(name)!a} here: {there_are}"
+                raise Problem(HTTPStatus.BAD_REQUEST, "unknown-parameter", detail, parameters=list(known))
+
+    def parse_query(self, query: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The gateway's own query parameters, validated, with their defaults. Raises a problem."""
+        arguments = {each.name for each in self.subject.parameters} if self.takes_arguments else set()
+        parsed, errors = {}, list[Any]()
+        for name, parameter in self.query_parameters.items():
+            if name in arguments:
+                continue
+            parsed[name] = parameter.default
+            if text := (query.get(name) or ("",))[0]:
+                try:
+                    parsed[name] = parameter.adapter.validate_strings(text)
+                except ValidationError as error:
+                    errors += [{"loc": (name, *each["loc"]), "msg": each["msg"]} for each in error.errors()]
+        if errors:
+            raise invalid_values(errors)
+        return parsed
+
+    def parse_arguments(self, query: Mapping[str, Sequence[str]]) -> Any:
+        """The arguments of a query in the URL. Raises ``ValidationError``."""
+        names = {each.name for each in self.subject.parameters}
+        given = {name: values[0] if values else "" for name, values in query.items() if name in names}
+        return self.subject.body.parse_strings(given)
+
+
+@functools.lru_cache(maxsize=1024)
+def _renamed(name: str, body: type[BaseModel]) -> type[BaseModel]:
+    return create_model(name, __base__=body, __doc__=body.__doc__)
+
+
+ATTRIBUTE = "attribute."
+"""The beginning of the names of parameters that filter a list by a search attribute."""
+
+
+def _filters(exposure: Exposure) -> Iterator[EndpointParameter]:
+    """The filters of a list that depend on the exposure."""
+    if exposure.owner is not None:
+        yield EndpointParameter("owner", "query", str, "The owner, for principals that see workflows of several.")
+    for key in filter_keys(exposure):
+        # A list of keywords is found by one of them.
+        kind = key.origin_value_type if key.origin_value_type in (int, float, bool) else str
+        yield EndpointParameter(ATTRIBUTE + key.name, "query", kind, f"The search attribute {key.name}.")
+
+
+def filter_keys(exposure: Exposure) -> list[SearchAttributeKey[Any]]:
+    """Search attributes by which a list can be filtered: those that are declared by key, without times.
+
+    SQLite does not find a time that is equal to another one.
+    """
+    return [key for key in exposure.attribute_keys if key.origin_value_type is not dt.datetime]
 
 
 @dataclass(frozen=True)
@@ -368,16 +259,10 @@ class Match:
     """An endpoint with the ids in the URL of a request."""
 
     endpoint: Endpoint
-    ids: Mapping[str, str] = field(default_factory=dict)
+    ids: Mapping[str, str]
 
     def check_ids(self) -> None:
-        """Raises a problem for an invalid id, and for a batch that does not exist."""
-        exposure, id = self.endpoint.exposure, self.ids.get("workflow_id")
-        if id == "batch" and self.endpoint.method == "POST" and exposure.operations & _BATCHES:
-            raise not_found(
-                "there is no such batch: the path after batch/ is cancel, terminate or signals/{name}, as far as "
-                f"{exposure.name} offers them. The id batch is reserved"
-            )
+        """Raises a problem for an invalid id."""
         for name in self.endpoint.id_names:
             check_id(self.ids[name], _ID_NAMES[name])
 
@@ -385,8 +270,8 @@ class Match:
 class Endpoints:
     """All endpoints of a gateway."""
 
-    def __init__(self, exposures: Iterable[AnyExposure]) -> None:
-        self._by_exposure = {exposure.name: list(_of(exposure)) for exposure in exposures}
+    def __init__(self, routes: Iterable[Route], exposures: Iterable[Exposure]) -> None:
+        self._by_exposure = {each.name: list(_of(routes, each)) for each in exposures}
 
     def __iter__(self) -> Iterator[Endpoint]:
         """In the order of routing."""
@@ -421,23 +306,23 @@ class Endpoints:
         return found
 
 
-def _of(exposure: AnyExposure) -> Iterator[Endpoint]:
-    for route in SCHEDULE_ROUTES if isinstance(exposure, ScheduleExposure) else ROUTES:
+def _of(routes: Iterable[Route], exposure: Exposure) -> Iterator[Endpoint]:
+    handlers: Mapping[Operation, Mapping[str, Handler]] = {
+        Operation.SIGNAL: exposure.signals,
+        Operation.SIGNAL_WITH_START: exposure.signals,
+        Operation.QUERY: exposure.queries,
+        Operation.UPDATE: exposure.updates,
+    }
+    for route in routes:
         if route.operation not in exposure.operations:
             continue
-        if isinstance(exposure, Exposure) and "{name}" in route.template:
-            for handler in _handlers(exposure, route.operation).values():
-                # The parameters of a query with GET must fit in a URL.
-                if route.operation is not Operation.QUERY or route.method != "GET" or handler.arguments.fit_in_url:
-                    yield Endpoint.of(route, exposure, handler)
-        else:
-            yield Endpoint.of(route, exposure)
-
-
-def _handlers(exposure: Exposure, operation: Operation) -> Mapping[str, HandlerExposure]:
-    if operation is Operation.QUERY:
-        return exposure.queries
-    return exposure.updates if operation is Operation.UPDATE else exposure.signals
+        if route.operation not in handlers:
+            yield Endpoint(route, exposure, None)
+            continue
+        for handler in handlers[route.operation].values():
+            # The parameters of a query with GET must fit in a URL.
+            if route.operation is not Operation.QUERY or route.method != "GET" or handler.fits_in_url:
+                yield Endpoint(route, exposure, handler)
 
 
 def options_of_get(method: str) -> GatewayResponse | None:
@@ -454,12 +339,8 @@ def _options(allowed: set[str]) -> GatewayResponse:
 
 
 def _not_allowed(allowed: set[str]) -> Problem:
-    return Problem(
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        "method-not-allowed",
-        f"use {' or '.join(sorted(allowed))} here",
-        headers={"Allow": _allow(allowed)},
-    )
+    detail, headers = f"use {' or '.join(sorted(allowed))} here", {"Allow": _allow(allowed)}
+    return Problem(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", detail, headers=headers)
 
 
 def _allow(methods: Iterable[str]) -> str:

@@ -1,50 +1,35 @@
-"""``expose`` opens a workflow, ``expose_schedules`` declared schedules."""
+"""``expose`` opens a workflow to a gateway's clients."""
 
-import functools
+import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from temporalio import workflow as workflow_api
 from temporalio.common import (
     Priority,
     RetryPolicy,
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
 
 from durably.execution.step import is_async
-from durably.temporal.client.connection import Temporal
-from durably.temporal.compat import HandlerKind, handler_name
-from durably.temporal.declarations import ScheduleDeclaration
+from durably.temporal.compat import HandlerDefinition, HandlerKind, handler_name, workflow_parts
+from durably.temporal.declarations import check_memo
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.schedules import declared_schedules
 
-from .handlers import Arguments, Handler, WorkflowDefinition, batch_model, define, model_with_start
-from .models import BatchRequest
-from .problems import Problem, logger
-from .start_options import (
-    GivenAttributes,
-    IdTemplate,
-    MakeAttributes,
-    check_attach,
-    check_id,
-    declare_attributes,
-    delay_function,
-    id_function,
-    memo_function,
-    takes_principal,
-)
-
-Everything = Literal["all"]
+from .inputs import Handler, IdTemplate, field_names, first_paragraph
+from .problems import logger
 
 
 class Operation(StrEnum):
-    """An operation on a workflow or a schedule."""
+    """An operation on workflows."""
 
     START = "start"
     LIST = "list"
@@ -62,28 +47,7 @@ class Operation(StrEnum):
     RESET = "reset"
     PAUSE = "pause"
     RESUME = "resume"
-    BATCH_CANCEL = "batch_cancel"
-    BATCH_TERMINATE = "batch_terminate"
-    BATCH_SIGNAL = "batch_signal"
-    BATCH_STATUS = "batch_status"
-    LIST_SCHEDULES = "list_schedules"
-    DESCRIBE_SCHEDULE = "describe_schedule"
-    PAUSE_SCHEDULE = "pause_schedule"
-    RESUME_SCHEDULE = "resume_schedule"
-    TRIGGER_SCHEDULE = "trigger_schedule"
-    BACKFILL_SCHEDULE = "backfill_schedule"
 
-
-FOR_SCHEDULE_READERS = frozenset({Operation.LIST_SCHEDULES, Operation.DESCRIBE_SCHEDULE})
-"""The default of ``expose_schedules``."""
-
-FOR_SCHEDULE_OPERATORS = FOR_SCHEDULE_READERS | {
-    Operation.PAUSE_SCHEDULE,
-    Operation.RESUME_SCHEDULE,
-    Operation.TRIGGER_SCHEDULE,
-    Operation.BACKFILL_SCHEDULE,
-}
-"""All operations of schedules."""
 
 FOR_USERS = frozenset(
     {
@@ -102,37 +66,15 @@ FOR_USERS = frozenset(
 FOR_OWNERS = FOR_USERS | {Operation.LIST}
 """The default of ``expose`` with ``owner=``: lists show each principal its own workflows."""
 
-FOR_OPERATORS = frozenset(Operation) - FOR_SCHEDULE_OPERATORS
-"""All operations of workflows.
+FOR_OPERATORS = frozenset(Operation)
+"""All operations.
 
 In addition to users' operations: list and history show others' workflows; raw history shows inputs and results;
-terminate and reset end a run immediately; pause and resume; batches act on many workflows.
+terminate and reset end a run immediately; pause and resume.
 """
 
-
-@dataclass(frozen=True)
-class Ownership:
-    """``owner=`` and ``staff=`` of ``expose``: functions of the principal."""
-
-    owner: Callable[[Any], str | None]
-    staff: Callable[[Any], bool] | None = None
-
-
-@dataclass(frozen=True)
-class HandlerExposure:
-    """An open signal, query or update.
-
-    Signals have two more bodies: ``with_start`` of signal-with-start, and ``batch`` of a batch of signals.
-    """
-
-    handler: Handler
-    arguments: Arguments
-    with_start: type[BaseModel] | None = None
-    batch: type[BaseModel] | None = None
-
-    @property
-    def name(self) -> str:
-        return self.handler.name
+OfInput = Callable[[Any, Any], Any]
+"""A function of the validated input and the principal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,28 +82,30 @@ class Exposure:
     """An open workflow, made by ``expose``. ``name`` is the first segment of its URLs.
 
     ``id`` is a function of input, principal and owner. ``search_attributes``, ``memo`` and ``start_delay`` are
-    functions of input and principal. With ``attaches``, a start whose id is in use returns the running workflow.
+    functions of input and principal. ``attribute_keys`` are the search attributes that are declared by key. With
+    ``attaches``, a start whose id is in use returns the running workflow. ``owner`` and ``staff`` are functions of the
+    principal.
     """
 
     name: str
-    definition: WorkflowDefinition
-    arguments: Arguments
-    id: Callable[[Any, Any, str | None], str] | None
+    workflow_type: str
+    run: Handler
+    run_function: Callable[..., Any]
+    doc: str
     operations: frozenset[Operation]
-    signals: Mapping[str, HandlerExposure]
-    queries: Mapping[str, HandlerExposure]
-    updates: Mapping[str, HandlerExposure]
-    task_queue: str | None
+    signals: Mapping[str, Handler]
+    queries: Mapping[str, Handler]
+    updates: Mapping[str, Handler]
+    id: Callable[[Any, Any, str | None], str] | None = None
+    task_queue: str | None = None
     start_options: Mapping[str, Any] = field(default_factory=dict)
-    search_attributes: MakeAttributes | None = None
-    memo: Callable[[Any, Any], Mapping[str, Any]] | None = None
-    start_delay: Callable[[Any, Any], timedelta] | None = None
+    search_attributes: OfInput | None = None
+    attribute_keys: tuple[SearchAttributeKey[Any], ...] = ()
+    memo: OfInput | None = None
+    start_delay: OfInput | None = None
     attaches: bool = False
-    ownership: Ownership | None = None
-
-    @property
-    def result(self) -> Any:
-        return self.definition.run.result
+    owner: Callable[[Any], str | None] | None = None
+    staff: Callable[[Any], bool] | None = None
 
 
 def expose(
@@ -171,9 +115,9 @@ def expose(
     id: str | Callable[..., str] | None = None,
     input: Any = None,
     task_queue: str | None = None,
-    signals: Iterable[Callable[..., Any] | str] | Everything = (),
-    queries: Iterable[Callable[..., Any] | str] | Everything = (),
-    updates: Iterable[Callable[..., Any] | str] | Everything = (),
+    signals: Iterable[Callable[..., Any] | str] | Literal["all"] = (),
+    queries: Iterable[Callable[..., Any] | str] | Literal["all"] = (),
+    updates: Iterable[Callable[..., Any] | str] | Literal["all"] = (),
     operations: Iterable[Operation | str] | None = None,
     owner: Callable[[Any], str | None] | None = None,
     staff: Callable[[Any], bool] | None = None,
@@ -184,7 +128,9 @@ def expose(
     task_timeout: timedelta | None = None,
     retry_policy: RetryPolicy | None = None,
     priority: Priority | None = None,
-    search_attributes: GivenAttributes | None = None,
+    search_attributes: Callable[..., TypedSearchAttributes]
+    | Mapping[SearchAttributeKey[Any], Callable[..., Any]]
+    | None = None,
     memo: Callable[..., Mapping[str, Any]] | None = None,
     start_delay: timedelta | Callable[..., timedelta] | None = None,
     attach: bool = False,
@@ -203,8 +149,9 @@ def expose(
       ``None`` for a principal that is not a user (401). Other principals get 404.
     - ``staff``: a function of the principal. If it returns ``True``, the principal can reach all workflows.
     - ``search_attributes``: a mapping of ``SearchAttributeKey`` to functions, or one function that makes all. The keys
-      of a mapping are checked when the process connects; the log names unregistered ones. These functions and ``memo``
-      take the validated input, or the input and the principal.
+      of a mapping are checked when the process connects; the log names unregistered ones. Lists can be filtered by
+      them. A function that returns ``None`` sets nothing: the workflow itself may set the attribute. These functions
+      and ``memo`` take the validated input, or the input and the principal.
     - ``start_delay``: such a function or a ``timedelta``. The server starts the workflow after it.
     - ``attach`` (the same as ``id_conflict_policy=USE_EXISTING``): a start whose id is in use returns the running
       workflow with ``"attached": true`` instead of 409. Its own input is dropped. A workflow of another type or owner
@@ -214,14 +161,32 @@ def expose(
 
     Raises ``TemporalSettingsError``.
     """
-    definition = define(workflow)
-    ownership = _ownership(owner, staff, definition.name)
-    if operations is None:
-        operations = FOR_USERS if ownership is None else FOR_OWNERS
-    place = check_place(_kebab(definition.name) if name is None else name)
-    title = type_name(place)
-    arguments = Arguments(f"{title}Input", definition.run, input)
-    attaches = check_attach(attach, id, id_conflict_policy, definition.name)
+    parts = workflow_parts(workflow)
+    shown = str(getattr(workflow, "__qualname__", workflow))
+    if parts is None:
+        raise TemporalSettingsError(f"{shown} is not a workflow: decorate its class with @workflow.defn")
+    if parts.name is None:
+        raise TemporalSettingsError(f"{shown} is a dynamic workflow, which has no name to be started by")
+    place = _kebab(parts.name) if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", place):
+        raise TemporalSettingsError(f'"{place}" cannot be a segment of a URL: letters, digits, - and _ can')
+    _check_ownership(parts.name, owner, staff)
+    chosen = _operations((FOR_USERS if owner is None else FOR_OWNERS) if operations is None else operations)
+    run = Handler(parts.name, parts.run, title=f"{type_name(place)}Input", model=input)
+    open_signals = _chosen(place, parts.name, "signal", parts.signals, signals)
+    if id is None or not isinstance(id, str):
+        make_id, is_shared = None if id is None else _id_function(id), id is not None and not _takes_principal(id)
+    else:
+        template = IdTemplate(id, field_names(run.body.type), f"the input of {parts.name}", has_owner=owner is not None)
+        make_id, is_shared = template.fill, not template.has_principal
+    if owner is not None and open_signals and Operation.SIGNAL_WITH_START in chosen and is_shared:
+        _warn_of_shared_ids(parts.name)
+    attaches = attach or id_conflict_policy is WorkflowIDConflictPolicy.USE_EXISTING
+    if attach and (id is None or id_conflict_policy is WorkflowIDConflictPolicy.TERMINATE_EXISTING):
+        raise TemporalSettingsError(
+            f"{parts.name} has attach=, which needs id= (random ids are never in use) and cannot be combined with "
+            "id_conflict_policy=TERMINATE_EXISTING"
+        )
     options = {
         "id_reuse_policy": id_reuse_policy,
         # The server would attach to a workflow of any type and owner. The gateway checks both.
@@ -232,67 +197,73 @@ def expose(
         "retry_policy": retry_policy,
         **({"priority": priority} if priority is not None else {}),
     }
-    chosen = check_operations(operations, FOR_OPERATORS, "expose(), which opens workflows")
-    exposed_signals = _chosen(title, definition, "signal", definition.signals, signals)
-    if ownership is not None and exposed_signals and Operation.SIGNAL_WITH_START in chosen and _is_id_shared(id):
-        _warn_of_shared_ids(definition.name)
+    by_key = search_attributes if isinstance(search_attributes, Mapping) else {}
     return Exposure(
         name=place,
-        definition=definition,
-        arguments=arguments,
-        id=_id(id, arguments, definition.name, has_owner=ownership is not None),
+        workflow_type=parts.name,
+        run=run,
+        run_function=parts.run,
+        doc=first_paragraph(parts.cls),
         operations=chosen,
-        signals=_with_bodies(title, arguments, exposed_signals),
-        queries=_chosen(title, definition, "query", definition.queries, queries),
-        updates=_chosen(title, definition, "update", definition.updates, updates),
+        signals=open_signals,
+        queries=_chosen(place, parts.name, "query", parts.queries, queries),
+        updates=_chosen(place, parts.name, "update", parts.updates, updates),
+        id=make_id,
         task_queue=task_queue,
         start_options=options,
-        search_attributes=declare_attributes(search_attributes, definition.name),
-        memo=None if memo is None else memo_function(memo, definition.name),
-        start_delay=None if start_delay is None else delay_function(start_delay),
+        search_attributes=_attributes_function(search_attributes, parts.name),
+        attribute_keys=tuple(by_key),
+        memo=_memo_function(memo, parts.name),
+        start_delay=_delay_function(start_delay),
         attaches=attaches,
-        ownership=ownership,
+        owner=owner,
+        staff=staff,
     )
 
 
-def _ownership(owner: Any, staff: Any, title: str) -> Ownership | None:
-    """Raises ``TemporalSettingsError``."""
-    if owner is None:
-        if staff is not None:
-            raise TemporalSettingsError(f"{title} has staff= without owner=: give owner= too, or leave staff= out")
-        return None
+def _check_ownership(title: str, owner: Any, staff: Any) -> None:
+    if owner is None and staff is not None:
+        raise TemporalSettingsError(f"{title} has staff= without owner=: give owner= too, or leave staff= out")
     for name, function in (("owner", owner), ("staff", staff)):
-        if function is None and name == "staff":
-            continue
-        if not callable(function) or is_async(function):
+        if function is not None and (not callable(function) or is_async(function)):
             raise TemporalSettingsError(
                 f"{name}= of {title} is a plain function of the principal, without await and without a database: put "
                 "what it needs into the principal"
             )
-    return Ownership(owner, staff)
 
 
-def _id(
-    id: str | Callable[..., str] | None, arguments: Arguments, title: str, *, has_owner: bool
-) -> Callable[[Any, Any, str | None], str] | None:
-    if id is None:
-        return None
-    if not isinstance(id, str):
-        return id_function(id)
-    template = IdTemplate(id)
-    template.check(_field_names(arguments), f"the input of {title}", has_owner=has_owner)
-    return template.fill
+def _operations(given: Iterable[Operation | str]) -> frozenset[Operation]:
+    names = [given] if isinstance(given, str) else list(given)
+    for name in names:
+        if name not in FOR_OPERATORS:
+            raise TemporalSettingsError(f"{name} is not an operation; there are {', '.join(Operation)}")
+    return frozenset(map(Operation, names))
 
 
-def _is_id_shared(id: str | Callable[..., str] | None) -> bool:
-    """Whether two owners can choose the same workflow id."""
-    if id is None:
-        return False
-    return not (IdTemplate(id).has_principal if isinstance(id, str) else takes_principal(id))
+def _chosen(
+    place: str,
+    title: str,
+    kind: HandlerKind,
+    defined: Mapping[str, HandlerDefinition],
+    chosen: Iterable[Callable[..., Any] | str] | Literal["all"],
+) -> dict[str, Handler]:
+    if isinstance(chosen, str) and chosen != "all":
+        raise TemporalSettingsError(f'{kind} handlers are given as a list, or as "all", not as "{chosen}"')
+    exposed = {}
+    for each in defined if chosen == "all" else chosen:
+        name = each if isinstance(each, str) else handler_name(kind, each)
+        if name is None:
+            raise TemporalSettingsError(f"{getattr(each, '__qualname__', each)} is not a named {kind} handler")
+        if name not in defined:
+            raise TemporalSettingsError(f'{title} has no {kind} "{name}"; it has {", ".join(defined) or "none"}')
+        found = defined[name]
+        body = f"{type_name(place)}{type_name(name)}Input"
+        exposed[name] = Handler(name, found.function, title=body, doc=found.description)
+    return exposed
 
 
 def _warn_of_shared_ids(title: str) -> None:
-    """Warn of ids without the owner. The server cannot refuse a signal-with-start."""
+    """Warn of ids that two owners can choose. The server cannot refuse a signal-with-start."""
     if workflow_api.unsafe.in_sandbox():
         return  # The sandbox imports a single-file app again for each run of a workflow.
     logger.warning(
@@ -301,49 +272,6 @@ def _warn_of_shared_ids(title: str) -> None:
         "id=, give id= as a function of the input and the principal, or leave out Operation.SIGNAL_WITH_START",
         title,
     )
-
-
-def _chosen(
-    title: str,
-    definition: WorkflowDefinition,
-    kind: HandlerKind,
-    handlers: Mapping[str, Handler],
-    chosen: Iterable[Callable[..., Any] | str] | Everything,
-) -> dict[str, HandlerExposure]:
-    if isinstance(chosen, str) and chosen != "all":
-        raise TemporalSettingsError(f'{kind} handlers are given as a list, or as "all", not as "{chosen}"')
-    names: Sequence[str] = list(handlers) if chosen == "all" else [_handler_name(kind, item) for item in chosen]
-    exposed = {}
-    for name in names:
-        if name not in handlers:
-            known = ", ".join(handlers) or "none"
-            raise TemporalSettingsError(f'{definition.name} has no {kind} "{name}"; it has {known}')
-        exposed[name] = HandlerExposure(handlers[name], Arguments(f"{title}{type_name(name)}Input", handlers[name]))
-    return exposed
-
-
-def _with_bodies(title: str, start: Arguments, signals: Mapping[str, HandlerExposure]) -> dict[str, HandlerExposure]:
-    return {
-        name: replace(
-            signal,
-            with_start=model_with_start(f"{title}And{type_name(name)}Input", start, signal.arguments),
-            batch=batch_model(f"{title}Batch{type_name(name)}Input", BatchRequest, signal.arguments),
-        )
-        for name, signal in signals.items()
-    }
-
-
-def _handler_name(kind: HandlerKind, item: Callable[..., Any] | str) -> str:
-    if isinstance(item, str):
-        return item
-    if (name := handler_name(kind, item)) is None:
-        raise TemporalSettingsError(f"{getattr(item, '__qualname__', item)} is not a named {kind} handler")
-    return name
-
-
-def _field_names(arguments: Arguments) -> set[str]:
-    fields = getattr(arguments.type, "model_fields", None) or getattr(arguments.type, "__dataclass_fields__", None)
-    return set(fields or getattr(arguments.type, "__annotations__", {}))
 
 
 def _kebab(name: str) -> str:
@@ -356,113 +284,98 @@ def type_name(name: str) -> str:
     return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScheduleExposure:
-    """Open schedules. ``name`` is the first segment of their URLs.
+# Values that a start derives from its input: functions of the input, or of the input and the principal
 
-    ``ids`` is ``None`` for all declared schedules. ``app`` is the one of ``sync-schedules --app``.
+
+def _of_input(function: Callable[..., Any], what: str) -> OfInput:
+    """A function of the input, or of both, as a function of both. Parameters with defaults are not counted.
+
+    Raises ``TemporalSettingsError``.
     """
-
-    name: str
-    ids: frozenset[str] | None
-    operations: frozenset[Operation]
-    app: str | None
-
-    def declared(self, temporal: Temporal) -> Mapping[str, ScheduleDeclaration]:
-        """The open schedules by id, in the order of their declaration.
-
-        Invalid schedules are left out; each error is logged once in a process. Raises ``TemporalSettingsError`` for an
-        id that is declared twice.
-        """
-        declared = declared_schedules(temporal)
-        opened = dict.fromkeys(declared if self.ids is None else [id for id in declared if id in self.ids])
-        errors = {
-            id: self._error_of(id, declared) for id in [*opened, *sorted((self.ids or frozenset()) - opened.keys())]
-        }
-        for error in filter(None, errors.values()):
-            _log_error(error)
-        return {id: declared[id] for id in opened if errors[id] is None}
-
-    def check(self, temporal: Temporal, id: str) -> None:
-        """Raises ``TemporalSettingsError`` for an invalid open schedule."""
-        declared = declared_schedules(temporal)
-        is_open = id in declared if self.ids is None else id in self.ids
-        if is_open and (error := self._error_of(id, declared)) is not None:
-            raise TemporalSettingsError(error)
-
-    def _error_of(self, id: str, declared: Mapping[str, ScheduleDeclaration]) -> str | None:
-        if id in declared:
-            return _url_error(id)
-        return (
-            f'expose_schedules() names the schedule "{id}", which this process does not declare: import the module '
-            "that calls add_schedule(), or remove the id"
-        )
-
-
-@functools.cache
-def _log_error(error: str) -> None:
-    logger.error("%s", error)
-
-
-AnyExposure = Exposure | ScheduleExposure
-
-
-def expose_schedules(
-    *ids: str,
-    name: str = "schedules",
-    operations: Iterable[Operation | str] = FOR_SCHEDULE_READERS,
-    app: str | None = None,
-) -> ScheduleExposure:
-    """Open schedules of ``Temporal.add_schedule``, for ``Gateway(schedules=…)``.
-
-    - ``ids``: the open schedules; by default all are open.
-    - ``name``: the first segment of their URLs.
-    - ``operations``: ``FOR_SCHEDULE_READERS`` (list and describe, the default), ``FOR_SCHEDULE_OPERATORS`` (also pause,
-      resume, trigger and backfill), or any set.
-    - ``app``: the ``--app`` of ``sync-schedules``, if it has one. Schedules of other apps are not open.
-
-    Schedules have no owners: only ``authorize`` decides. Raises ``TemporalSettingsError``.
-    """
-    for id in ids:
-        if not isinstance(id, str):
-            raise TemporalSettingsError(f'expose_schedules("nightly", "hourly") takes ids one by one, not {id!r}')
-        if (error := _url_error(id)) is not None:
-            raise TemporalSettingsError(error)
-    return ScheduleExposure(
-        name=check_place(name),
-        ids=frozenset(ids) or None,
-        operations=check_operations(operations, FOR_SCHEDULE_OPERATORS, "expose_schedules()"),
-        app=app,
-    )
-
-
-def _url_error(id: str) -> str | None:
-    """The reason why a schedule cannot have a URL, or ``None``."""
-    try:
-        check_id(id, "the id")
-    except Problem as problem:
-        return (
-            f'the schedule "{id}" cannot be reached over HTTP: {problem.detail}. Rename it, or give '
-            "expose_schedules() the ids of the others"
-        )
-    return None
-
-
-def check_place(name: str) -> str:
-    """Check a name that becomes a segment of a URL. Raises ``TemporalSettingsError``."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", name):
-        raise TemporalSettingsError(f'"{name}" cannot be a segment of a URL: letters, digits, - and _ can')
-    return name
-
-
-def check_operations(
-    operations: Iterable[Operation | str], allowed: frozenset[Operation], where: str
-) -> frozenset[Operation]:
-    """Raises ``TemporalSettingsError`` for an operation that ``where`` cannot open."""
-    given = [operations] if isinstance(operations, str) else operations
-    names = frozenset(str(operation) for operation in given)
-    if others := sorted(names - allowed):
+    required = _required(function)
+    if len(required) not in (1, 2) or any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in required):
         raise TemporalSettingsError(
-            f"{others[0]} is not an operation of {where}; it takes {', '.join(sorted(allowed))}"
+            f"{what} of expose() is a function of the input, or of the input and the principal: {function!r} takes "
+            f"{', '.join(map(str, required)) or 'nothing'}"
         )
-    return frozenset(Operation(name) for name in names)
+    if is_async(function):
+        raise TemporalSettingsError(f"{what} of expose() is a plain function, not an asynchronous one")
+    return function if len(required) == 2 else lambda value, principal: function(value)
+
+
+def _required(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return [each for each in inspect.signature(function).parameters.values() if each.default is each.empty]
+    except (TypeError, ValueError):
+        return []
+
+
+def _takes_principal(function: Callable[..., Any]) -> bool:
+    return len(_required(function)) == 2
+
+
+def _id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None], str]:
+    """A function ``id=`` with the parameters of ``IdTemplate.fill``."""
+    called = _of_input(function, "id=")
+
+    def fill(value: Any, principal: Any, owner: str | None) -> str:
+        made = called(value, principal)
+        if not isinstance(made, str):
+            raise TemporalSettingsError(f"expose(id=…) returned {type(made).__name__}: it must return a string")
+        return made
+
+    return fill
+
+
+def _memo_function(memo: Callable[..., Mapping[str, Any]] | None, title: str) -> OfInput | None:
+    if memo is None:
+        return None
+    called = _of_input(memo, "memo=")
+    return lambda value, principal: check_memo(called(value, principal), f"expose({title})")
+
+
+def _delay_function(delay: timedelta | Callable[..., timedelta] | None) -> OfInput | None:
+    if delay is None:
+        return None
+    if isinstance(delay, timedelta):
+        fixed = _check_delay(delay)
+        return lambda value, principal: fixed
+    if not callable(delay):
+        raise TemporalSettingsError(f"start_delay= of expose() is {delay!r}: give a timedelta, or a function")
+    called = _of_input(delay, "start_delay=")
+    return lambda value, principal: _check_delay(called(value, principal))
+
+
+def _check_delay(delay: Any) -> timedelta:
+    if not isinstance(delay, timedelta) or delay < timedelta():
+        raise TemporalSettingsError(f"expose(start_delay=…) gives {delay!r}: it must be a timedelta of 0 or more")
+    return delay
+
+
+def _attributes_function(given: Any, title: str) -> OfInput | None:
+    """``search_attributes=`` as one function, which raises ``TemporalSettingsError`` for values of another type."""
+    if not isinstance(given, Mapping):
+        return None if given is None else _of_input(given, "search_attributes=")
+    for key in given:
+        if not isinstance(key, SearchAttributeKey):
+            raise TemporalSettingsError(
+                f"search_attributes= of {title} has the key {key!r}: keys are made with SearchAttributeKey, such as "
+                'SearchAttributeKey.for_keyword("CustomerId")'
+            )
+    functions = {key: _of_input(each, f"search_attributes= ({key.name})") for key, each in given.items()}
+
+    def make(value: Any, principal: Any) -> TypedSearchAttributes:
+        made = [(key, function(value, principal)) for key, function in functions.items()]
+        return TypedSearchAttributes([_pair(key, each) for key, each in made if each is not None])
+
+    return make
+
+
+def _pair(key: SearchAttributeKey[Any], value: Any) -> SearchAttributePair[Any]:
+    expected = (int, float) if key.origin_value_type is float else key.origin_value_type
+    if not isinstance(value, expected) or (isinstance(value, bool) and key.origin_value_type is not bool):
+        wanted = key.origin_value_type.__name__
+        raise TemporalSettingsError(
+            f"search_attributes= has {type(value).__name__} for {key.name}, which takes {wanted}"
+        )
+    return SearchAttributePair(key, value)

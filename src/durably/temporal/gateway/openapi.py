@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from durably.temporal.errors import TemporalSettingsError
 
-from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, options_of_get
-from .messages import JSON, GatewayResponse, without_body
+from .endpoints import PROBLEM, PROBLEMS, SUCCESSES, Bodies, Endpoint, options_of_get
+from .messages import JSON, GatewayResponse
 from .problems import MEDIA_TYPE, Problem
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -56,29 +56,20 @@ class _Schemas:
     """The schemas of all types together: two types never get the same name."""
 
     def __init__(self, all_endpoints: list[Endpoint]) -> None:
-        adapters: list[tuple[tuple[Any, str], Any, TypeAdapter[Any]]] = []
         wanted: list[tuple[Any, str]] = [(PROBLEM, "serialization")]
         for endpoint in all_endpoints:
             wanted += [(parameter.type, "validation") for parameter in endpoint.parameters]
             wanted += [(body.type, "validation") for body in (endpoint.body,) if body is not None and not body.is_empty]
-            wanted += [(body, "serialization") for body in endpoint.responses.values() if body not in (None, NO_BODY)]
-        self._keys: list[tuple[Any, str]] = []
-        for body, mode in wanted:
-            if self._index(body, mode) is None:
-                adapters.append(((len(self._keys), mode), mode, TypeAdapter(body)))
-                self._keys.append((body, mode))
+            wanted += [(body, "serialization") for body in endpoint.responses.values() if not isinstance(body, Bodies)]
+        # Not every type can be hashed.
+        self._wanted = [each for index, each in enumerate(wanted) if each not in wanted[:index]]
+        adapters: Any = [((i, mode), mode, TypeAdapter(body)) for i, (body, mode) in enumerate(self._wanted)]
         found, shared = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
         self._schemas = {key[0]: schema for (key, _), schema in found.items()}
         self.definitions: dict[str, Any] = shared.get("$defs", {})
 
-    def _index(self, body: Any, mode: str) -> int | None:
-        """The index by equality, because not every type can be hashed."""
-        return next((i for i, key in enumerate(self._keys) if key == (body, mode)), None)
-
     def of(self, body: Any, mode: str) -> dict[str, Any]:
-        index = self._index(body, mode)
-        assert index is not None
-        return dict(self._schemas[index])
+        return dict(self._schemas[self._wanted.index((body, mode))])
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
@@ -91,7 +82,20 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     if endpoint.description:
         operation["description"] = endpoint.description
     if endpoint.parameters:
-        operation["parameters"] = [_parameter(parameter, schemas) for parameter in endpoint.parameters]
+        operation["parameters"] = []
+    for parameter in endpoint.parameters:
+        schema = schemas.of(parameter.type, "validation")
+        if parameter.default is not None:
+            schema["default"] = parameter.default
+        operation["parameters"].append(
+            {
+                "name": parameter.name,
+                "in": parameter.place,
+                "required": parameter.is_required,
+                "schema": schema,
+                **({"description": parameter.description} if parameter.description else {}),
+            }
+        )
     if (body := endpoint.body) is not None and not body.is_empty:
         required = {"required": True} if body.is_required else {}
         content = {"application/json": {"schema": schemas.of(body.type, "validation")}}
@@ -99,34 +103,17 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     return operation
 
 
-def _parameter(parameter: EndpointParameter, schemas: _Schemas) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "name": parameter.name,
-        "in": parameter.place,
-        "required": parameter.is_required,
-        "schema": schemas.of(parameter.type, "validation"),
-    }
-    if parameter.description:
-        described["description"] = parameter.description
-    if parameter.default is not None:
-        described["schema"]["default"] = parameter.default
-    return described
-
-
 def _responses(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, body in endpoint.responses.items():
-        if body is NO_BODY:
-            responses[str(int(status))] = {"description": SUCCESSES[status]}
-            continue
-        content = (
-            {"text/event-stream": {"schema": {"type": "string"}}}
-            if body is None
-            else {"application/json": {"schema": schemas.of(body, "serialization")}}
-        )
-        responses[str(int(status))] = {"description": SUCCESSES[status], "content": content}
+        response: dict[str, Any] = {"description": SUCCESSES[status]}
+        if body is Bodies.STREAM:
+            response["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        elif body is not Bodies.NONE:
+            response["content"] = {"application/json": {"schema": schemas.of(body, "serialization")}}
+        responses[str(int(status))] = response
     problem = {MEDIA_TYPE: {"schema": schemas.of(PROBLEM, "serialization")}}
-    for status in endpoint.problems:
+    for status in (*PROBLEMS, *endpoint.route.problems):
         responses[str(int(status))] = {"description": status.phrase, "content": problem}
     return responses
 
@@ -231,4 +218,4 @@ def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> Ga
     except Problem as problem:
         return problem.response()
     made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
-    return without_body(made) if method == "HEAD" else made
+    return made.without_body() if method == "HEAD" else made

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from temporalio.client import (
     RPCTimeoutOrCancelledError,
     WorkflowFailureError,
@@ -34,8 +34,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.temporal.compat import PAUSED, says_connection_broke
 from durably.temporal.errors import SearchAttributeError, TemporalUnreachableError, scrub
 
-from .messages import GatewayResponse
-from .models import FailureCause
+from .messages import FailureCause, GatewayResponse
 
 logger = logging.getLogger("durably.temporal")
 
@@ -64,56 +63,35 @@ class Problem(Exception):
         """Whether a repetition may succeed soon: the server is down, slow or busy."""
         return self.status in _PASSING
 
-    def document(self) -> dict[str, Any]:
-        title = self.kind.replace("-", " ").capitalize()
-        return {
+    def response(self) -> GatewayResponse:
+        document = {
             "type": f"urn:durably:problem:{self.kind}",
-            "title": title,
+            "title": self.kind.replace("-", " ").capitalize(),
             "status": int(self.status),
             "detail": self.detail,
             **self.more,
         }
-
-    def response(self) -> GatewayResponse:
-        headers = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", **self.headers}
         return GatewayResponse(
-            status_code=self.status, headers=headers, body=msgspec.json.encode(self.document(), enc_hook=str)
+            status_code=self.status,
+            headers={"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", **self.headers},
+            body=msgspec.json.encode(document, enc_hook=_to_plain),
         )
+
+
+def _to_plain(value: Any) -> Any:
+    return value.model_dump(exclude_none=True) if isinstance(value, BaseModel) else str(value)
+
+
+class Unauthenticated(Problem):
+    """The problem 401, which ``authorize`` may raise. ``challenge`` is the ``WWW-Authenticate`` header."""
+
+    def __init__(self, challenge: str = "Bearer") -> None:
+        headers = {"WWW-Authenticate": challenge}
+        super().__init__(HTTPStatus.UNAUTHORIZED, "unauthenticated", "authentication is needed", headers=headers)
 
 
 def bad_request(detail: str, **more: Any) -> Problem:
     return Problem(HTTPStatus.BAD_REQUEST, "bad-request", detail, **more)
-
-
-def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
-    """An unknown query parameter. Its name comes from the client: shortened, in ASCII."""
-    there_are = f"there are {', '.join(known)}" if known else "there are none"
-    return Problem(
-        HTTPStatus.BAD_REQUEST,
-        "unknown-parameter",
-        f"there is no query parameter {_shorten(name)!a} here: {there_are}",
-        parameters=list(known),
-    )
-
-
-def repeated_parameter(name: str) -> Problem:
-    """A repeated query parameter: frameworks and proxies read different ones."""
-    return Problem(
-        HTTPStatus.BAD_REQUEST,
-        "repeated-parameter",
-        f"the query parameter {_shorten(name)!a} is given more than once: give it once",
-    )
-
-
-def no_principal() -> Problem:
-    """An ``Idempotency-Key`` without a principal. All such clients would share it."""
-    return Problem(
-        HTTPStatus.BAD_REQUEST,
-        "no-principal",
-        "an Idempotency-Key belongs to a principal, and this request has none: send no key, or authenticate. In the "
-        "app, principal= of router(), blueprint(), routes() or urls() returns the principal; to let all callers share "
-        'their keys, return the same string for each, such as principal=lambda request: "everyone"',
-    )
 
 
 def not_found(detail: str) -> Problem:
@@ -134,20 +112,6 @@ def refused(status: int) -> Problem:
     return Problem(known, known.phrase.lower().replace(" ", "-"), (known.description or known.phrase).lower())
 
 
-def _not_set_up(error: SearchAttributeError) -> Problem:
-    return _unavailable(error.message, "the app's configuration is incomplete; see its log")
-
-
-def unauthenticated(challenge: str = "Bearer") -> Problem:
-    """The problem 401. ``challenge`` is the ``WWW-Authenticate`` header."""
-    return Problem(
-        HTTPStatus.UNAUTHORIZED,
-        "unauthenticated",
-        "authentication is needed",
-        headers={"WWW-Authenticate": challenge},
-    )
-
-
 def unreadable() -> Problem:
     return bad_request("the body is incomplete, or does not match the headers")
 
@@ -157,48 +121,74 @@ _MAXIMUM_ERROR_TEXT = 200
 """Maximum characters of a message and of each part of a location, which the client may have chosen."""
 
 
-def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem:
-    """Errors of an input. More than a hundred are only counted.
-
-    ``members`` are the fields of a body that the gateway defines. The error of an unknown field lists them.
-    """
+def invalid_input(error: ValidationError) -> Problem:
+    """Errors of an input, without its values. More than a hundred are only counted."""
     count = error.error_count()
     if count > _MAXIMUM_ERRORS:
         return Problem(HTTPStatus.BAD_REQUEST, "invalid-input", f"the input has {count} errors", errors=[])
-    errors: list[Any] = error.errors(include_url=False, include_input=False, include_context=False)
-    for each in errors:
-        if members and each["type"] == "extra_forbidden" and len(each["loc"]) == 1:
-            each["msg"] += f": the body may have {', '.join(members)}"
-    return invalid_input(errors)
+    return invalid_values(error.errors(include_url=False, include_input=False, include_context=False))
 
 
-def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """Pydantic's errors with their locations. The values are not repeated."""
-    listed = [
-        {"location": [_shorten(str(part)) for part in error["loc"]], "message": _shorten(error["msg"])}
-        for error in errors[:_MAXIMUM_ERRORS]
-    ]
-    count = len(errors)
+def invalid_values(errors: Sequence[Mapping[str, Any]]) -> Problem:
+    """Pydantic's errors, each with ``loc`` and ``msg``."""
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "invalid-input",
-        f"the input has {count} error{'s' if count > 1 else ''}: see errors",
-        errors=listed,
+        f"the input has {len(errors)} error{'s' if len(errors) > 1 else ''}: see errors",
+        errors=[
+            {"location": [shorten(str(part)) for part in error["loc"]], "message": shorten(error["msg"])}
+            for error in errors[:_MAXIMUM_ERRORS]
+        ],
     )
 
 
-def _shorten(text: str) -> str:
+def shorten(text: str) -> str:
+    """A text that the client may have chosen, of limited length."""
     return text if len(text) <= _MAXIMUM_ERROR_TEXT else f"{text[:_MAXIMUM_ERROR_TEXT]}…"
+
+
+EXCEPTIONS: tuple[type[Exception], ...] = (
+    SearchAttributeError,
+    TemporalUnreachableError,
+    WorkflowAlreadyStartedError,
+    WorkflowFailureError,
+    WorkflowUpdateFailedError,
+    WorkflowQueryFailedError,
+    WorkflowQueryRejectedError,
+    RPCTimeoutOrCancelledError,
+    RPCError,
+)
+"""Exceptions of ``temporalio`` and the connection. Frameworks' exception handlers are registered for these."""
 
 
 def to_problem(error: Exception) -> Problem:
     """The problem that the client gets for an exception."""
-    if isinstance(error, Problem):
-        return error
-    for kinds, make in _PROBLEMS:
-        if isinstance(error, kinds):
-            problem: Problem = make(error)
-            return problem
+    match error:
+        case Problem():
+            return error
+        case SearchAttributeError():
+            return _unavailable(error.message, "the app's configuration is incomplete; see its log")
+        case TemporalUnreachableError():
+            return _unavailable(error.message)
+        case WorkflowAlreadyStartedError():
+            return already_started(error.workflow_id, run_id=error.run_id or "")
+        case WorkflowFailureError():
+            return workflow_failed(error)
+        case WorkflowUpdateFailedError():
+            detail = "the workflow refused the update, or the update failed"
+            failure = causes(error.cause)
+            return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "update-failed", detail, failure=failure)
+        case WorkflowQueryFailedError():
+            detail = f"the workflow could not answer: {scrub(error.message)}"
+            return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query-failed", detail)
+        case WorkflowQueryRejectedError(status=status):
+            detail = "the workflow accepts no queries in its current status"
+            return _paused() if status is PAUSED else Problem(HTTPStatus.CONFLICT, "query-rejected", detail)
+        case RPCTimeoutOrCancelledError():
+            cause = error.__cause__
+            return _cut_off(cause) if isinstance(cause, RPCError) and says_connection_broke(cause) else _timed_out()
+        case RPCError():
+            return _rpc_problem(error)
     logger.error("the gateway failed", exc_info=error)
     return internal_error()
 
@@ -209,15 +199,46 @@ def internal_error() -> Problem:
     )
 
 
+def already_started(workflow_id: str, **more: Any) -> Problem:
+    """The id is in use. ``more`` identifies the run, if the client may know it."""
+    detail = f'the workflow "{workflow_id}" has already been started'
+    return Problem(HTTPStatus.CONFLICT, "already-started", detail, workflow_id=workflow_id, **more)
+
+
+_OUTCOMES = {
+    CancelledError: ("cancelled", "was cancelled"),
+    TerminatedError: ("terminated", "was terminated"),
+    TimeoutError: ("timed_out", "has run out of time"),
+}
+
+
+def workflow_failed(error: WorkflowFailureError, **more: Any) -> Problem:
+    """The workflow failed. ``more`` identifies it."""
+    status, text = _OUTCOMES.get(type(error.cause), ("failed", "has failed"))
+    return Problem(
+        HTTPStatus.FAILED_DEPENDENCY,
+        f"workflow-{status.replace('_', '-')}",
+        f"the workflow {text}",
+        workflow_status=status,
+        failure=causes(error.cause),
+        **more,
+    )
+
+
+def no_worker(detail: str) -> Problem:
+    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "no-worker", detail)
+
+
+def _paused() -> Problem:
+    detail = "the workflow is paused: it accepts no queries and updates until it is resumed"
+    return Problem(HTTPStatus.CONFLICT, "workflow-paused", detail)
+
+
 def _unavailable(reason: str, detail: str = "the Temporal server cannot be reached now") -> Problem:
     """The server is unavailable. ``reason`` is logged for the app's operator."""
-    _outages.log(reason)
-    return Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "server-unavailable",
-        detail,
-        headers={"Retry-After": RETRY_AFTER},
-    )
+    _log_outage(reason)
+    headers = {"Retry-After": RETRY_AFTER}
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "server-unavailable", detail, headers=headers)
 
 
 def _cut_off(error: RPCError) -> Problem:
@@ -227,94 +248,9 @@ def _cut_off(error: RPCError) -> Problem:
     )
 
 
-def _timed_out(error: Any) -> Problem:
-    if isinstance(error.__cause__, RPCError) and says_connection_broke(error.__cause__):
-        return _cut_off(error.__cause__)
-    return Problem(
-        HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer in time; the request may still have taken effect"
-    )
-
-
-def no_worker(detail: str) -> Problem:
-    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "no-worker", detail)
-
-
-def already_started(workflow_id: str, **more: Any) -> Problem:
-    """The id is in use. ``more`` identifies the run, if the client may know it."""
-    detail = f'the workflow "{workflow_id}" has already been started'
-    return Problem(HTTPStatus.CONFLICT, "already-started", detail, workflow_id=workflow_id, **more)
-
-
-def workflow_failed(error: WorkflowFailureError, **more: Any) -> Problem:
-    """The workflow failed. ``more`` identifies it."""
-    outcome = _OUTCOMES.get(type(error.cause), "failed")
-    return Problem(
-        HTTPStatus.FAILED_DEPENDENCY,
-        f"workflow-{outcome.replace('_', '-')}",
-        f"the workflow {_HAS[outcome]}",
-        workflow_status=outcome,
-        failure=_cause_documents(error.cause),
-        **more,
-    )
-
-
-_OUTCOMES = {CancelledError: "cancelled", TerminatedError: "terminated", TimeoutError: "timed_out"}
-_HAS = {
-    "failed": "has failed",
-    "cancelled": "was cancelled",
-    "terminated": "was terminated",
-    "timed_out": "has run out of time",
-}
-
-
-def _update_failed(error: WorkflowUpdateFailedError) -> Problem:
-    return Problem(
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "update-failed",
-        "the workflow refused the update, or the update failed",
-        failure=_cause_documents(error.cause),
-    )
-
-
-def _query_failed(error: WorkflowQueryFailedError) -> Problem:
-    return Problem(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "query-failed", f"the workflow could not answer: {scrub(error.message)}"
-    )
-
-
-def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
-    if error.status is PAUSED:
-        return _paused()
-    return Problem(HTTPStatus.CONFLICT, "query-rejected", "the workflow accepts no queries in its current status")
-
-
-def _paused() -> Problem:
-    detail = "the workflow is paused: it accepts no queries and updates until it is resumed"
-    return Problem(HTTPStatus.CONFLICT, "workflow-paused", detail)
-
-
-def _rpc_failed(error: RPCError) -> Problem:
-    if error.status is RPCStatusCode.FAILED_PRECONDITION and error.message.startswith("Workflow is paused"):
-        return _paused()
-    if error.status is RPCStatusCode.UNAVAILABLE:
-        return _unavailable(f"the Temporal server cannot be reached: {error.message}")
-    if error.status in _STATUSES_OF_BROKEN_CONNECTIONS and says_connection_broke(error):
-        return _cut_off(error)
-    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
-        return _timed_out(error)
-    if error.status is RPCStatusCode.NOT_FOUND and error.message.startswith("Namespace "):
-        # The app's settings are wrong. The client cannot correct them.
-        return _unavailable(f"Temporal: {error.message}")
-    if error.status is RPCStatusCode.FAILED_PRECONDITION and "no poller" in error.message:
-        return no_worker("no worker has asked for the workflow's tasks recently: is one running?")
-    if error.status is RPCStatusCode.UNAUTHENTICATED:
-        return _unavailable(f"Temporal refuses the app's credentials: {error.message}")
-    status, kind, is_public = _RPC_STATUSES.get(error.status, (HTTPStatus.BAD_GATEWAY, "server-failed", False))
-    if not is_public:
-        _outages.log(f"Temporal: {error.status.name}: {error.message}")
-    headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
-    detail = scrub(error.message) if is_public else f"the Temporal server answered {error.status.name}"
-    return Problem(status, kind, detail, headers=headers)
+def _timed_out() -> Problem:
+    detail = "no answer in time; the request may still have taken effect"
+    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", detail)
 
 
 _STATUSES_OF_BROKEN_CONNECTIONS = (RPCStatusCode.UNKNOWN, RPCStatusCode.INTERNAL, RPCStatusCode.CANCELLED)
@@ -332,44 +268,46 @@ _RPC_STATUSES = {
 }
 """Status, kind, and whether the client may see the server's message."""
 
-_PROBLEMS: list[tuple[type[Exception], Any]] = [
-    (SearchAttributeError, _not_set_up),
-    (TemporalUnreachableError, lambda error: _unavailable(error.message)),
-    (WorkflowAlreadyStartedError, lambda error: already_started(error.workflow_id, run_id=error.run_id or "")),
-    (WorkflowFailureError, workflow_failed),
-    (WorkflowUpdateFailedError, _update_failed),
-    (WorkflowQueryFailedError, _query_failed),
-    (WorkflowQueryRejectedError, _query_rejected),
-    (RPCTimeoutOrCancelledError, _timed_out),
-    (RPCError, _rpc_failed),
-]
-EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS)
-"""Exceptions of ``temporalio`` and the connection. Frameworks' exception handlers are registered for these."""
+
+def _rpc_problem(error: RPCError) -> Problem:
+    if error.status is RPCStatusCode.FAILED_PRECONDITION and error.message.startswith("Workflow is paused"):
+        return _paused()
+    if error.status is RPCStatusCode.UNAVAILABLE:
+        return _unavailable(f"the Temporal server cannot be reached: {error.message}")
+    if error.status in _STATUSES_OF_BROKEN_CONNECTIONS and says_connection_broke(error):
+        return _cut_off(error)
+    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+        return _timed_out()
+    if error.status is RPCStatusCode.NOT_FOUND and error.message.startswith("Namespace "):
+        # The app's settings are wrong. The client cannot correct them.
+        return _unavailable(f"Temporal: {error.message}")
+    if error.status is RPCStatusCode.FAILED_PRECONDITION and "no poller" in error.message:
+        return no_worker("no worker has asked for the workflow's tasks recently: is one running?")
+    if error.status is RPCStatusCode.UNAUTHENTICATED:
+        return _unavailable(f"Temporal refuses the app's credentials: {error.message}")
+    status, kind, is_public = _RPC_STATUSES.get(error.status, (HTTPStatus.BAD_GATEWAY, "server-failed", False))
+    if not is_public:
+        _log_outage(f"Temporal: {error.status.name}: {error.message}")
+    headers = {"Retry-After": RETRY_AFTER} if status == HTTPStatus.TOO_MANY_REQUESTS else {}
+    detail = scrub(error.message) if is_public else f"the Temporal server answered {error.status.name}"
+    return Problem(status, kind, detail, headers=headers)
 
 
-class _OutageLog:
-    """Logs each error once in ten seconds, because in an outage all requests have it."""
-
-    _PERIOD = 10.0
-    _MAXIMUM_REMEMBERED = 100
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._logged: dict[str, float] = {}
-
-    def log(self, text: str) -> None:
-        now = time.monotonic()
-        with self._lock:
-            if now - self._logged.get(text, -self._PERIOD) < self._PERIOD:
-                return
-            if len(self._logged) >= self._MAXIMUM_REMEMBERED:
-                self._logged.clear()
-            self._logged[text] = now
-        logger.error("%s", scrub(text))
+_PERIOD = 10.0
+_lock = threading.Lock()
+_logged: dict[str, float] = {}
 
 
-_outages = _OutageLog()
-_MAXIMUM_CAUSES = 20
+def _log_outage(text: str) -> None:
+    """Log each error once in ten seconds, because in an outage all requests have it."""
+    now = time.monotonic()
+    with _lock:
+        if now - _logged.get(text, -_PERIOD) < _PERIOD:
+            return
+        if len(_logged) >= 100:
+            _logged.clear()
+        _logged[text] = now
+    logger.error("%s", scrub(text))
 
 
 def causes(error: BaseException | None) -> list[FailureCause]:
@@ -378,7 +316,7 @@ def causes(error: BaseException | None) -> list[FailureCause]:
     Details and stack traces are omitted, and credentials in messages are hidden.
     """
     chain: list[FailureCause] = []
-    while error is not None and len(chain) < _MAXIMUM_CAUSES:
+    while error is not None and len(chain) < 20:
         chain.append(_cause(error))
         error = error.__cause__
     return chain
@@ -398,7 +336,3 @@ def _cause(error: BaseException) -> FailureCause:
     elif isinstance(error, TimeoutError) and error.type is not None:
         cause.timeout = error.type.name.lower()
     return cause
-
-
-def _cause_documents(error: BaseException | None) -> list[dict[str, Any]]:
-    return [cause.model_dump(exclude_none=True) for cause in causes(error)]

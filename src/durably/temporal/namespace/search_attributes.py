@@ -191,10 +191,10 @@ async def log_errors(client: Client, declared: Sequence[DeclaredAttribute], rpc_
 async def known_attributes(client: Client, rpc_timeout: timedelta) -> dict[str, IndexedType]:
     """Types of the namespace's attributes by name, Temporal's own included.
 
-    Raises ``RPCError``.
+    A broken connection is repeated, because it says nothing about the server. Raises ``RPCError``.
     """
     listed = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace), timeout=rpc_timeout
+        ListSearchAttributesRequest(namespace=client.namespace), retry=True, timeout=rpc_timeout
     )
     return {**listed.system_attributes, **listed.custom_attributes}
 

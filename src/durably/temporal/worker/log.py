@@ -30,7 +30,7 @@ from temporalio.worker import (
 
 from durably.protocol.text import get_logger
 from durably.temporal.errors import scrub
-from durably.temporal.request_ids import read_request_id, web_request, with_request_id
+from durably.temporal.request_log import read_request_id, web_request, with_request_id
 
 workflow_logger = get_logger("durably.temporal.workflows")
 activity_logger = get_logger("durably.temporal.activities")

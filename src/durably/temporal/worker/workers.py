@@ -18,11 +18,13 @@ from typing import Any, Protocol, Self
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.client import Interceptor as ClientInterceptor
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RetryConfig, RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
-from durably.temporal.client.connect_failures import unknown_namespace
+from durably.io.background_loop import get_background_loop
+from durably.temporal.client.connect_failures import connect_with_retries, explain_refusal
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError
 from durably.temporal.settings import ConnectionSettings, with_own_names
@@ -35,7 +37,6 @@ DEFAULT_ACTIVITIES = 100
 """Maximum number of concurrent activities of a worker without ``max_concurrent_activities``: the SDK's own default."""
 WEB_GRACE = timedelta(seconds=2)
 """Time for activities when a web process with a worker ends. In development, a reload should be quick."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _CHECK_SECONDS = 1.0
 """Seconds for the checks of other workers when a worker has failed."""
 
@@ -43,14 +44,23 @@ _logger = logging.getLogger("durably.temporal.worker")
 
 
 class Connection(Protocol):
-    """The part of a ``Temporal`` that workers use."""
+    """The part of a ``Temporal`` that is used here."""
 
     workers: list[WorkerDeclaration]
+    web_worker: "Lifespan | None"
 
     @cached_property
     def settings(self) -> ConnectionSettings: ...
 
-    async def connect(self, *, retry_config: RetryConfig | None = None) -> Client: ...
+    async def client(self) -> Client: ...
+
+    async def connect(
+        self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[ClientInterceptor] | None = None
+    ) -> Client: ...
+
+
+def _log_absence(error: TemporalUnreachableError) -> None:
+    _logger.warning("%s Trying again until it answers.", error.message)
 
 
 class Workers:
@@ -115,7 +125,7 @@ class Workers:
 
         Raises ``TemporalWorkerError`` if a worker cannot be created or fails. The others are stopped then.
         """
-        client = self._client or await self._connect()
+        client = self._client or await connect_with_retries(self.temporal.connect, _log_absence, interceptors=None)
         try:
             self._running = [self._make(client, declaration) for declaration in self.declarations]
             await self._work()
@@ -123,17 +133,6 @@ class Workers:
             self._running = []
             for executor in self._executors:
                 executor.shutdown(wait=False)
-
-    async def _connect(self) -> Client:
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                # Users do not wait for a worker, so calls are repeated for as long as the SDK's default.
-                return await self.temporal.connect(retry_config=RetryConfig())
-            except TemporalUnreachableError as error:
-                _logger.warning("%s Trying again in %g seconds.", error.message, pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _make(self, client: Client, declaration: WorkerDeclaration) -> Worker:
         options = {"graceful_shutdown_timeout": self.grace, **declaration.options}
@@ -186,8 +185,7 @@ async def _run(worker: Worker, settings: ConnectionSettings) -> None:
     try:
         await worker.run()
     except Exception as error:
-        said = _reason(error)
-        reason = unknown_namespace(said, settings) or said
+        reason = explain_refusal(_reason(error), settings)
         raise TemporalWorkerError(f'the worker of the task queue "{worker.task_queue}" failed: {reason}') from error
 
 
@@ -243,21 +241,13 @@ def worker_version(settings: ConnectionSettings) -> WorkerDeploymentConfig | Non
     )
 
 
-class WebConnection(Connection, Protocol):
-    """The part of a ``Temporal`` that a lifespan uses."""
-
-    web_worker: "Lifespan | None"
-
-    def start_connecting(self) -> "concurrent.futures.Future[Any] | None": ...
-
-
 class Lifespan:
     """The lifespan of a web app that uses Temporal.
 
     Use ``FastAPI(lifespan=temporal.lifespan())``, or ``async with temporal.lifespan():`` in the app's own lifespan.
     """
 
-    def __init__(self, temporal: WebConnection, *, worker: bool) -> None:
+    def __init__(self, temporal: Connection, *, worker: bool) -> None:
         self._temporal = temporal
         self._worker = worker
         self._workers: Workers | None = None
@@ -284,9 +274,7 @@ class Lifespan:
         return self
 
     async def __aenter__(self) -> None:
-        connecting = self._temporal.start_connecting()
-        if connecting is not None:
-            connecting.add_done_callback(_forget_failure)
+        get_background_loop().submit(self._temporal.client()).add_done_callback(_forget_failure)
         if self._worker:
             self._workers = Workers(self._temporal, grace=WEB_GRACE)
             self._working = asyncio.create_task(self._workers.run())

@@ -5,8 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.protection import CSRF_COOKIE, CSRF_FIELD
+from durably.engine.api.dashboard.messages import CSRF_COOKIE, CSRF_FIELD, DashboardRequest, DashboardResponse
 
 FORM = "application/x-www-form-urlencoded"
 

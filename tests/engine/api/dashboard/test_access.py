@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from durably.engine.api.dashboard.dashboard import Dashboard, DashboardConfigError
-from durably.engine.api.dashboard.messages import Action, DashboardResponse
-from durably.engine.api.dashboard.pages import ROUTES
-from durably.engine.api.dashboard.protection import CSRF_COOKIE, CSRF_FIELD, make_token
+from durably.engine.api.dashboard.dashboard import ROUTES, Dashboard, DashboardConfigError
+from durably.engine.api.dashboard.messages import CSRF_COOKIE, CSRF_FIELD, Action, DashboardResponse, make_token
 from durably.engine.api.dashboard.visit import Route
 from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine

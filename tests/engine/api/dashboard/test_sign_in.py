@@ -9,8 +9,7 @@ import aiohttp
 import pytest
 
 from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.protection import CSRF_COOKIE, CSRF_FIELD
+from durably.engine.api.dashboard.messages import CSRF_COOKIE, CSRF_FIELD, DashboardRequest, DashboardResponse
 from durably.engine.api.dashboard.sign_in import (
     MAX_WRONG_KEYS,
     SESSION_SECONDS,
@@ -23,9 +22,9 @@ from durably.engine.api.dashboard.sign_in import (
     local_path,
     read_network,
 )
-from durably.engine.api.http.server import EngineServer
 from durably.engine.api.interface import Engine
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.headers import ServerKind
 
 KEY = "a key of the dashboard"
@@ -338,7 +337,7 @@ def production() -> EngineSettings:
 
 
 async def test_an_engine_in_production_has_no_dashboard_unless_it_is_configured(tmp_path: Path) -> None:
-    server = await EngineServer.open(tmp_path / "engine.db", production(), event_keys=["e"], port=0)
+    server = await serve_database(tmp_path / "engine.db", production(), event_keys=["e"], port=0)
     async with server, aiohttp.ClientSession(server.origin) as session:
         for path in ("/", "/runs", "/sign-in", "/assets/x/app.js"):
             async with session.get(path, allow_redirects=False) as response:
@@ -346,7 +345,7 @@ async def test_an_engine_in_production_has_no_dashboard_unless_it_is_configured(
 
 
 async def test_the_key_opens_the_dashboard_and_not_the_api(tmp_path: Path) -> None:
-    server = await EngineServer.open(
+    server = await serve_database(
         tmp_path / "engine.db",
         production(),
         event_keys=["e"],

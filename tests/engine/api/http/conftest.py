@@ -18,6 +18,7 @@ from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.model.runs import Run, RunStatus
 from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.headers import ServerKind
 
 SIGNING_KEY = "signkey-test-0123456789abcdef0123456789abcdef"
@@ -69,7 +70,7 @@ async def open_server(tmp_path: Path) -> AsyncIterator[OpenServer]:
 
         async def open_(settings: EngineSettings | None = None, event_keys: Sequence[str] = ()) -> Harness:
             syncs: list[AcceptedSync] = []
-            server = await EngineServer.open(
+            server = await serve_database(
                 tmp_path / "engine.db",
                 settings or EngineSettings(durability=Durability.NORMAL),
                 port=0,

@@ -7,8 +7,8 @@ import os
 import resource
 import sys
 
-from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 
 SECONDS = 1.5
 CLIENTS = """
@@ -24,7 +24,7 @@ print("answered", flush=True)
 
 
 async def main(database: str) -> None:
-    async with await EngineServer.open(database, EngineSettings(), port=0) as server:
+    async with await serve_database(database, EngineSettings(), port=0) as server:
         port = server.origin.rpartition(":")[2]
         clients = await asyncio.create_subprocess_exec(
             sys.executable, "-c", CLIENTS, port, stdin=asyncio.subprocess.PIPE

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from durably.engine.api.http.access import AllowedHosts, check_allowed_host
 from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.sqlite.server import serve_database
 
 from .conftest import EVENT_KEY, Harness
 from .test_auth import GUARDED
@@ -112,7 +113,7 @@ async def test_the_log_says_why_once(dev: Harness, caplog: pytest.LogCaptureFixt
 @pytest.fixture
 async def opened_to_others(tmp_path: Path) -> AsyncIterator[EngineServer]:
     settings = EngineSettings(durability=Durability.NORMAL)
-    async with await EngineServer.open(
+    async with await serve_database(
         tmp_path / "engine.db", settings, port=0, allowed_hosts=["host.docker.internal"]
     ) as server:
         yield server

@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 
 import durably
-from durably.engine.api.http.server import EngineServer
 from durably.engine.model.runs import RunStatus, StepStatus
 from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.headers import ServerKind
 
 from ....ports import free_port
@@ -71,7 +71,7 @@ async def running_engine(database: Path, port: int, keys: Keys) -> AsyncIterator
         signing_key_fallback=keys[1],
         durability=Durability.NORMAL,
     )
-    server = await EngineServer.open(database, settings, port=port, event_keys=[EVENT_KEY])
+    server = await serve_database(database, settings, port=port, event_keys=[EVENT_KEY])
     async with server, aiohttp.ClientSession(server.origin) as http:
         yield Harness(server, http, [])
 

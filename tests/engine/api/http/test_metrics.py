@@ -8,9 +8,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from durably.engine.api.http.server import EngineServer, PortTakenError
-from durably.engine.api.metrics.catalogue import Metric
+from durably.engine.api.http.server import PortTakenError
+from durably.engine.api.metrics import Metric
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import hash_signing_key
 
@@ -21,7 +22,7 @@ LOCAL = ("127.0.0.1", 0)
 
 async def test_a_development_engine_shows_its_metrics_without_a_key(tmp_path: Path) -> None:
     async with (
-        await EngineServer.open(tmp_path / "engine.db", EngineSettings(), port=0) as server,
+        await serve_database(tmp_path / "engine.db", EngineSettings(), port=0) as server,
         aiohttp.ClientSession(server.origin) as http,
     ):
         async with http.get("/metrics") as response:
@@ -42,7 +43,7 @@ async def test_a_development_engine_shows_its_metrics_without_a_key(tmp_path: Pa
 async def test_in_production_the_api_shows_metrics_to_the_signing_key_and_the_metrics_address_to_all(
     tmp_path: Path,
 ) -> None:
-    async with await EngineServer.open(
+    async with await serve_database(
         tmp_path / "engine.db", PRODUCTION, port=0, event_keys=["key"], metrics_address=LOCAL
     ) as server:
         async with aiohttp.ClientSession(server.origin) as http:
@@ -66,9 +67,7 @@ async def test_in_production_the_api_shows_metrics_to_the_signing_key_and_the_me
 
 
 async def test_many_requests_without_a_key_make_few_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with await EngineServer.open(
-        tmp_path / "engine.db", EngineSettings(), port=0, metrics_address=LOCAL
-    ) as server:
+    async with await serve_database(tmp_path / "engine.db", EngineSettings(), port=0, metrics_address=LOCAL) as server:
         read, reads = server.engine.read_metrics, 0
 
         async def counting() -> list[Metric]:
@@ -92,18 +91,18 @@ async def test_many_requests_without_a_key_make_few_pages(tmp_path: Path, monkey
 
 
 async def test_a_taken_metrics_address_prevents_the_start_and_frees_the_other(tmp_path: Path) -> None:
-    async with await EngineServer.open(tmp_path / "one.db", EngineSettings(), port=0, metrics_address=LOCAL) as first:
+    async with await serve_database(tmp_path / "one.db", EngineSettings(), port=0, metrics_address=LOCAL) as first:
         assert first.metrics_origin is not None
         taken = int(first.metrics_origin.rpartition(":")[2])
         with pytest.raises(PortTakenError, match=str(taken)):
-            await EngineServer.open(tmp_path / "two.db", EngineSettings(), port=0, metrics_address=("127.0.0.1", taken))
+            await serve_database(tmp_path / "two.db", EngineSettings(), port=0, metrics_address=("127.0.0.1", taken))
     assert not (tmp_path / "two.db").exists()
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed (Debian: prometheus)")
 async def test_promtool_finds_nothing_to_say(tmp_path: Path) -> None:
     async with (
-        await EngineServer.open(tmp_path / "engine.db", EngineSettings(), port=0) as server,
+        await serve_database(tmp_path / "engine.db", EngineSettings(), port=0) as server,
         aiohttp.ClientSession(server.origin) as http,
         http.get("/metrics") as response,
     ):

@@ -11,7 +11,7 @@ import structlog
 import durably
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.transactions import annotations
-from durably.functions import log_sender
+from durably.functions import checkpoints
 from durably.protocol.call import LogLine
 from durably.protocol.headers import ServerKind
 
@@ -117,7 +117,7 @@ async def test_invalid_log_line_affects_nothing(dev: Harness, serve_functions: S
         ctx.logger.info(Hostile())
         ctx.logger.info("%d", "no number")
         ctx.logger.info("paid", order=3)
-        ctx.logger.info("x" * (log_sender.MAX_LINE_LENGTH + 5))
+        ctx.logger.info("x" * (checkpoints.MAX_LINE_LENGTH + 5))
 
     lines = [message for _, message, _, _ in await lines_of(dev, await run(dev, serve_functions, client, function), 3)]
     assert lines[:2] == ["%d no number", "paid order=3"]
@@ -127,7 +127,7 @@ async def test_invalid_log_line_affects_nothing(dev: Harness, serve_functions: S
 async def test_the_number_of_lines_at_a_time_is_limited(
     dev: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, logger: logging.Logger
 ) -> None:
-    monkeypatch.setattr(log_sender, "MAX_LINES", 3)
+    monkeypatch.setattr(checkpoints, "MAX_LINES", 3)
     client = client_of(dev, logger=logger)
 
     @client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))
@@ -163,11 +163,11 @@ async def test_an_app_in_production_sends_no_lines(
     dev: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     added: list[str] = []
-    monkeypatch.setattr(log_sender.LogSender, "add", lambda self, *line: added.append(str(line)))
+    monkeypatch.setattr(checkpoints.LogSender, "add", lambda self, *line: added.append(str(line)))
     client = client_of(dev, is_production=True, signing_key=SIGNING_KEY)
-    assert log_sender.line_keeper(client, "run", 0) is None
+    assert checkpoints.line_keeper(client, "run", 0) is None
     client = client_of(dev)
-    keep = log_sender.line_keeper(client, "run", 0)
+    keep = checkpoints.line_keeper(client, "run", 0)
     assert keep is not None
     keep("INFO", "text", None)
     assert len(added) == 1

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.sqlite.server import serve_database
 
 _URL = "http://127.0.0.1:9/api/inngest"
 
@@ -114,7 +114,7 @@ class Syncing:
 def syncing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Syncing]:
     path: Path = tmp_path_factory.mktemp("syncs") / "engine.db"
     with asyncio.Runner() as runner:
-        opening = EngineServer.open(path, EngineSettings(durability=Durability.NORMAL), port=0)
+        opening = serve_database(path, EngineSettings(durability=Durability.NORMAL), port=0)
         server = runner.run(opening)
 
         async def connect() -> aiohttp.ClientSession:

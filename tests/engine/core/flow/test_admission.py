@@ -28,7 +28,7 @@ from durably.engine.core.flow.admission import (
 )
 from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue_entries import decode_queue_entry, encode_queue_entry
+from durably.engine.core.flow.queue import decode_queue_entry, encode_queue_entry
 
 from .configs import event, flow_of
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from durably.engine.core.flow.config import read_flow
-from durably.engine.core.flow.queue_entries import EntrySlot
+from durably.engine.core.flow.queue import EntrySlot
 from durably.protocol.engine_errors import ConfigInvalidError
 
 from .configs import config_of, event, flow_of

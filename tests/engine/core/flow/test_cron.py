@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick
 from durably.protocol.engine_errors import ConfigInvalidError
 
 from .configs import flow_of

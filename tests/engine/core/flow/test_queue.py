@@ -11,12 +11,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durably.engine.core.flow import rates
 from durably.engine.core.flow.admission import Start, start
+from durably.engine.core.flow.buckets import Level
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
-from durably.engine.core.flow.rates import Level
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
 
 from ....random_examples import examples
 from .configs import event, flow_of
@@ -89,14 +87,14 @@ class PlainQueue:
             if limit is not None and used[slot.bucket_id] >= limit:
                 return False
         if call.starts_run and call.queue_entry.throttle and flow.throttle:
-            return rates.ready_at(flow.throttle, self.levels.get(call.queue_entry.throttle), now) <= now
+            return flow.throttle.ready_at(self.levels.get(call.queue_entry.throttle), now) <= now
         return True
 
     def clip_levels(self, flows: list[Flow], now: int) -> None:
         for call in self.queued.values():
             throttle, bucket = flows[call.function].throttle, call.queue_entry.throttle
             if call.starts_run and throttle is not None and bucket in self.levels:
-                self.levels[bucket] = rates.clip(throttle, self.levels[bucket], now)
+                self.levels[bucket] = throttle.clip(self.levels[bucket], now)
 
     def used(self) -> Counter[str]:
         return Counter(slot.bucket_id for call in self.under_way.values() for slot in call.queue_entry.slots)
@@ -105,7 +103,7 @@ class PlainQueue:
         self.under_way[call.name] = self.queued.pop(call.name)
         bucket = call.queue_entry.throttle
         if call.starts_run and bucket and flow.throttle:
-            self.levels[bucket] = rates.take(flow.throttle, self.levels.get(bucket), now)
+            self.levels[bucket] = flow.throttle.take(self.levels.get(bucket), now)
 
 
 class World:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.core.flow.rates import Level, Pace, clip, pace_of, ready_at, take
+from durably.engine.core.flow.buckets import Level, Pace, pace_of
 
 _START = 1_700_000_000_000
 _limits = st.integers(1, 2_000)
@@ -15,8 +15,8 @@ def admitted(pace: Pace, arrivals: list[int]) -> list[int]:
     """The arrivals that a rate limit accepts. The state is stored in between."""
     level, kept = None, []
     for now in arrivals:
-        if ready_at(pace, level, now) <= now:
-            level = Level.decode(take(pace, level, now).encode())
+        if pace.ready_at(level, now) <= now:
+            level = Level.decode(pace.take(level, now).encode())
             kept.append(now)
     return kept
 
@@ -40,8 +40,8 @@ def test_in_the_long_run_units_come_at_the_rate(limit: int, period: int, burst: 
     pace, level, now = pace_of(limit, period, burst), None, _START
     count = 3 * limit + burst
     for _ in range(count):
-        now = ready_at(pace, level, now)
-        level = take(pace, level, now)
+        now = pace.ready_at(level, now)
+        level = pace.take(level, now)
     exact = (count - burst) * period / limit
     assert exact - 1 <= now - _START <= exact + count * 1e-6 + 1
 
@@ -52,16 +52,16 @@ def test_ready_at_is_the_first_time_at_which_a_unit_may_be_used(
 ) -> None:
     pace, level, now = pace_of(limit, period, burst), None, _START
     for gap in gaps:
-        now = max(now + gap, ready_at(pace, level, now + gap))
-        level = take(pace, level, now)
-    ready = ready_at(pace, level, now)
-    assert ready_at(pace, level, ready) == ready
-    assert ready == now or ready_at(pace, level, ready - 1) == ready
-    assert ready_at(pace, level, now + ahead) == max(ready, now + ahead)
+        now = max(now + gap, pace.ready_at(level, now + gap))
+        level = pace.take(level, now)
+    ready = pace.ready_at(level, now)
+    assert pace.ready_at(level, ready) == ready
+    assert ready == now or pace.ready_at(level, ready - 1) == ready
+    assert pace.ready_at(level, now + ahead) == max(ready, now + ahead)
     if level is not None:
         later = max(now, level.expires)
-        assert [ready_at(pace, state, later) for state in (level, None)] == [later, later]
-        assert take(pace, level, later) == take(pace, None, later)
+        assert [pace.ready_at(state, later) for state in (level, None)] == [later, later]
+        assert pace.take(level, later) == pace.take(None, later)
 
 
 @given(_limits, _periods, _bursts, st.integers(0, 10**10))
@@ -70,8 +70,8 @@ def test_a_clock_that_was_set_back_keeps_nothing_closed_for_longer_than_a_full_b
 ) -> None:
     pace, level = pace_of(limit, period, burst), None
     for _ in range(burst):
-        level = take(pace, level, _START)
-    assert ready_at(pace, level, _START - step) <= _START - step + pace.interval / 1e6 + 1
+        level = pace.take(level, _START)
+    assert pace.ready_at(level, _START - step) <= _START - step + pace.interval / 1e6 + 1
 
 
 @given(_limits, _periods, _bursts, st.integers(0, 10**10))
@@ -80,12 +80,12 @@ def test_after_the_clock_was_set_back_a_waiting_unit_is_used_in_time_and_the_rat
 ) -> None:
     pace, level = pace_of(limit, period, burst), None
     for _ in range(burst):
-        level = take(pace, level, _START)
+        level = pace.take(level, _START)
     assert level is not None
     now = begin = _START - step
-    level = clip(pace, level, now)  # A unit has to wait: the clipped level is stored.
+    level = pace.clip(level, now)  # A unit has to wait: the clipped level is stored.
     for nth in range(1, 2 * burst):
-        now = ready_at(pace, level, now)
+        now = pace.ready_at(level, now)
         assert now <= begin + nth * (pace.interval / 1e6 + 1)
-        assert ready_at(pace, level, now) == now
-        level = take(pace, level, now)
+        assert pace.ready_at(level, now) == now
+        level = pace.take(level, now)

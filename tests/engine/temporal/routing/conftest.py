@@ -15,8 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler
 from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.flow.config import read_flow
 from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER

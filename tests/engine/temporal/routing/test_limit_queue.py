@@ -9,8 +9,7 @@ import pytest
 
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import LimitQueue, QueueEntry
-from durably.engine.core.flow.queue_entries import QueuedCall
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry
 from durably.engine.temporal.routing.limit_queue import (
     CallId,
     CallLimitQueue,

@@ -268,9 +268,7 @@ async def test_throttled_runs_start_evenly_spaced(world: World) -> None:
 
 
 async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        limit_queue, "history_is_long", lambda: workflow.info().get_current_history_length() > 12
-    )
+    monkeypatch.setattr(limit_queue, "history_is_long", lambda: workflow.info().get_current_history_length() > 12)
     world.gated("work", concurrency=[Concurrency(limit=2)])
     await world.open()
     for n in range(8):

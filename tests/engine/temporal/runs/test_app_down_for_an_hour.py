@@ -13,8 +13,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from durably.engine.core.answers import Answer, Returned, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Returned, Unreached
 from durably.engine.model.events import make_id
 from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER

@@ -13,8 +13,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
-from durably.engine.core.answers import Answer, Returned
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Returned
 from durably.engine.core.run_state import Call
 from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord

@@ -15,8 +15,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
 import durably
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.sqlite.queries.views import run_calls
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import CallInput

@@ -8,8 +8,7 @@ from aiohttp import web
 from temporalio.worker import Worker
 
 import durably
-from durably.engine.core.answers import Answer, ReportedOps
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, ReportedOps
 from durably.engine.sqlite.queries.views import run_calls
 from durably.engine.temporal.messages import CallInput
 from durably.protocol.opcodes import Op, Opcode

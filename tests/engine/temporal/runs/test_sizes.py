@@ -9,7 +9,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
 import durably
-from durably.engine.core.answers import ReportedOps
+from durably.engine.core.calls import ReportedOps
 from durably.engine.temporal.runs import run_workflow
 from durably.engine.temporal.runs.contents import CONTENTS
 from durably.engine.temporal.runs.sizes import (

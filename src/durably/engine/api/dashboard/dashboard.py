@@ -18,9 +18,8 @@ from durably.protocol import engine_errors as errors
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
-from . import pages
-from .messages import Action, DashboardRequest, DashboardResponse, Finding, FindingOf
-from .protection import HEADERS, describe_forgery
+from . import events, functions, overview, run, runs
+from .messages import HEADERS, Action, DashboardRequest, DashboardResponse, Finding, FindingOf, describe_forgery
 from .templating import ASSETS, answer_static
 from .visit import VIEW, Live, PageError, Route, Visit, find_route, first_segments, parse_fields
 
@@ -46,6 +45,7 @@ _STREAM_HEADERS = [
     ("cache-control", "no-store"),
     ("x-accel-buffering", "no"),  # nginx would keep the events back
 ]
+_NOT_OFFERED = ("This engine does not offer this", "Other pages do not link to it.")
 _FAILED = ("The dashboard failed", "The log of the app or engine says why.")
 
 _logger = get_logger("durably.dashboard")
@@ -126,6 +126,7 @@ class Dashboard:
     ) -> DashboardResponse:
         """A page that needs no permission, and no data of the engine."""
         visit = Visit(self._engine, request, _may_nothing, arguments={}, form={})
+        visit.info = self._info or visit.info
         return _protected(await visit.page(template, status=status, **values))
 
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
@@ -138,6 +139,10 @@ class Dashboard:
             raise _not_routed(request, found)
         route, arguments = found
         form = await self._check(request, route, arguments)
+        if self._info is None:
+            self._info = await self._engine.describe_engine()
+        if not self._info.offers(route.needs or route.action):
+            raise PageError(501, *_NOT_OFFERED)
         visit = Visit(
             self._engine,
             request,
@@ -145,14 +150,9 @@ class Dashboard:
             arguments=arguments,
             form=form,
         )
+        visit.info, visit.finding = self._info, self._finding_of(request)
         visit.live = await self._live_url(visit, route)
-        visit.info, visit.finding = await self._describe_engine(), self._finding_of(request)
         return await route.handle(visit)
-
-    async def _describe_engine(self) -> EngineInfo:
-        if self._info is None:
-            self._info = await self._engine.describe_engine()
-        return self._info
 
     async def _check(self, request: DashboardRequest, route: Route, arguments: Mapping[str, str]) -> dict[str, str]:
         """The fields of a form, which the person may send. Raises ``PageError``."""
@@ -201,7 +201,7 @@ class Dashboard:
 
         ``None`` if the page is not live.
         """
-        if route.live is Live.NOTHING:
+        if route.live is Live.NOTHING or not visit.info.offers("wait_for_changes"):
             return None
         run_id = visit.arguments["run_id"] if route.live is Live.RUN else None
         # Before the page is read, so that a change during its reading updates it.
@@ -284,7 +284,16 @@ def _describe_position(before: int | None, position: int) -> bytes:
     return b": no change\n\n" if before == position else f"id: {position}\ndata: {position}\n\n".encode()
 
 
-ROUTES = (*pages.ROUTES, Route("GET", "/live", answer_live))
+_ALL = (
+    *overview.ROUTES,
+    *runs.ROUTES,
+    *run.ROUTES,
+    *functions.ROUTES,
+    *events.ROUTES,
+    Route("GET", "/live", answer_live),
+)
+# Longer patterns first: an id of a function may contain slashes.
+ROUTES = tuple(sorted(_ALL, key=lambda route: -route.pattern.count("/")))
 SEGMENTS = first_segments(ROUTES) | {"", ASSETS.strip("/")}
 """The first parts of the paths that a dashboard answers.
 

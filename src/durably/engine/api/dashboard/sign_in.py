@@ -19,8 +19,7 @@ from durably.protocol.engine_errors import EngineError
 from durably.protocol.text import get_logger, printable
 
 from .dashboard import Dashboard
-from .messages import DashboardRequest, DashboardResponse
-from .protection import describe_forgery, make_cookie, read_cookie
+from .messages import DashboardRequest, DashboardResponse, describe_forgery, make_cookie, read_cookie
 from .templating import ASSETS
 from .visit import PageError, parse_fields
 

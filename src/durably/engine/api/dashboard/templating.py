@@ -1,7 +1,7 @@
-"""Templates of the pages, and their style sheets and modules.
+"""Templates of the pages, their filters, and their style sheets and modules.
 
-Templates have the environment of Jinja2, with the functions that they call. URLs of style sheets and modules have a
-hash of all of them, so that browsers may keep them, and modules may import each other.
+URLs of style sheets and modules have a hash of all of them, so that browsers may keep them, and modules may import
+each other.
 """
 
 import datetime as dt
@@ -17,8 +17,8 @@ import msgspec
 
 from durably.protocol.text import keep_ends, printable, printable_lines, redact_url
 
+from . import formats
 from .messages import DashboardResponse
-from .rendering import charts, formats
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -71,20 +71,24 @@ def answer_static(name: str, requested_version: str) -> DashboardResponse | None
 
 
 class NavigationEntry(msgspec.Struct, frozen=True):
-    """A page of the first level. ``key`` is the letter that opens it after ``g``."""
+    """A page of the first level, which needs an operation of the engine.
+
+    ``key`` is the letter that opens it after ``g``.
+    """
 
     title: str
     path: str
     key: str
+    needs: str
 
 
 NAVIGATION = (
-    NavigationEntry("Overview", "/", "o"),
-    NavigationEntry("Runs", "/runs", "r"),
-    NavigationEntry("Functions", "/functions", "f"),
-    NavigationEntry("Events", "/events", "e"),
-    NavigationEntry("Apps", "/apps", "a"),
-    NavigationEntry("Cron", "/cron", "c"),
+    NavigationEntry("Overview", "/", "o", "overview"),
+    NavigationEntry("Runs", "/runs", "r", "search_runs"),
+    NavigationEntry("Functions", "/functions", "f", "list_functions"),
+    NavigationEntry("Events", "/events", "e", "search_events"),
+    NavigationEntry("Apps", "/apps", "a", "inspect_apps"),
+    NavigationEntry("Cron", "/cron", "c", "list_schedules"),
 )
 
 
@@ -113,7 +117,6 @@ def environment() -> jinja2.Environment:
         "exact": formats.format_exact,
         "iso": formats.format_iso,
         "lines": printable_lines,
-        "ended": charts.ended,
         "error_text": _error_text,
         "parts": formats.split_run_ids,
         "redacted": redact_url,

@@ -7,7 +7,7 @@ handlers see it.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Any
@@ -18,8 +18,15 @@ import msgspec
 from durably.engine.api.interface import Engine
 from durably.engine.model.overview import EngineInfo
 
-from .messages import DashboardRequest, DashboardResponse, Finding
-from .protection import CSRF_FIELD, make_cookie, make_token, read_token, token_cookie
+from .messages import (
+    CSRF_FIELD,
+    DashboardRequest,
+    DashboardResponse,
+    Finding,
+    make_token,
+    read_token,
+    token_cookie,
+)
 from .templating import render
 
 VIEW = "view"
@@ -27,7 +34,6 @@ _ARGUMENT = re.compile(r"\{(\w+)\}")
 _WITH_SLASHES = frozenset({"function_id"})
 """Arguments that may contain slashes: apps choose the ids of their functions."""
 _MOST_FIELDS = 200
-_YEAR_SECONDS = 365 * 86_400
 _OF_URLS = "%/?&=#:;,+@!$'()*~"
 
 
@@ -48,6 +54,7 @@ class Route:
 
     ``pattern`` is a path like ``"/runs/{run_id}"``. ``action`` is the name of what a person needs to be allowed to do:
     ``"view"``, or an operation of the engine. ``subject`` is the argument of the path that the action changes.
+    ``needs`` is the operation of the engine without which a page does not exist.
     """
 
     method: str
@@ -55,7 +62,8 @@ class Route:
     handle: Handler
     action: str = VIEW
     subject: str | None = None
-    live: Live = field(default=Live.NOTHING)
+    live: Live = Live.NOTHING
+    needs: str | None = None
 
     def __post_init__(self) -> None:
         if (self.method == "POST") == (self.action == VIEW):
@@ -173,12 +181,12 @@ class Visit:
         self._headers: list[tuple[str, str]] = []
 
     async def may(self, action: str, subject: str | None = None) -> bool:
-        """Whether the person may do something.
+        """Whether the engine offers an action, and the person may do it.
 
         A page hides the buttons that may not be used. A policy that fails, which is logged, hides them too.
         """
         try:
-            return await self._may(action, subject)
+            return self.info.offers(action) and await self._may(action, subject)
         except PageError:
             return False
 
@@ -214,10 +222,6 @@ class Visit:
         location = quote(self.url(path, **query), safe=_OF_URLS)
         headers = [("location", location), ("cache-control", "no-store"), *self._headers]
         return DashboardResponse(status_code=303, headers=headers)
-
-    def keep_cookie(self, name: str, value: str) -> None:
-        """Have the browser keep a choice of the reader for a year."""
-        self._headers.append(make_cookie(self.request, name, value, max_age=_YEAR_SECONDS))
 
     def _csrf(self) -> str:
         """The token of the page's forms. The first one of a browser is sent as a cookie."""

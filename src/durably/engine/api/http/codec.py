@@ -3,7 +3,7 @@
 Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``. ``HttpEngine`` uses
 ``write_request`` and ``read_result``, and implements ``Engine`` from the table of operations. Its connection is TCP or
 a Unix socket: ``exchange`` sends a request, with aiohttp for other processes, with urllib3 for the command line
-(``cli/clients/http_client.py``), where it never suspends.
+(``cli/client.py``), where it never suspends.
 """
 
 import datetime as dt

@@ -1,11 +1,18 @@
-"""Metrics over HTTP: the page ``/metrics``, and a server of that page alone."""
+"""Metrics in Prometheus' formats: a collector of its client, the page ``/metrics``, and a server of that page alone."""
 
 import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 
 from aiohttp import hdrs, web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import Metric as PrometheusFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.exposition import write_text
+from durably.engine.api.metrics import CATALOGUE, FAMILIES, PREFIX, Family, Metric, MetricKind, Sample
 from durably.protocol.engine_errors import EngineError
 
 from .messages import answer_error, answer_expectation
@@ -15,19 +22,89 @@ _OPENMETRICS = "application/openmetrics-text"
 _KEPT_SECONDS = 1.0
 
 
+class EngineCollector(Collector):
+    """Collects the metrics that ``read`` returns.
+
+    ``read`` returns ``None`` if no engine answers: then ``durably_up`` is 0, and there are no others. It returns an
+    empty list if another process exposes the metrics.
+    """
+
+    def __init__(self, read: Callable[[], list[Metric] | None]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterator[PrometheusFamily]:
+        """All families without samples: no engine need run at the registration."""
+        yield _up(None)
+        for family in CATALOGUE:
+            yield _empty(family)
+
+    def collect(self) -> Iterator[PrometheusFamily]:
+        metrics = self._read()
+        if metrics == []:
+            return
+        yield _up(metrics is not None)
+        for metric in metrics or ():
+            yield _filled(FAMILIES[metric.name], metric.samples)
+
+
+def write_text(metrics: list[Metric], accept: str | None) -> tuple[bytes, str]:
+    """The metrics in the format that ``accept`` requests, and its content type."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(EngineCollector(lambda: metrics))
+    encode, content_type = choose_encoder(accept or "")
+    return encode(registry), content_type
+
+
+def _up(is_up: bool | None) -> PrometheusFamily:
+    family = GaugeMetricFamily(f"{PREFIX}up", "1 if the engine has answered, otherwise 0.")
+    if is_up is not None:
+        family.add_metric([], int(is_up))
+    return family
+
+
+def _empty(family: Family) -> PrometheusFamily:
+    name, labels = PREFIX + family.name, list(family.labels)
+    match family.kind:
+        case MetricKind.COUNTER:
+            return CounterMetricFamily(name, family.meaning, labels=labels)
+        case MetricKind.GAUGE:
+            return GaugeMetricFamily(name, family.meaning, labels=labels)
+        case MetricKind.HISTOGRAM:
+            return HistogramMetricFamily(name, family.meaning, labels=labels)
+
+
+def _filled(family: Family, samples: Iterable[Sample]) -> PrometheusFamily:
+    filled = _empty(family)
+    for sample in samples:
+        labels = dict(zip(family.labels, sample.labels, strict=True))
+        if family.kind is MetricKind.HISTOGRAM:
+            _add_histogram(filled, family, labels, sample)
+        else:
+            filled.add_sample(family.full_name, labels, sample.value)
+    return filled
+
+
+def _add_histogram(filled: PrometheusFamily, family: Family, labels: Mapping[str, str], sample: Sample) -> None:
+    bounds = [*map(str, family.buckets), "+Inf"]
+    for bound, count in zip(bounds, accumulate(sample.counts), strict=True):
+        filled.add_sample(f"{family.full_name}_bucket", {**labels, "le": bound}, count)
+    filled.add_sample(f"{family.full_name}_count", dict(labels), sum(sample.counts))
+    filled.add_sample(f"{family.full_name}_sum", dict(labels), sample.value)
+
+
+# over HTTP
+
+
 async def answer_metrics(engine: LocalEngine, request: web.Request) -> web.Response:
     """The engine's metrics, in the format that the request asks for."""
-    return _response(*await _read_page(engine, request.headers.get(hdrs.ACCEPT)))
+    body, content_type = await _read_page(engine, request.headers.get(hdrs.ACCEPT))
+    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
 
 async def _read_page(engine: LocalEngine, accept: str | None) -> tuple[bytes, str]:
     metrics = await engine.read_metrics()
     # In a thread, because it takes a tenth of a second with hundreds of functions.
     return await asyncio.to_thread(write_text, metrics, accept)
-
-
-def _response(body: bytes, content_type: str) -> web.Response:
-    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
 
 class MetricsPage:
@@ -52,7 +129,7 @@ class MetricsPage:
                     self._pages[accept] = now(), body, content_type
         except EngineError as error:
             return answer_error(request, error)
-        return _response(body, content_type)
+        return web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
 
 
 def create_metrics_page(engine: LocalEngine) -> web.Application:

@@ -6,12 +6,11 @@ contain event keys.
 
 import contextlib
 import errno
-import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self, TypedDict, Unpack
+from typing import Self, TypedDict
 
 from aiohttp import web
 
@@ -20,7 +19,6 @@ from durably.engine.api.dashboard.messages import at_address_of
 from durably.engine.api.dashboard.sign_in import SignIn
 from durably.engine.api.interface import LocalEngine
 from durably.engine.model.settings import EngineSettings
-from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
@@ -48,12 +46,8 @@ class HostInvalidError(EngineError):
     """The host to listen on must be an address of this machine."""
 
 
-class DatabaseUnusableError(EngineError):
-    """The operating system prevents a database at this path."""
-
-
 class ServerOptions(TypedDict, total=False):
-    """The arguments of ``EngineServer.open_on``."""
+    """The arguments of ``EngineServer.open``."""
 
     event_keys: Sequence[str]
     host: str
@@ -66,11 +60,10 @@ class ServerOptions(TypedDict, total=False):
 
 
 class EngineServer:
-    """An engine with its HTTP API on one address.
+    """An engine with its HTTP API on one address: an asynchronous context, or closed with ``close``.
 
-    Open it with ``await EngineServer.open(path, settings)``, close it with ``await server.close()``. ``origin`` is the
-    address for clients on this machine, ``discovery`` asks apps to sync with it. ``metrics_origin`` is the origin of
-    the metrics' own address, if they have one.
+    ``origin`` is the address for clients on this machine, and ``metrics_origin`` that of the metrics' own address, if
+    they have one. ``discovery`` asks apps to sync with the engine.
     """
 
     def __init__(
@@ -85,23 +78,6 @@ class EngineServer:
 
     @classmethod
     async def open(
-        cls, path: str | os.PathLike[str], settings: EngineSettings, **options: Unpack[ServerOptions]
-    ) -> Self:
-        """Open the engine on the database at ``path``, and serve its API: see ``open_on``.
-
-        Also raises ``DatabaseUnusableError``.
-        """
-
-        async def open_database() -> LocalEngine:
-            try:
-                return await SqliteEngine.open(path, settings)
-            except OSError as error:
-                raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
-
-        return await cls.open_on(open_database, settings, **options)
-
-    @classmethod
-    async def open_on(
         cls,
         open_engine: Callable[[], Awaitable[LocalEngine]],
         settings: EngineSettings,

@@ -9,7 +9,31 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .functions import FUNCTIONS, TYPES, CelFunction, compile_pattern
+from .functions import (
+    FUNCTIONS,
+    INT_MAX,
+    TYPES,
+    UNKNOWN,
+    CelFunction,
+    Frame,
+    Path,
+    add,
+    compile_pattern,
+    contains,
+    divide,
+    equal,
+    greater,
+    greater_or_equal,
+    is_truthy,
+    less,
+    less_or_equal,
+    multiply,
+    negate,
+    not_equal,
+    read_field,
+    remainder,
+    subtract,
+)
 from .syntax import (
     Binary,
     Call,
@@ -25,27 +49,6 @@ from .syntax import (
     Node,
     Position,
     Unary,
-)
-from .values import (
-    INT_MAX,
-    UNKNOWN,
-    Frame,
-    Path,
-    add,
-    contains,
-    divide,
-    equal,
-    greater,
-    greater_or_equal,
-    is_truthy,
-    less,
-    less_or_equal,
-    multiply,
-    negate,
-    not_equal,
-    read_field,
-    remainder,
-    subtract,
 )
 
 Evaluate = Callable[[Frame], Any]

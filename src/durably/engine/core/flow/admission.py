@@ -16,10 +16,9 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.options import milliseconds
 
-from . import rates
-from .buckets import Bucket, BucketKind, BucketState, Fields, ReadState, StateChange
+from .buckets import Bucket, BucketKind, BucketState, Fields, Level, ReadState, StateChange
 from .config import Flow, deadline
-from .queue_entries import EntrySlot, QueueEntry
+from .queue import EntrySlot, QueueEntry
 
 MAX_BATCH_BYTES = 10 * 1024 * 1024
 MAX_PRIORITY_SECONDS = 600
@@ -182,17 +181,17 @@ def admit(
             return Admission(Skip(SkipReason.IDEMPOTENCY), (seen_now,) if seen.until > until else ())
         changes = (seen_now,)
     if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event, now)) is not None:
-        level = rates.Level.load(read, bucket)
-        if rates.ready_at(flow.rate_limit, level, now) > now:
-            clipped = None if level is None else rates.clip(flow.rate_limit, level, now)
+        level = Level.load(read, bucket)
+        if flow.rate_limit.ready_at(level, now) > now:
+            clipped = None if level is None else flow.rate_limit.clip(level, now)
             stored = () if clipped is None or clipped is level else (_level_change(bucket, clipped),)
             return Admission(Skip(SkipReason.RATE_LIMIT), stored)
-        changes = (*changes, _level_change(bucket, rates.take(flow.rate_limit, level, now)))
+        changes = (*changes, _level_change(bucket, flow.rate_limit.take(level, now)))
     decision = start(flow, event, read, now) if options.debounce is None else _debounce(flow, trigger, read, now)
     return Admission(decision.outcome, (*changes, *decision.changes)) if changes else decision
 
 
-def _level_change(bucket: Bucket, level: rates.Level) -> StateChange:
+def _level_change(bucket: Bucket, level: Level) -> StateChange:
     return StateChange(bucket, level.encode(), expires=level.expires)
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.call_body import join_memos
+from durably.engine.core.calls import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.model.overview import App, FunctionInfo
 from durably.engine.model.rows import UNREACHED_ERRORS
@@ -38,8 +38,8 @@ from durably.engine.model.step_views import (
     run_wait,
     waiting_step,
 )
-from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
+from durably.engine.sqlite.transactions.bulk_operations import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_function

@@ -9,10 +9,9 @@ from enum import StrEnum
 
 import msgspec
 
-from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
-from durably.engine.core.flow.cron import Tick
-from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, QueuedCall, decode_key, encode_key
-from durably.engine.core.flow.rates import Level
+from durably.engine.core.flow.buckets import Bucket, BucketKind, Level, StateChange
+from durably.engine.core.flow.config import Tick
+from durably.engine.core.flow.queue import ConcurrencyKey, Limit, QueuedCall, decode_key, encode_key
 
 _EXPIRED_TOGETHER = 2
 """Number of expired buckets that a write removes. More than one, so that expired buckets do not accumulate."""

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import QueueEntry, decode_queue_entry, encode_queue_entry
+from durably.engine.core.flow.queue import QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import (
     Origin,
@@ -19,9 +19,6 @@ from durably.engine.core.run_state import (
 from durably.engine.model.rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.opcodes import Opcode
-
-from .apps import AppStore
-from .flow import FlowStore
 
 _RUN_COLUMNS = "key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of"
 """Columns in the order of ``RunRow``."""
@@ -94,15 +91,10 @@ def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, OpenWa
 
 
 class RunStore:
-    """Statements of the tables of events and runs.
-
-    ``flow`` and ``apps`` have the statements of flow control and of apps.
-    """
+    """Statements of the tables of events and runs."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = self._connection = connection
-        self.flow = FlowStore(connection)
-        self.apps = AppStore(connection)
         self._event_keys = RowKeys(connection, "events")
         self._run_keys = RowKeys(connection, "runs")
 
@@ -136,9 +128,14 @@ class RunStore:
         )
         return key if cursor.rowcount else None
 
-    def put_event_effects(self, event_key: int, ended: int) -> None:
-        """Store how many waits and runs an event has ended."""
-        self._connection.execute("UPDATE events SET ended = ? WHERE key = ?", (ended, event_key))
+    def add_event_notes(self, event_id: str, ended: int, sentences: Sequence[str]) -> None:
+        """Store how many waits and runs an event has ended, and sentences on its effects."""
+        (stored,) = self._connection.execute("SELECT notes FROM events WHERE id = ?", (event_id,)).fetchone()
+        notes = [*msgspec.json.decode(stored or b"[]"), *sentences]
+        self._connection.execute(
+            "UPDATE events SET ended = nullif(coalesce(ended, 0) + ?, 0), notes = ? WHERE id = ?",
+            (ended, msgspec.json.encode(notes), event_id),
+        )
 
     def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
         """The id of an event that was sent with this id after a time."""

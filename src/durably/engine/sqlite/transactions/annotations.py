@@ -34,7 +34,7 @@ def add_metadata(transaction: Transaction, run_id: str, body: bytes) -> bool:
     run_key = transaction.find_run_key(run_id)
     if run_key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
-    connection = transaction.store.connection
+    connection = transaction.connection
     (size,) = connection.execute(
         "SELECT coalesce(sum(length(body)), 0) FROM run_metadata WHERE run_key = ?", (run_key,)
     ).fetchone()
@@ -57,7 +57,7 @@ def add_run_logs(transaction: Transaction, run_id: str, lines: Sequence[LogLine]
     run_key = transaction.find_run_key(run_id)
     if run_key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
-    connection = transaction.store.connection
+    connection = transaction.connection
     count, size, is_full = connection.execute(
         "SELECT count(*), coalesce(sum(length(message)), 0), coalesce(max(message = ? AND attempt IS NULL), 0) "
         "FROM run_logs WHERE run_key = ?",
@@ -87,7 +87,7 @@ def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool
     if len(body) > MAX_TRACES_BYTES // 4:
         _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
         return False
-    connection = transaction.store.connection
+    connection = transaction.connection
     connection.execute(
         "INSERT INTO traces (received_at, content_type, body) VALUES (?, ?, ?)", (transaction.now, content_type, body)
     )

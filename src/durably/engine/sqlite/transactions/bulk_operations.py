@@ -5,7 +5,12 @@ of a bulk cancellation ends in the future, it also cancels runs that start until
 of the function that descend from a run that it cancelled, so a function that starts itself repeatedly cannot escape it.
 """
 
-from collections.abc import Callable, Collection
+import sqlite3
+from collections.abc import Collection
+from enum import StrEnum
+from typing import Any
+
+import msgspec
 
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
@@ -18,17 +23,79 @@ from durably.engine.model.registry import (
 )
 from durably.engine.model.runs import Selection, to_milliseconds
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged
-from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
-from durably.engine.sqlite.tables.runs import RunStore
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 
 from . import triggers
-from .reruns import descends_from_cancelled, plan_rerun
 from .transaction import Transaction
+from .triggers import descends_from_cancelled
 
 _TOGETHER = 200
 """The number of runs per transaction. It is small, so that other transactions do not wait long."""
 _ALL_RUNS = 2**62
+
+
+class BulkOperationKind(StrEnum):
+    CANCEL = "cancel"
+    REPLAY = "replay"
+
+
+class BulkOperation(msgspec.Struct, frozen=True):
+    """A bulk cancellation or replay, and its progress.
+
+    ``affected`` is the number of runs changed so far. For the other fields see ``schema``.
+    """
+
+    id: str
+    kind: BulkOperationKind
+    function_id: str
+    started_after: int | None
+    started_before: int
+    expression: str | None
+    statuses: tuple[RunStatus, ...] | None
+    created_at: int
+    until_key: int
+    ended_at: int | None = None
+    cursor: int = 0
+    affected: int = 0
+
+
+_COLUMNS = (
+    "id, kind, function_id, started_after, started_before, expression, statuses, created_at, until_key, ended_at, "
+    "cursor, affected"
+)
+_statuses = msgspec.json.Decoder(tuple[RunStatus, ...])
+
+
+def read_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperation]:
+    """Operations of one kind, oldest first."""
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM bulk_operations WHERE kind = ? ORDER BY id", (kind,))
+    return [_read_row(row) for row in rows]
+
+
+def _find(connection: sqlite3.Connection, operation_id: str) -> BulkOperation | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM bulk_operations WHERE id = ?", (operation_id,)).fetchone()
+    return _read_row(row) if row else None
+
+
+def _read_row(row: Any) -> BulkOperation:
+    operation_id, kind, function_id, after, before, expression, statuses, *others = row
+    decoded = None if statuses is None else _statuses.decode(statuses)
+    return BulkOperation(
+        operation_id, BulkOperationKind(kind), function_id, after, before, expression, decoded, *others
+    )
+
+
+def open_bulk_operations(connection: sqlite3.Connection, function_id: str | None = None) -> list[str]:
+    """The ids of unfinished operations, of one function or of all."""
+    rows = connection.execute(
+        "SELECT id FROM bulk_operations WHERE ended_at IS NULL AND function_id = coalesce(?, function_id) ORDER BY id",
+        (function_id,),
+    )
+    return [operation_id for (operation_id,) in rows]
+
+
+def _paused_functions(connection: sqlite3.Connection) -> set[str]:
+    return {function_id for (function_id,) in connection.execute("SELECT function_id FROM pauses")}
 
 
 def check_selection(selection: Selection) -> None:
@@ -76,7 +143,7 @@ def replay_runs(transaction: Transaction, selection: Selection, statuses: Collec
     Raises ``FunctionNotFoundError`` and ``FunctionPausedError``.
     """
     refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
-    last_key = transaction.store.apps.last_run_key()
+    (last_key,) = transaction.connection.execute("SELECT coalesce(max(key), 0) FROM runs").fetchone()
     return _begin(transaction, BulkOperationKind.REPLAY, selection, tuple(statuses), until_key=last_key)
 
 
@@ -85,47 +152,44 @@ def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
 
     Raises ``CancellationNotFoundError``.
     """
-    operation = transaction.store.apps.find(cancellation_id)
+    operation = _find(transaction.connection, cancellation_id)
     if operation is None or operation.kind is not BulkOperationKind.CANCEL:
         raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
-    transaction.store.apps.delete(operation.id)
+    transaction.connection.execute("DELETE FROM bulk_operations WHERE id = ?", (operation.id,))
     _publish_controls(transaction, operation.function_id)
 
 
 def pause(transaction: Transaction, function_id: str) -> None:
-    transaction.store.apps.set_paused(function_id, transaction.now)
+    transaction.connection.execute(
+        "INSERT OR IGNORE INTO pauses (function_id, paused_at) VALUES (?, ?)", (function_id, transaction.now)
+    )
     _publish_controls(transaction, function_id)
 
 
 def resume(transaction: Transaction, function_id: str) -> None:
-    transaction.store.apps.set_resumed(function_id)
+    transaction.connection.execute("DELETE FROM pauses WHERE function_id = ?", (function_id,))
     _publish_controls(transaction, function_id)
     # Continue replays that the pause has stopped.
-    transaction.outbox.extend(map(ContinueBulkOperation, transaction.store.apps.open_bulk_operations(function_id)))
+    transaction.outbox.extend(map(ContinueBulkOperation, open_bulk_operations(transaction.connection, function_id)))
 
 
 def refuse_paused(transaction: Transaction, function: SyncedFunction) -> None:
     """Raises ``FunctionPausedError`` if the function is paused."""
-    if function.id in transaction.store.apps.paused_functions():
+    if function.id in _paused_functions(transaction.connection):
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you rerun anything")
 
 
-def continue_operation(operation_id: str) -> Callable[[Transaction], None]:
-    """Process the next runs of a bulk operation."""
-    return lambda transaction: _continue_operation(transaction, operation_id)
-
-
-def read_controls(store: RunStore, now: int) -> dict[str, FunctionControls]:
+def read_controls(connection: sqlite3.Connection, now: int) -> dict[str, FunctionControls]:
     """The controls of functions that have any, by function id."""
     cancellations: dict[str, list[BulkCancellation]] = {}
-    for operation in store.apps.of_kind(BulkOperationKind.CANCEL):
+    for operation in read_bulk_operations(connection, BulkOperationKind.CANCEL):
         if max(operation.started_before, operation.created_at + FOLLOWED_FOR) > now:
             condition = compile_expression(operation.expression) if operation.expression else None
             cancellation = BulkCancellation(
                 operation.started_after, operation.started_before, condition, operation.created_at
             )
             cancellations.setdefault(operation.function_id, []).append(cancellation)
-    paused = store.apps.paused_functions()
+    paused = _paused_functions(connection)
     return {
         function_id: FunctionControls(function_id in paused, tuple(cancellations.get(function_id, ())))
         for function_id in paused | cancellations.keys()
@@ -133,7 +197,7 @@ def read_controls(store: RunStore, now: int) -> dict[str, FunctionControls]:
 
 
 def _publish_controls(transaction: Transaction, function_id: str) -> None:
-    controls = read_controls(transaction.store, transaction.now).get(function_id, FunctionControls())
+    controls = read_controls(transaction.connection, transaction.now).get(function_id, FunctionControls())
     transaction.outbox.append(ControlsChanged(function_id, controls))
 
 
@@ -155,75 +219,70 @@ def _begin(
         created_at=transaction.now,
         until_key=until_key,
     )
-    transaction.store.apps.add(operation)
+    values = {field: getattr(operation, field) for field in operation.__struct_fields__}
+    if statuses is not None:
+        values["statuses"] = msgspec.json.encode(statuses).decode()
+    transaction.connection.execute(
+        f"INSERT INTO bulk_operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tuple(values.values())
+    )
     transaction.outbox.append(ContinueBulkOperation(operation.id))
     return operation
 
 
-def _continue_operation(transaction: Transaction, operation_id: str) -> None:
-    bulk_operations = transaction.store.apps
-    operation = bulk_operations.find(operation_id)
+def continue_operation(operation_id: str, transaction: Transaction) -> None:
+    """Process the next runs of a bulk operation."""
+    connection = transaction.connection
+    operation = _find(connection, operation_id)
     if operation is None or operation.ended_at is not None:
         return
-    act = _ACTS[operation.kind]
-    if operation.kind is BulkOperationKind.REPLAY and operation.function_id in bulk_operations.paused_functions():
+    is_replay = operation.kind is BulkOperationKind.REPLAY
+    if is_replay and operation.function_id in _paused_functions(connection):
         return
-    runs = bulk_operations.runs_between(operation.function_id, operation.cursor, operation.until_key, _TOGETHER)
-    affected = sum(
-        act(transaction, run_key)
-        for run_key, status, created_at in runs
-        if _is_meant(transaction, operation, run_key, status, created_at) and _holds(transaction, operation, run_key)
+    runs = connection.execute(
+        "SELECT key, status, created_at FROM runs WHERE function_id = ? AND key > ? AND key <= ? ORDER BY key LIMIT ?",
+        (operation.function_id, operation.cursor, operation.until_key, _TOGETHER),
+    ).fetchall()
+    affected = operation.affected
+    for run_key, status, created_at in runs:
+        if not _is_meant(transaction, operation, run_key, RunStatus(status), created_at):
+            continue
+        if not is_replay:
+            transaction.cancel(run_key, CANCELLED_IN_BULK)
+            affected += 1
+        elif (function := transaction.registry.find_active(operation.function_id)) is not None:
+            triggers.start_rerun(transaction, function, transaction.store.run(run_key))
+            affected += 1
+    cursor = runs[-1][0] if runs else operation.cursor
+    ended_at = transaction.now if len(runs) < _TOGETHER else None
+    connection.execute(
+        "UPDATE bulk_operations SET cursor = ?, affected = ?, ended_at = ? WHERE id = ?",
+        (cursor, affected, ended_at, operation.id),
     )
-    if runs:
-        bulk_operations.note_progress(operation.id, cursor=runs[-1][0], affected=operation.affected + affected)
-    if len(runs) < _TOGETHER:
-        bulk_operations.end(operation.id, transaction.now)
-    else:
+    if ended_at is None:
         transaction.outbox.append(ContinueBulkOperation(operation.id))
 
 
 def _is_meant(
     transaction: Transaction, operation: BulkOperation, run_key: int, status: RunStatus, created_at: int
 ) -> bool:
+    """Whether an operation applies to a run.
+
+    A cancellation also applies to descendants of cancelled runs. Runs are processed in the order of creation, so a run
+    follows its ancestors.
+    """
     in_time = (
         operation.started_after is None or operation.started_after <= created_at
     ) and created_at < operation.started_before
-    if operation.statuses is not None:
-        return in_time and status in operation.statuses
-    return not status.has_ended and (in_time or _follows(transaction, operation, run_key))
-
-
-def _follows(transaction: Transaction, operation: BulkOperation, run_key: int) -> bool:
-    """Whether a run descends from a cancelled run.
-
-    Runs are processed in the order of creation, so a run follows its ancestors.
-    """
-    origin = transaction.event(transaction.store.run(run_key).event_key).origin
-    return descends_from_cancelled(transaction, operation.function_id, origin, operation.created_at)
-
-
-def _holds(transaction: Transaction, operation: BulkOperation, run_key: int) -> bool:
-    if operation.expression is None:
-        return True
-    event = transaction.event(transaction.store.run(run_key).event_key).fields
-    return compile_expression(operation.expression).matches(event, now=transaction.now)
-
-
-def _cancel(transaction: Transaction, run_key: int) -> bool:
-    transaction.cancel(run_key, CANCELLED_IN_BULK)
-    return True
-
-
-def _replay(transaction: Transaction, run_key: int) -> bool:
-    run = transaction.store.run(run_key)
-    function = transaction.registry.find_active(run.function_id)
-    if function is None:
+    if operation.statuses is None:
+        if status.has_ended:
+            return False
+    elif not in_time or status not in operation.statuses:
         return False
-    triggers.start_rerun(transaction, function, plan_rerun(transaction.store, run, None))
-    return True
-
-
-_ACTS: dict[BulkOperationKind, Callable[[Transaction, int], bool]] = {
-    BulkOperationKind.CANCEL: _cancel,
-    BulkOperationKind.REPLAY: _replay,
-}
+    event = transaction.event(transaction.store.run(run_key).event_key)
+    if not in_time and not descends_from_cancelled(
+        transaction, operation.function_id, event.origin, operation.created_at
+    ):
+        return False
+    return operation.expression is None or compile_expression(operation.expression).matches(
+        event.fields, now=transaction.now
+    )

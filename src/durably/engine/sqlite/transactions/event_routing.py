@@ -3,8 +3,9 @@
 An event can cancel runs, trigger functions, and end the waits of steps.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
-from .transaction import NO_OUTCOME, EventOutcome, Transaction
+from .transaction import Transaction
 from .triggers import trigger_function
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
@@ -37,7 +38,6 @@ class Sent(msgspec.Struct, frozen=True):
 
     ids: list[str]
     unmatched: list[str]
-    outcomes: dict[str, EventOutcome] = {}
 
 
 def send(
@@ -73,7 +73,7 @@ def send(
     names = dict.fromkeys([checked.event.name for checked in events])
     unmatched = [name for name in names if not (transaction.registry.knows_event(name) or transaction.wait_paths(name))]
     transaction.outbox.append(EventsStored(stored, unmatched))
-    return Sent(ids, unmatched, transaction.outcomes)
+    return Sent(ids, unmatched)
 
 
 def invoke(
@@ -156,17 +156,15 @@ def route(
             trigger_function(transaction, function, key)
     for path, value in listened:
         _wake(transaction, received, path, value)
-    if listened and (effects := transaction.outcomes.get(received.id, NO_OUTCOME).count):
-        transaction.store.put_event_effects(key, effects)
     return key
 
 
 def _cancel(transaction: Transaction, received: ReceivedEvent, listened: Sequence[_Listened]) -> None:
     reason = f"the run was cancelled by the event {received.name!r}"
     for path, value in listened:
-        for run_key, expression in transaction.store.flow.cancels(received.name, path, value, transaction.now):
+        for run_key, expression in transaction.flow.cancels(received.name, path, value, transaction.now):
             if expression is None or _matches(transaction, run_key, expression, received):
-                _note(transaction, received, partial(_describe_cancel, transaction, run_key))
+                transaction.note(received.id, partial(_describe_cancel, transaction, run_key), ended=1)
                 transaction.cancel(run_key, reason)
 
 
@@ -177,27 +175,8 @@ def _wake(transaction: Transaction, received: ReceivedEvent, path: str | None, v
     """
     for run_key, step_id, expression in transaction.store.event_waits(received.name, path, value):
         if expression is None or _matches(transaction, run_key, expression, received):
-            _note(transaction, received, partial(_describe_wait, transaction, run_key, step_id))
+            transaction.note(received.id, partial(_describe_wait, transaction, run_key, step_id), ended=1)
             transaction.inputs.append((run_key, WaitResolved(step_id, received.body)))
-
-
-def _describe_cancel(transaction: Transaction, run_key: int) -> str:
-    return f"it cancelled the run {transaction.store.run(run_key).id}"
-
-
-def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
-    name = _wait_name(transaction, run_key, step_id)
-    return f"it ended the wait {name!r} of the run {transaction.store.run(run_key).id}"
-
-
-def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[[], str]) -> None:
-    """Record an effect of an event, for ``Sent``.
-
-    Only the first few effects are described, because a description costs queries.
-    """
-    known = transaction.outcomes.get(received.id, NO_OUTCOME)
-    ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
-    transaction.outcomes[received.id] = EventOutcome(ended, known.count + 1, known.dropped)
 
 
 def _matches(transaction: Transaction, run_key: int, expression: str, received: ReceivedEvent) -> bool:
@@ -205,72 +184,34 @@ def _matches(transaction: Transaction, run_key: int, expression: str, received: 
     return compile_expression(expression).matches(trigger.fields, received.fields, now=transaction.now)
 
 
-def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
-    """The id of a waiting step, as the user wrote it."""
-    try:
+def _describe_cancel(transaction: Transaction, run_key: int) -> str:
+    return f"it cancelled the run {transaction.store.run(run_key).id}"
+
+
+def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
+    name = step_id
+    with contextlib.suppress(DatabaseCorruptError):
         run = transaction.runs.get(run_key) or transaction.find_run(run_key)
-    except DatabaseCorruptError:
-        return step_id
-    waits = () if run is None else run.state.waits
-    return next((wait.name for wait in waits if wait.step_id == step_id), step_id)
+        waits = () if run is None else run.state.waits
+        name = next((wait.name for wait in waits if wait.step_id == step_id), step_id)
+    return f"it ended the wait {name!r} of the run {transaction.store.run(run_key).id}"
 
 
-MOST_NOTED = 5
-"""The maximum number of waits and runs of one event that are named."""
-_MOST_EVENTS = 1000
 _MOST_FUNCTIONS = 5
 
 
-class EventOutcomes:
-    """The outcomes of the newest events that were received since ``since``.
+def explain_event(view: StoredEvent, notes: Sequence[str], registry: Registry, awaited: Collection[str]) -> list[str]:
+    """Sentences on an event: its ``notes``, and why it starts no run of some functions.
 
-    ``since`` is milliseconds since the epoch. The outcomes of older events are not kept.
+    ``awaited`` are names of events that runs have waited for, or been cancelled by.
     """
-
-    def __init__(self, since: int) -> None:
-        self._since = since
-        self._outcomes: OrderedDict[str, EventOutcome] = OrderedDict()
-        self._forgotten = ""
-
-    def note(self, outcomes: dict[str, EventOutcome]) -> None:
-        for event_id, outcome in outcomes.items():
-            # A later event drops the trigger of an earlier one in a debounce.
-            before = self._outcomes.get(event_id, NO_OUTCOME)
-            self._outcomes[event_id] = EventOutcome(
-                [*before.ended, *outcome.ended], before.count + outcome.count, [*before.dropped, *outcome.dropped]
-            )
-        while len(self._outcomes) > _MOST_EVENTS:
-            forgotten, _ = self._outcomes.popitem(last=False)
-            self._forgotten = max(self._forgotten, forgotten)
-
-    def explain(self, view: StoredEvent, registry: Registry, awaited: Collection[str]) -> list[str]:
-        """Sentences on the event.
-
-        ``awaited`` are names of events that runs have waited for, or been cancelled by.
-        """
-        name = view.event.name
-        outcome = self._outcomes.get(view.id)
-        if outcome is None:
-            said = self._explain_no_outcome(view, awaited)
-        else:
-            more = outcome.count - len(outcome.ended)
-            said = [*outcome.ended, *([f"it ended {more} more waits or runs"] if more else []), *outcome.dropped]
-        if name not in awaited and not registry.knows_event(name):
-            said.append(explain_unmatched(name, registry.known_names(awaited)))
-        return said + _explain_conditions(view, registry)
-
-    def _explain_no_outcome(self, view: StoredEvent, awaited: Collection[str]) -> list[str]:
-        if view.event.name not in awaited:
-            return []
-        if view.received_at.timestamp() * 1000 < self._since or view.id <= self._forgotten:
-            return ["it may have ended a wait or cancelled a run; the engine remembers that only for recent events"]
-        return ["it ended no wait and cancelled no run"]
-
-
-def _explain_conditions(view: StoredEvent, registry: Registry) -> list[str]:
-    refused = registry.refused_by_condition(view.event.model_dump(), view.event.name, to_milliseconds(view.received_at))
-    if not refused:
-        return []
-    named = ", ".join(refused[:_MOST_FUNCTIONS]) + (", …" if len(refused) > _MOST_FUNCTIONS else "")
-    count = "1 function is" if len(refused) == 1 else f"{len(refused)} functions are"
-    return [f"{count} triggered by its name, but not started, because the condition (if_exp) is false: {named}"]
+    name = view.event.name
+    said = [*notes] or (["it ended no wait and cancelled no run"] if name in awaited else [])
+    if name not in awaited and not registry.knows_event(name):
+        said.append(explain_unmatched(name, registry.known_names(awaited)))
+    refused = registry.refused_by_condition(view.event.model_dump(), name, to_milliseconds(view.received_at))
+    if refused:
+        named = ", ".join(refused[:_MOST_FUNCTIONS]) + (", …" if len(refused) > _MOST_FUNCTIONS else "")
+        count = "1 function is" if len(refused) == 1 else f"{len(refused)} functions are"
+        said.append(f"{count} triggered by its name, but not started, because the condition (if_exp) is false: {named}")
+    return said

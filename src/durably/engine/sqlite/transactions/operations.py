@@ -1,13 +1,13 @@
 """The engine's operations as transactions."""
 
+import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
-from durably.engine.core.call_body import generation_of_checkpoint
+from durably.engine.core.calls import Answer, ReportedOps, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
-from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
     AnsweredTogether,
@@ -48,7 +48,6 @@ from durably.protocol.sync import SyncRequest
 
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
-from .reruns import plan_rerun
 from .transaction import Transaction
 
 _LONGEST_ERROR = 2_000
@@ -56,6 +55,13 @@ _LATE = {
     DeadlineKind.START: STARTED_LATE,
     DeadlineKind.FINISH: FINISHED_LATE,
 }
+
+
+def _find_run(transaction: Transaction, run_id: str) -> int:
+    key = transaction.find_run_key(run_id)
+    if key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    return key
 
 
 def answer(scheduled: ScheduledCall, answered: Answer, called_at: int | None, transaction: Transaction) -> None:
@@ -136,7 +142,7 @@ def join_queue(scheduled: ScheduledCall) -> Callable[[Transaction], None]:
 
 
 def _end_late_run(transaction: Transaction, run_key: int) -> None:
-    deadline = transaction.store.flow.deadline(run_key)
+    deadline = transaction.flow.deadline(run_key)
     if deadline is not None and deadline[1] <= transaction.now:
         transaction.cancel(run_key, _LATE[deadline[0]])
 
@@ -166,7 +172,7 @@ def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> 
     run = transaction.store.run(_find_run(transaction, run_id))
     function = transaction.registry.get_active(run.function_id)
     refuse_paused(transaction, function)
-    return triggers.start_rerun(transaction, function, plan_rerun(transaction.store, run, from_step)).id
+    return triggers.start_rerun(transaction, function, run, from_step).id
 
 
 def invoke(transaction: Transaction, function_id: str, event: Event) -> InvokeReceipt:
@@ -192,96 +198,100 @@ def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
         runs.apply(transaction, run_key, Recovered())
 
 
+# apps
+
+
+def read_functions(connection: sqlite3.Connection) -> list[tuple[str, str, bool, bytes, str | None]]:
+    """Ids, apps, whether active, configurations, and apps' versions of all functions.
+
+    They are in the order of apps and of functions within them.
+    """
+    return connection.execute(
+        "SELECT functions.id, app_id, is_active, config, version FROM functions "
+        "LEFT JOIN apps ON apps.id = app_id ORDER BY app_id, position"
+    ).fetchall()
+
+
 def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[SyncedFunction]) -> SyncResult:
     """Replace the app's functions by those of the sync.
 
     ``functions`` are already checked. Raises ``ConfigInvalidError`` if another app has a function with the same id.
     """
-    store, app_id = transaction.store, request.app_id
-    configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
-    before, previous = store.apps.active_functions(app_id), store.apps.app_version_and_url(app_id)
-    modified = before != configs
-    if modified:
-        _check_owners(transaction, app_id, [function_id for function_id, _ in configs])
-        store.apps.put_functions(app_id, configs)
-        store.flow.drop_schedules_of_others(app_id)
-        for function in functions:
-            plan_schedules(transaction, function)
-            transaction.queue.update_limits(function.flow)
-    if modified or previous[0] != request.app_version:
-        transaction.outbox.append(Synced(app_id, functions))
-    store.apps.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
-    result = _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
-    _put_sync(transaction, app_id, result)
-    return result
-
-
-def note_refused_sync(transaction: Transaction, app_id: str, error: str) -> None:
-    """Store the reason why the sync of an app that has synced before was refused."""
-    if transaction.store.apps.app_version_and_url(app_id) != (None, None):
-        sync = SyncReport(at=to_datetime(transaction.now), error=error[:_LONGEST_ERROR])
-        transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
-
-
-def _put_sync(transaction: Transaction, app_id: str, result: SyncResult) -> None:
-    sync = SyncReport(
-        at=to_datetime(transaction.now),
-        error=None,
-        added=result.added,
-        changed=result.changed,
-        removed=result.removed,
+    connection, app_id = transaction.connection, request.app_id
+    after = {function.id: msgspec.json.encode(function.config) for function in functions}
+    before: dict[str, bytes] = dict(
+        connection.execute(
+            "SELECT id, config FROM functions WHERE app_id = ? AND is_active ORDER BY position", (app_id,)
+        ).fetchall()
     )
-    transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
-
-
-def _compare(
-    app_id: str,
-    before: Mapping[str, bytes],
-    after: Mapping[str, bytes],
-    previous: tuple[str | None, str | None],
-    now: tuple[str | None, str],
-) -> SyncResult:
-    """The result of a sync: its differences from the former state.
-
-    ``before`` and ``after`` are configurations by the ids of functions. ``previous`` and ``now`` are the app's version
-    and URL.
-    """
-    return SyncResult(
+    row = connection.execute("SELECT version, url FROM apps WHERE id = ?", (app_id,)).fetchone()
+    previous_version, previous_url = row or (None, None)
+    result = SyncResult(
         app_id=app_id,
         modified=list(before.items()) != list(after.items()),
         added=tuple(each for each in after if each not in before),
         changed=tuple(each for each, config in after.items() if before.get(each, config) != config),
         removed=tuple(each for each in before if each not in after),
-        version=now[0],
-        previous_version=previous[0],
-        previous_url=previous[1] if previous[1] != now[1] else None,
+        version=request.app_version,
+        previous_version=previous_version,
+        previous_url=previous_url if previous_url != request.url else None,
     )
+    if result.modified:
+        _put_functions(transaction, app_id, after)
+        for function in functions:
+            _plan_schedules(transaction, function)
+            transaction.queue.update_limits(function.flow)
+    if result.modified or previous_version != request.app_version:
+        transaction.outbox.append(Synced(app_id, functions))
+    connection.execute(
+        "INSERT OR REPLACE INTO apps (id, url, sdk, framework, version, synced_at) VALUES (?, ?, ?, ?, ?, ?)",
+        (app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now),
+    )
+    changes = {"added": result.added, "changed": result.changed, "removed": result.removed}
+    _put_sync(transaction, app_id, SyncReport(at=to_datetime(transaction.now), error=None, **changes))
+    return result
 
 
-def _check_owners(transaction: Transaction, app_id: str, function_ids: list[str]) -> None:
-    for function_id in function_ids:
-        other = transaction.store.apps.other_owner(function_id, app_id)
+def _put_functions(transaction: Transaction, app_id: str, configs: Mapping[str, bytes]) -> None:
+    """Make these the app's active functions."""
+    connection = transaction.connection
+    for function_id in configs:
+        other = connection.execute(
+            "SELECT app_id FROM functions WHERE id = ? AND is_active AND app_id != ?", (function_id, app_id)
+        ).fetchone()
         if other is not None:
             raise ConfigInvalidError(
-                f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
+                f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other[0]!r}: an id "
                 "is the app's id, a hyphen and the function's own, so two apps may have the same id; rename the "
                 "function"
             )
+    connection.execute("UPDATE functions SET is_active = 0 WHERE app_id = ?", (app_id,))
+    connection.executemany(
+        "INSERT OR REPLACE INTO functions (id, app_id, position, is_active, config) VALUES (?, ?, ?, 1, ?)",
+        [(function_id, app_id, position, config) for position, (function_id, config) in enumerate(configs.items())],
+    )
+    transaction.flow.drop_schedules_of_others(app_id)
 
 
-def _find_run(transaction: Transaction, run_id: str) -> int:
-    key = transaction.find_run_key(run_id)
-    if key is None:
-        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
-    return key
+def note_refused_sync(transaction: Transaction, app_id: str, error: str) -> None:
+    """Store the reason why the sync of an app that has synced before was refused."""
+    if transaction.connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone():
+        sync = SyncReport(at=to_datetime(transaction.now), error=error[:_LONGEST_ERROR])
+        _put_sync(transaction, app_id, sync)
 
 
-def plan_schedules(transaction: Transaction, function: SyncedFunction) -> None:
+def _put_sync(transaction: Transaction, app_id: str, sync: SyncReport) -> None:
+    transaction.connection.execute(
+        "INSERT OR REPLACE INTO app_syncs (app_id, sync) VALUES (?, ?)", (app_id, msgspec.json.encode(sync))
+    )
+
+
+def _plan_schedules(transaction: Transaction, function: SyncedFunction) -> None:
     """After a sync: plan the next tick of new schedules, and drop removed schedules."""
-    planned = transaction.store.flow.schedules(function.id)
+    planned = transaction.flow.schedules(function.id)
     wanted = {schedule.text: schedule for schedule in function.flow.schedules}
     for text in planned.keys() - wanted.keys():
-        transaction.store.flow.drop_schedule(function.id, text)
+        transaction.flow.drop_schedule(function.id, text)
     for text in wanted.keys() - planned.keys():
         _plan(transaction, function, wanted[text], plan_tick(wanted[text], function.id, transaction.now))
 
@@ -291,7 +301,7 @@ def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
 
     A paused function does not start.
     """
-    planned = transaction.store.flow.schedules(timer.function_id).get(timer.schedule)
+    planned = transaction.flow.schedules(timer.function_id).get(timer.schedule)
     function = transaction.registry.functions.get(timer.function_id)
     if planned is None or planned.due > transaction.now or function is None:
         return
@@ -310,7 +320,7 @@ def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
 
 def _plan(transaction: Transaction, function: SyncedFunction, schedule: Schedule, tick: Tick | None) -> None:
     if tick is None:
-        transaction.store.flow.drop_schedule(function.id, schedule.text)
+        transaction.flow.drop_schedule(function.id, schedule.text)
     else:
-        transaction.store.flow.put_tick(function.id, schedule.text, tick)
+        transaction.flow.put_tick(function.id, schedule.text, tick)
         transaction.outbox.append(CronTimer(function.id, schedule.text, tick.due))

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import CallData
 from durably.engine.core.expressions import compile_expression
-from durably.engine.core.flow.queue_entries import QueuedCall
+from durably.engine.core.flow.queue import QueuedCall
 from durably.engine.core.inputs import (
     AbortDeferred,
     AwaitEvent,
@@ -69,8 +69,8 @@ from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
 from . import event_routing, triggers
-from .reruns import refuse_runaway
 from .transaction import CachedRun, LiveRun, Transaction, with_memo
+from .triggers import refuse_runaway
 
 _logger = get_logger("durably.engine")
 
@@ -154,6 +154,9 @@ def finish(transaction: Transaction) -> Outbox:
             break
         for queued in through:
             _dispatch_queued(transaction, queued)
+    for event_id, notes in transaction.notes.items():
+        more = [f"it ended {notes.unnamed} more waits or runs"] if notes.unnamed else []
+        transaction.store.add_event_notes(event_id, notes.ended, notes.sentences + more)
     for key, live in transaction.runs.items():
         if live.state.status.has_ended:
             transaction.cache.forget(key)

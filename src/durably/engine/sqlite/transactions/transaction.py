@@ -3,25 +3,24 @@
 It is passed to the functions that act on runs.
 """
 
+import contextlib
 import functools
+import sqlite3
 from collections import OrderedDict, deque
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
+from durably.engine.core.run_state import Call, Origin, Policy, RunState, RunStatus, origin_of
 from durably.engine.model.events import Entropy, ReceivedEvent, make_id, make_internal_event
 from durably.engine.model.registry import Registry
 from durably.engine.model.rows import CallTimes, EndedWait
 from durably.engine.model.tracing import EndedRun, EngineTracing, trace_of_run
 from durably.engine.sqlite.outbox import Outbox, ThrottleTimer, schedule_call
-from durably.engine.sqlite.tables.flow import SqliteQueueRows
+from durably.engine.sqlite.tables.flow import FlowStore, SqliteQueueRows
 from durably.engine.sqlite.tables.runs import RunRow, RunStore
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
@@ -106,11 +105,11 @@ class RunQueue:
     ``now`` is milliseconds since the epoch.
     """
 
-    def __init__(self, store: RunStore, registry: Registry, outbox: Outbox, now: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, registry: Registry, outbox: Outbox, now: int) -> None:
         self._registry = registry
         self._outbox = outbox
         self._now = now
-        self._rows = SqliteQueueRows(store.connection, now)
+        self._rows = SqliteQueueRows(connection, now)
         self._queue: LimitQueue | None = None
 
     @property
@@ -176,37 +175,34 @@ class RunQueue:
         return through
 
 
-class EventOutcome(msgspec.Struct, frozen=True):
-    """``ended`` are sentences on waits and runs, at most ``MOST_NOTED`` of ``count``.
+_MOST_NOTES = 5
+"""The maximum number of waits, runs and functions that are named for one event, because each costs queries."""
 
-    ``dropped`` are sentences on the functions that the event triggered without starting a run.
+
+class EventNotes(msgspec.Struct):
+    """The effects of an event other than runs.
+
+    ``ended`` is the number of waits and runs that it ended. ``sentences`` name the first of them; ``unnamed`` are more.
     """
 
-    ended: list[str]
-    count: int
-    dropped: list[str] = []
-
-
-NO_OUTCOME = EventOutcome([], 0)
-_MOST_DROPPED = 5
-"""The maximum number of functions that are named for one event."""
-
-
-class CancelRun(Protocol):
-    """Cancels a run now or, if an input is being applied to it, after that input."""
-
-    def __call__(self, transaction: "Transaction", run_key: int, reason: str) -> None: ...
+    ended: int = 0
+    unnamed: int = 0
+    sentences: list[str] = []
 
 
 class TransactionContext(msgspec.Struct, frozen=True):
-    """The values that all transactions of an engine share."""
+    """The values that all transactions of an engine share.
+
+    ``cancel`` cancels a run with a reason: now or, if an input is being applied to it, after that input.
+    """
 
     store: RunStore
+    flow: FlowStore
     policy: Policy
     max_event_bytes: int
     entropy: Entropy
     cache: RunCache
-    cancel_run: CancelRun
+    cancel: "Callable[[Transaction, int, str], None]"
     tracing: EngineTracing | None = None
 
 
@@ -255,20 +251,22 @@ class Transaction:
     - ``inputs``: The next inputs of the run machine.
     - ``internal_events``: The engine's own events that are routed next.
     - ``events``: Events that this transaction has stored or read, by key.
-    - ``outcomes``: The effects of events other than runs, by event id.
+    - ``notes``: The effects of events other than runs, by event id.
     """
 
     __slots__ = (
-        "_cancel_run",
+        "_cancel",
         "cache",
+        "connection",
         "events",
+        "flow",
         "inputs",
         "internal_events",
         "max_event_bytes",
         "new_id",
+        "notes",
         "now",
         "outbox",
-        "outcomes",
         "policy",
         "registry",
         "runs",
@@ -281,6 +279,8 @@ class Transaction:
         self.now = now
         self.registry = registry
         self.store = context.store
+        self.flow = context.flow
+        self.connection = context.store.connection
         self.cache = context.cache
         self.policy = context.policy
         self.max_event_bytes = context.max_event_bytes
@@ -290,16 +290,16 @@ class Transaction:
         self.runs: dict[int, LiveRun] = {}
         self.inputs: deque[tuple[int, Input]] = deque()
         self.internal_events: deque[ReceivedEvent] = deque()
-        self.outcomes: dict[str, EventOutcome] = {}
+        self.notes: dict[str, EventNotes] = {}
         self.events: dict[int, ReceivedEvent] = {}
         self.used_queue: RunQueue | None = None
-        self._cancel_run = context.cancel_run
+        self._cancel = context.cancel
 
     @property
     def queue(self) -> RunQueue:
         """The queue, which this transaction uses from now on."""
         if self.used_queue is None:
-            self.used_queue = RunQueue(self.store, self.registry, self.outbox, self.now)
+            self.used_queue = RunQueue(self.connection, self.registry, self.outbox, self.now)
         return self.used_queue
 
     # events
@@ -311,11 +311,14 @@ class Transaction:
             event = self.events[event_key] = ReceivedEvent(event_id, name, body, origin=origin, traceparent=traceparent)
         return event
 
-    def note_dropped(self, event_id: str, sentence: str) -> None:
-        """Record the reason why a function starts no run for an event."""
-        known = self.outcomes.get(event_id, NO_OUTCOME)
-        if len(known.dropped) < _MOST_DROPPED:
-            self.outcomes[event_id] = msgspec.structs.replace(known, dropped=[*known.dropped, sentence])
+    def note(self, event_id: str, describe: Callable[[], str], *, ended: int = 0) -> None:
+        """Record an effect of an event, or the reason why a function starts no run for it."""
+        notes = self.notes.setdefault(event_id, EventNotes())
+        notes.ended += ended
+        if len(notes.sentences) < _MOST_NOTES:
+            notes.sentences.append(describe())
+        else:
+            notes.unnamed += ended
 
     def emit(self, name: InternalEvent, data: bytes, origin: Origin | None, traceparent: str | None) -> None:
         """Send one of the engine's own events. ``data`` is JSON.
@@ -330,19 +333,25 @@ class Transaction:
 
     def note_end(self, run: RunRow, status: RunStatus, output: bytes, triggers: Sequence[ReceivedEvent]) -> None:
         """Report the end of a run to ``tracing``, after the commit."""
-        if self.tracing is not None:
-            ended = EndedRun(
-                run_id=run.id,
-                function_id=run.function_id,
-                app_id=run.app_id,
-                status=status,
-                created_at=run.created_at,
-                ended_at=self.now,
-                traceparents=tuple(trigger.traceparent for trigger in triggers),
-                rerun_of=run.rerun_of,
-                error=None if status is RunStatus.COMPLETED else _error_name(output),
-            )
-            self.outbox.append(ended)
+        if self.tracing is None:
+            return
+        error = None
+        if status is not RunStatus.COMPLETED:
+            error = "Error"
+            with contextlib.suppress(msgspec.MsgspecError):  # the app may have written any JSON
+                error = msgspec.json.decode(output, type=ErrorData).name or error
+        ended = EndedRun(
+            run_id=run.id,
+            function_id=run.function_id,
+            app_id=run.app_id,
+            status=status,
+            created_at=run.created_at,
+            ended_at=self.now,
+            traceparents=tuple(trigger.traceparent for trigger in triggers),
+            rerun_of=run.rerun_of,
+            error=error,
+        )
+        self.outbox.append(ended)
 
     def origin_of(self, run: RunRow, trigger: ReceivedEvent, *, is_invocation: bool = False) -> Origin:
         """The origin of an event of a run that ``trigger`` started.
@@ -391,18 +400,11 @@ class Transaction:
         return frozenset([step_id for step_id, _ in cached.memos if step_id in step_ids])
 
     def cancel(self, run_key: int, reason: str) -> None:
-        """Cancel a run; see ``CancelRun``."""
-        self._cancel_run(self, run_key, reason)
+        """Cancel a run; see ``TransactionContext``."""
+        self._cancel(self, run_key, reason)
 
     def resolve_invokers(self, trigger: ReceivedEvent, memo: bytes, *, failed: bool) -> None:
         """Resolve the steps that invoked a function by this event."""
         if trigger.name == InternalEvent.FUNCTION_INVOKED:
             for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, trigger.id):
                 self.inputs.append((run_key, WaitResolved(step_id, memo, failed=failed)))
-
-
-def _error_name(output: bytes) -> str:
-    try:
-        return msgspec.json.decode(output, type=ErrorData).name or "Error"
-    except msgspec.MsgspecError:  # the JSON that the app wrote
-        return "Error"

@@ -1,11 +1,14 @@
-"""Triggers: runs that start for an event, at once or later, or are skipped.
+"""Triggers: runs that start for an event, at once or later, or are skipped; reruns; and the lineage of events.
 
 Functions that are paused skip runs. Batches and debounces hold events.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
-from durably.engine.core.call_body import CallData
+import msgspec
+
+from durably.engine.core.calls import CallData
 from durably.engine.core.flow.admission import (
     CANCELLED_BY_SINGLETON,
     PAUSED,
@@ -13,7 +16,6 @@ from durably.engine.core.flow.admission import (
     SKIP_REASONS,
     Admission,
     Batched,
-    CancelOn,
     Debounced,
     OpenBatch,
     Skip,
@@ -28,21 +30,28 @@ from durably.engine.core.flow.admission import (
     take_singleton,
 )
 from durably.engine.core.flow.buckets import BucketKind, StateChange
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.machine import start as start_machine
-from durably.engine.core.run_state import RunStatus
+from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.model.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from durably.engine.model.registry import CANCELLED_IN_BULK, SyncedFunction
-from durably.engine.model.runs import END_UPDATES, UpdateKind
+from durably.engine.model.runs import END_UPDATES, FromStep, UpdateKind
 from durably.engine.model.subscriptions import RunChange
 from durably.engine.sqlite.outbox import BucketTimer, DeadlineTimer, schedule_call
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
-from durably.protocol.errors import ErrorData
+from durably.protocol.engine_errors import StepNotFoundError
+from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
+from durably.protocol.opcodes import hash_step_id
 
-from .reruns import Rerun, descends_from_cancelled, refuse_runaway
 from .transaction import MOST_TRIGGER_BYTES, CachedRun, Transaction
+
+_MOST_CARRIED_BYTES = 16 * 1024
+"""The maximum size of an event that is kept in memory until the first call of its run."""
+_MOST_NAMED_STEPS, _MOST_NAMED_FUNCTIONS = 20, 8
+MOST_ANCESTORS = 100
+"""The maximum number of ancestors to follow. Each costs two queries."""
 
 
 def trigger_function(transaction: Transaction, function: SyncedFunction, event_key: int) -> RunRow | None:
@@ -55,20 +64,25 @@ def trigger_function(transaction: Transaction, function: SyncedFunction, event_k
     if received.origin is not None:
         runaway = refuse_runaway(transaction, function, received.origin, is_run_end=received.name in RUN_END_EVENTS)
         if runaway is not None:
-            return _store_failed_run(transaction, function, (event_key,), runaway)
+            return _store_ended_run(transaction, function, (event_key,), RunStatus.FAILED, runaway)
     if function.is_plain and controls is None:
-        return _start_run(transaction, function, (event_key,))
+        return _store_run(transaction, function, (event_key,))
     if controls is not None and controls.is_paused:
         return _skip_run(transaction, function, (event_key,), PAUSED)
     trigger = Trigger(event_key, received.fields, len(received.body))
-    admission = admit(function.flow, trigger, transaction.store.flow.read, transaction.now)
+    admission = admit(function.flow, trigger, transaction.flow.read, transaction.now)
     _put(transaction, admission.changes)
     match admission.outcome:
         case Debounced() as debounced:
             _hold_back(transaction, function, event_key, debounced)
             return None
-        case Batched() as batched:
-            return _add_to_batch(transaction, function, event_key, batched)
+        case Batched(bucket, batch, is_full):
+            transaction.flow.hold_event(bucket.id, event_key)
+            if is_full:
+                return _start_held(transaction, function, bucket.id)
+            if batch.size == 1:
+                transaction.outbox.append(BucketTimer(bucket.id, batch.fires_at))
+            return None
         case Skip(reason, None):
             _drop(transaction, function, event_key, SKIP_REASONS[reason])
             return None
@@ -76,20 +90,35 @@ def trigger_function(transaction: Transaction, function: SyncedFunction, event_k
             return _start_or_skip(transaction, function, (event_key,), admission)
 
 
-def start_rerun(transaction: Transaction, function: SyncedFunction, rerun: Rerun) -> RunRow:
-    """Repeat a run."""
-    event = transaction.event(rerun.event_keys[0]).fields
-    admission = start(function.flow, event, transaction.store.flow.read, transaction.now)
-    return _start_or_skip(transaction, function, rerun.event_keys, admission, rerun)
+def _hold_back(transaction: Transaction, function: SyncedFunction, event_key: int, debounced: Debounced) -> None:
+    bucket_id = debounced.bucket.id
+    if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
+        # The timer of a postponed one fires at its earlier time, and is then set again.
+        transaction.outbox.append(BucketTimer(bucket_id, debounced.fires_at))
+    if debounced.dropped != event_key:
+        transaction.flow.hold_event(bucket_id, event_key)
+    if debounced.dropped is not None:
+        transaction.flow.drop_held_event(bucket_id, debounced.dropped)
+        _drop(transaction, function, debounced.dropped, REPLACED)
+
+
+def _drop(transaction: Transaction, function: SyncedFunction, event_key: int, reason: str) -> None:
+    """Drop the trigger.
+
+    Report it to the invoking step, if there is one, and to users who inspect the event.
+    """
+    error = skipped_error(function.id, reason)
+    transaction.note(transaction.event(event_key).id, lambda: error.message or reason)
+    _fail_invokers(transaction, (event_key,), error)
 
 
 def end_bucket(transaction: Transaction, bucket_id: str) -> None:
     """End a due debounce or batch. If it was postponed, set its timer again."""
-    found = transaction.store.flow.due_bucket(bucket_id)
+    found = transaction.flow.due_bucket(bucket_id)
     if found is None:
         return
     bucket, state, due = found
-    now, read = transaction.now, transaction.store.flow.read
+    now, read = transaction.now, transaction.flow.read
     if due > now:
         transaction.outbox.append(BucketTimer(bucket_id, due))
         return
@@ -105,83 +134,75 @@ def end_bucket(transaction: Transaction, bucket_id: str) -> None:
         _start_held(transaction, function, bucket_id)
 
 
+def _start_held(transaction: Transaction, function: SyncedFunction, bucket_id: str) -> RunRow | None:
+    event_keys = transaction.flow.take_held_events(bucket_id)
+    controls = transaction.registry.controls.get(function.id)
+    if controls is not None and controls.is_paused:
+        return _skip_run(transaction, function, event_keys, PAUSED)
+    event = transaction.event(event_keys[0]).fields
+    admission = start(function.flow, event, transaction.flow.read, transaction.now)
+    return _start_or_skip(transaction, function, event_keys, admission)
+
+
 def begin_run(transaction: Transaction, run: RunRow) -> None:
     """End the run's start timeout, and begin its finish timeout.
 
     The run's first call leaves the queue.
     """
-    transaction.store.flow.drop_deadline(run.key)
+    transaction.flow.drop_deadline(run.key)
     function = transaction.registry.functions.get(run.function_id)
     if function is not None:
-        _set_finish(transaction, function, run)
+        _set_deadline(transaction, run, DeadlineKind.FINISH, function.flow.finish_by(transaction.now))
 
 
 def release_run(transaction: Transaction, run: RunRow, queue_entry: QueueEntry) -> None:
-    _put(transaction, release_singleton(queue_entry, run.key, transaction.store.flow.read))
-    transaction.store.flow.forget_run(run.key)
+    _put(transaction, release_singleton(queue_entry, run.key, transaction.flow.read))
+    transaction.flow.forget_run(run.key)
 
 
-# outcomes of an event
+# reruns
 
 
-def _hold_back(transaction: Transaction, function: SyncedFunction, event_key: int, debounced: Debounced) -> None:
-    bucket_id = debounced.bucket.id
-    if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
-        # The timer of a postponed one fires at its earlier time, and is then set again.
-        transaction.outbox.append(BucketTimer(bucket_id, debounced.fires_at))
-    if debounced.dropped != event_key:
-        transaction.store.flow.hold_event(bucket_id, event_key)
-    if debounced.dropped is not None:
-        transaction.store.flow.drop_held_event(bucket_id, debounced.dropped)
-        _drop(transaction, function, debounced.dropped, REPLACED)
+class Rerun(msgspec.Struct, frozen=True):
+    """A run to repeat, and the memos that the new run takes over.
 
-
-def _add_to_batch(
-    transaction: Transaction, function: SyncedFunction, event_key: int, batched: Batched
-) -> RunRow | None:
-    bucket_id = batched.bucket.id
-    transaction.store.flow.hold_event(bucket_id, event_key)
-    if batched.is_full:
-        return _start_held(transaction, function, bucket_id)
-    if batched.batch.size == 1:
-        transaction.outbox.append(BucketTimer(bucket_id, batched.fires_at))
-    return None
-
-
-def _start_held(transaction: Transaction, function: SyncedFunction, bucket_id: str) -> RunRow | None:
-    event_keys = transaction.store.flow.take_held_events(bucket_id)
-    controls = transaction.registry.controls.get(function.id)
-    if controls is not None and controls.is_paused:
-        return _skip_run(transaction, function, event_keys, PAUSED)
-    event = transaction.event(event_keys[0]).fields
-    return _start_or_skip(
-        transaction, function, event_keys, start(function.flow, event, transaction.store.flow.read, transaction.now)
-    )
-
-
-def _drop(transaction: Transaction, function: SyncedFunction, event_key: int, reason: str) -> None:
-    """Drop the trigger.
-
-    Report it to the invoking step, if there is one, and to users who inspect the event.
+    They are the memos of the run ``run_key`` before the position ``until``. ``memos`` is their number, and ``size``
+    their bytes. ``step_input``: see the schema.
     """
-    error = skipped_error(function.id, reason)
-    transaction.note_dropped(transaction.event(event_key).id, error.message or reason)
-    _fail_invokers(transaction, (event_key,), error)
+
+    run_key: int
+    run_id: str
+    until: int = 0
+    memos: int = 0
+    size: int = 0
+    step_input: bytes | None = None
 
 
-def _skip_run(
-    transaction: Transaction,
-    function: SyncedFunction,
-    event_keys: Sequence[int],
-    reason: str,
-    rerun_of: str | None = None,
+def start_rerun(
+    transaction: Transaction, function: SyncedFunction, run: RunRow, from_step: FromStep | None = None
 ) -> RunRow:
-    """Store a skipped run, so that users can find and rerun it."""
-    error = skipped_error(function.id, reason)
-    run = _store_skipped_run(transaction, function, tuple(event_keys), error, rerun_of=rerun_of)
-    if rerun_of is None:
-        _fail_invokers(transaction, event_keys, error)
-    return run
+    """Repeat a run. Raises ``StepNotFoundError``."""
+    rerun = Rerun(run.key, run.id) if from_step is None else _plan_rerun(transaction, run, from_step)
+    event_keys = transaction.store.event_keys(run)
+    event = transaction.event(event_keys[0]).fields
+    admission = start(function.flow, event, transaction.flow.read, transaction.now)
+    return _start_or_skip(transaction, function, event_keys, admission, rerun)
+
+
+def _plan_rerun(transaction: Transaction, run: RunRow, from_step: FromStep) -> Rerun:
+    wanted, steps = from_step.step_id, transaction.store.memo_order(run.key)
+    accepted = (wanted, hash_step_id(wanted))
+    for until, hashed_id, name in steps:
+        if name == wanted or hashed_id in accepted:
+            memos, size = transaction.store.size_of_memos(run.key, until)
+            step_input = None
+            if from_step.input is not None:
+                step_input = msgspec.json.encode({hashed_id: {"input": from_step.input}})
+            return Rerun(run.key, run.id, until, memos, size, step_input)
+    names = ", ".join(repr(name) for _, _, name in steps[:_MOST_NAMED_STEPS])
+    more = ", …" if len(steps) > _MOST_NAMED_STEPS else ""
+    known = f"it has {names}{more}" if steps else "no step has finished; rerun it from the start"
+    raise StepNotFoundError(f"run {run.id} has no finished step {wanted!r}: {known}")
 
 
 # starting a run
@@ -197,39 +218,39 @@ def _start_or_skip(
     _put(transaction, admission.changes)
     outcome = admission.outcome
     if isinstance(outcome, Skip):
-        rerun_of = None if rerun is None else rerun.run_id
-        return _skip_run(transaction, function, event_keys, SKIP_REASONS[outcome.reason], rerun_of)
+        return _skip_run(transaction, function, event_keys, SKIP_REASONS[outcome.reason], rerun)
     assert isinstance(outcome, Start), f"a run that starts now cannot be {outcome}"
-    return _start(transaction, function, event_keys, outcome, rerun)
-
-
-def _start(
-    transaction: Transaction, function: SyncedFunction, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None
-) -> RunRow:
-    queue_entry = how.queue_entry if _is_needed(transaction, function, how) else None
-    run = _start_run(transaction, function, event_keys, queue_entry=queue_entry, rerun=rerun)
+    queue_entry = outcome.queue_entry if _is_needed(transaction, function, outcome) else None
+    run = _store_run(transaction, function, event_keys, queue_entry=queue_entry, rerun=rerun)
     if queue_entry is not None:
         _put(transaction, take_singleton(queue_entry, run.key))
-        _listen(transaction, run, how.cancel_on)
-        if not queue_entry.is_queued:
-            _set_finish(transaction, function, run)
-        elif how.start_by is not None:
-            _set_deadline(transaction, run, DeadlineKind.START, how.start_by)
-    if how.cancels is not None:
+        for position, cancel in enumerate(outcome.cancel_on):
+            path, value = index_key(cancel.condition, transaction.event(run.event_key).fields)
+            expression = None if cancel.condition is None else cancel.condition.text
+            row = CancelRow(cancel.event, path, value, expression, cancel.until)
+            transaction.flow.add_cancel(run.key, position, row)
+            transaction.add_wait_path(cancel.event, path)
+        if queue_entry.is_queued:
+            _set_deadline(transaction, run, DeadlineKind.START, outcome.start_by)
+        else:
+            _set_deadline(transaction, run, DeadlineKind.FINISH, function.flow.finish_by(transaction.now))
+    if outcome.cancels is not None:
         # After the start, so that functions that its end triggers find the new run.
-        transaction.cancel(how.cancels, CANCELLED_BY_SINGLETON)
+        transaction.cancel(outcome.cancels, CANCELLED_BY_SINGLETON)
     _heed_cancellations(transaction, function, run)
     return run
 
 
-def _listen(transaction: Transaction, run: RunRow, cancel_on: Sequence[CancelOn]) -> None:
-    for position, cancel in enumerate(cancel_on):
-        path, value = index_key(cancel.condition, transaction.event(run.event_key).fields)
-        expression = None if cancel.condition is None else cancel.condition.text
-        transaction.store.flow.add_cancel(
-            run.key, position, CancelRow(cancel.event, path, value, expression, cancel.until)
-        )
-        transaction.add_wait_path(cancel.event, path)
+def _is_needed(transaction: Transaction, function: SyncedFunction, how: Start) -> bool:
+    """Whether the queue entry must be kept with the run.
+
+    It must if the run's state depends on the entry, or must be cleaned up after it.
+    """
+    queue_entry = how.queue_entry
+    has_deadline = function.flow.options.timeouts is not None
+    has_priority = queue_entry.position != transaction.now
+    is_limited = queue_entry.is_queued or queue_entry.singleton is not None
+    return is_limited or bool(how.cancel_on) or has_deadline or has_priority
 
 
 def _heed_cancellations(transaction: Transaction, function: SyncedFunction, run: RunRow) -> None:
@@ -247,45 +268,18 @@ def _heed_cancellations(transaction: Transaction, function: SyncedFunction, run:
             return
 
 
-def _set_finish(transaction: Transaction, function: SyncedFunction, run: RunRow) -> None:
-    finish_by = function.flow.finish_by(transaction.now)
-    if finish_by is not None:
-        _set_deadline(transaction, run, DeadlineKind.FINISH, finish_by)
-
-
-def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due: int) -> None:
-    transaction.store.flow.put_deadline(run.key, kind, due)
-    transaction.outbox.append(DeadlineTimer(run.key, due))
-
-
-def _is_needed(transaction: Transaction, function: SyncedFunction, how: Start) -> bool:
-    """Whether the queue entry must be kept with the run.
-
-    It must if the run's state depends on the entry, or must be cleaned up after it.
-    """
-    queue_entry = how.queue_entry
-    has_deadline = function.flow.options.timeouts is not None
-    has_priority = queue_entry.position != transaction.now
-    is_limited = queue_entry.is_queued or queue_entry.singleton is not None
-    return is_limited or bool(how.cancel_on) or has_deadline or has_priority
+def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due: int | None) -> None:
+    if due is not None:
+        transaction.flow.put_deadline(run.key, kind, due)
+        transaction.outbox.append(DeadlineTimer(run.key, due))
 
 
 def _put(transaction: Transaction, changes: Sequence[StateChange]) -> None:
     for change in changes:
-        transaction.store.flow.put(change, transaction.now)
+        transaction.flow.put(change, transaction.now)
 
 
-def _fail_invokers(transaction: Transaction, event_keys: Sequence[int], error: ErrorData) -> None:
-    """Fail the steps that invoked a function by these events: no run of it starts."""
-    for event_key in event_keys:
-        transaction.resolve_invokers(transaction.event(event_key), error_memo(error), failed=True)
-
-
-_MOST_CARRIED_BYTES = 16 * 1024
-"""The maximum size of an event that is kept in memory until the first call of its run."""
-
-
-def _start_run(
+def _store_run(
     transaction: Transaction,
     function: SyncedFunction,
     event_keys: tuple[int, ...],
@@ -347,39 +341,41 @@ def _start_run(
     return run
 
 
-def _store_skipped_run(
+# runs that end at once
+
+
+def _skip_run(
     transaction: Transaction,
     function: SyncedFunction,
     event_keys: tuple[int, ...],
-    error: ErrorData,
-    *,
-    rerun_of: str | None = None,
+    reason: str,
+    rerun: Rerun | None = None,
 ) -> RunRow:
-    """Store a run that was skipped."""
-    return _end_at_once(transaction, function, event_keys, RunStatus.SKIPPED, error, rerun_of)
-
-
-def _store_failed_run(
-    transaction: Transaction, function: SyncedFunction, event_keys: tuple[int, ...], error: ErrorData
-) -> RunRow:
-    """Store a run that failed before it began, and report its end."""
-    run = _end_at_once(transaction, function, event_keys, RunStatus.FAILED, error, None)
-    triggers = [transaction.event(event_key) for event_key in event_keys]
-    origin = transaction.origin_of(run, triggers[0])
-    for name, data in run_end_events(RunResult(run.id, function.id, run.status, encode_error(error)), triggers):
-        transaction.emit(name, data, origin, transaction.trace_of(run, triggers[0]))
+    """Store a skipped run, so that users can find and rerun it."""
+    error = skipped_error(function.id, reason)
+    rerun_of = None if rerun is None else rerun.run_id
+    run = _store_ended_run(transaction, function, event_keys, RunStatus.SKIPPED, error, rerun_of)
+    if rerun is None:
+        _fail_invokers(transaction, event_keys, error)
     return run
 
 
-def _end_at_once(
+def _fail_invokers(transaction: Transaction, event_keys: Sequence[int], error: ErrorData) -> None:
+    """Fail the steps that invoked a function by these events: no run of it starts."""
+    for event_key in event_keys:
+        transaction.resolve_invokers(transaction.event(event_key), error_memo(error), failed=True)
+
+
+def _store_ended_run(
     transaction: Transaction,
     function: SyncedFunction,
     event_keys: tuple[int, ...],
     status: RunStatus,
     error: ErrorData,
-    rerun_of: str | None,
+    rerun_of: str | None = None,
 ) -> RunRow:
-    output = encode_error(error)
+    """Store a run that was skipped, or failed before it began. A failure is reported by events too."""
+    output, has_failed = encode_error(error), status is RunStatus.FAILED
     new = NewRun(
         id=transaction.new_id(),
         function_id=function.id,
@@ -401,8 +397,57 @@ def _end_at_once(
         output=output,
         failed=True,
         event_id=events[0].id,
-        by_engine=status is RunStatus.FAILED,
+        by_engine=has_failed,
     )
     transaction.outbox.append(ended)
     transaction.note_end(run, status, output, events)
+    if has_failed:
+        origin, traceparent = transaction.origin_of(run, events[0]), transaction.trace_of(run, events[0])
+        for name, data in run_end_events(RunResult(run.id, function.id, status, output), events):
+            transaction.emit(name, data, origin, traceparent)
     return run
+
+
+# the lineage of events
+
+
+def _ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRow]:
+    """The runs that led to an event, the latest first.
+
+    They are the run that sent the event, the run that sent that run's event, and so on, until a run is no longer known.
+    """
+    for _ in range(MOST_ANCESTORS):
+        run = None if origin is None else transaction.store.find_run(origin.run_key)
+        if run is None:
+            return
+        yield run
+        origin = transaction.event(run.event_key).origin
+
+
+def descends_from_cancelled(transaction: Transaction, function_id: str, origin: Origin | None, since: int) -> bool:
+    """Whether a cancelled run of this function led to an event.
+
+    Only runs that were cancelled at ``since`` or later count.
+    """
+    return any(
+        run.function_id == function_id
+        and run.status is RunStatus.CANCELLED
+        and transaction.store.ended_at(run.key) >= since
+        for run in _ancestors(transaction, origin)
+    )
+
+
+def refuse_runaway(
+    transaction: Transaction, function: SyncedFunction, origin: Origin | None, *, is_run_end: bool = False
+) -> ErrorData | None:
+    """The reason why an event must not start a run of a function, or ``None``.
+
+    ``origin`` is the event's.
+    """
+    reason = explain_runaway(origin, transaction.policy.max_depth, is_run_end=is_run_end)
+    if reason is None:
+        return None
+    before = [run.function_id for run in itertools.islice(_ancestors(transaction, origin), _MOST_NAMED_FUNCTIONS)]
+    named = [function.id, *before[: _MOST_NAMED_FUNCTIONS - 1]]
+    chain = describe_chain(named, is_whole=len(before) < _MOST_NAMED_FUNCTIONS)
+    return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")

@@ -13,7 +13,7 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.call_body import join_memos
+from durably.engine.core.calls import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.model.rows import AttemptRow, MemoRow
 from durably.engine.model.runs import (

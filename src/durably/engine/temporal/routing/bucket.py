@@ -27,7 +27,7 @@ from durably.engine.core.flow.admission import (
 )
 from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.temporal.messages import EventRecord
 from durably.engine.temporal.workflow_code import (
     EarliestTimer,

@@ -12,10 +12,9 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from durably.engine.core.flow.admission import Start, start
+from durably.engine.core.flow.buckets import Level
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import LimitQueue, QueueRows
-from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, QueuedCall, QueueEntry
-from durably.engine.core.flow.rates import Level
+from durably.engine.core.flow.queue import ConcurrencyKey, Limit, LimitQueue, QueuedCall, QueueEntry, QueueRows
 from durably.engine.temporal.ids import bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.messages import EventRecord, RunFlowState
 from durably.engine.temporal.routing.bucket import FIND_ENDED, ActiveRun

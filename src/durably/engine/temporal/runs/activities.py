@@ -18,8 +18,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, W
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
 from durably.engine.core.inputs import CancelRequested, MakeRequest
 from durably.engine.core.ops import REQUESTS
 from durably.engine.model.requests import OutboundClient, perform

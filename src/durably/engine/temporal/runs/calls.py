@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
 
-from durably.engine.core.answers import Answer, AttemptFailed, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, Unreached
 from durably.engine.core.inputs import Answered, MakeCall, MakeRequest, RequestFinished, RequestLost
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call

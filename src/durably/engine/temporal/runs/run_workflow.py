@@ -38,8 +38,7 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, find_delays
-from durably.engine.core.policy import Policy, standard_backoff, unreached_backoff
-from durably.engine.core.run_state import RunStatus, origin_of
+from durably.engine.core.run_state import Policy, RunStatus, origin_of, standard_backoff, unreached_backoff
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached, failed
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached, failed
 from durably.engine.core.ops import EXECUTED, executed_memo, step_name
 from durably.engine.core.transition import excerpt
 from durably.protocol.engine_errors import TooLargeError

@@ -4,7 +4,7 @@ from django.core import mail
 from django.test import TransactionTestCase
 
 from durably.temporal.django import temporal
-from durably.temporal.django.discovery import discover
+from durably.temporal.django.worker import discover
 from durably.testing.temporal import TemporalServer
 
 from .activities import send_welcome_email

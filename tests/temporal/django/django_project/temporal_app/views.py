@@ -6,7 +6,7 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
-from durably.temporal.django import start_on_commit
+from durably.temporal.django import start_on_commit, temporal
 
 from .workflows import UserSignupWorkflow
 
@@ -17,5 +17,5 @@ from .workflows import UserSignupWorkflow
 def sign_up(request: HttpRequest) -> JsonResponse:
     user = User.objects.create_user(request.POST["name"], f"{request.POST['name']}@example.com")
     workflow_id = f"signup-{user.id}"
-    start_on_commit(UserSignupWorkflow.run, user.id, id=workflow_id)
+    start_on_commit(UserSignupWorkflow.run, user.id, id=workflow_id, task_queue=temporal.task_queue)
     return JsonResponse({"status": "started", "workflow_id": workflow_id})

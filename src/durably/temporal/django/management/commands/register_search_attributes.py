@@ -1,5 +1,6 @@
 """``manage.py register_search_attributes``."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from django.conf import settings
@@ -7,7 +8,7 @@ from django.urls import get_resolver
 
 from durably.temporal.client.connection import Temporal
 from durably.temporal.commands import JSON_OPTION, run_register
-from durably.temporal.django.commands import ConnectionCommand
+from durably.temporal.django.management import ConnectionCommand
 
 
 class Command(ConnectionCommand):
@@ -15,7 +16,7 @@ class Command(ConnectionCommand):
 
     click_options = (JSON_OPTION,)
 
-    def run(self, temporal: Temporal, **options: Any) -> None:
+    def run(self, temporal: Temporal, options: Mapping[str, Any]) -> None:
         if getattr(settings, "ROOT_URLCONF", None):
             get_resolver().url_patterns  # noqa: B018  Gateways declare their attributes when the URLs are imported.
-        run_register(temporal, self.stdout.write, as_json=options["as_json"])
+        run_register(temporal, self.print_line, as_json=options["as_json"])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -10,9 +11,9 @@ from django.utils import autoreload
 
 from durably.temporal.client.connection import Temporal
 from durably.temporal.commands import WORKER_OPTIONS
-from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.conf import connections
-from durably.temporal.django.discovery import discover
+from durably.temporal.django.management import ConnectionCommand
+from durably.temporal.django.worker import discover
 from durably.temporal.worker.process import run_worker_process
 from durably.temporal.worker.workers import Workers
 
@@ -38,13 +39,15 @@ class Command(ConnectionCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["list_connections"]:
-            self._list_connections()
+            found = [name for name in connections if discover(name)]
+            rows = [{"name": name, "namespace": connections[name].settings.namespace} for name in found]
+            self.print_line(json.dumps(rows))
         elif options["reload"]:
             autoreload.run_with_reloader(super().handle, **options)
         else:
             super().handle(**options)
 
-    def run(self, temporal: Temporal, **options: Any) -> None:
+    def run(self, temporal: Temporal, options: Mapping[str, Any]) -> None:
         name = options["connection"]
         workers = Workers(
             temporal,
@@ -54,17 +57,7 @@ class Command(ConnectionCommand):
         )
         for other in connections:
             if not options["no_connection_notes"] and other != name and discover(other):
-                self._print_line(f"not working for the connection {other}: its worker is --connection {other}")
+                self.print_line(f"not working for the connection {other}: its worker is --connection {other}")
         run_worker_process(
-            temporal, workers, print_line=self._print_line, health=options["health"], metrics=options["metrics"]
+            temporal, workers, print_line=self.print_line, health=options["health"], metrics=options["metrics"]
         )
-
-    def _list_connections(self) -> None:
-        names = [name for name in connections if discover(name)]
-        self._print_line(
-            json.dumps([{"name": name, "namespace": connections[name].settings.namespace} for name in names])
-        )
-
-    def _print_line(self, line: str) -> None:
-        self.stdout.write(line)
-        self.stdout.flush()

@@ -1,1 +1,0 @@
-"""Connections of commands to an engine: HTTP, a Unix socket, or Temporal."""

@@ -1,1 +1,0 @@
-"""The commands of ``durably``: a file for each word that a user types first."""

@@ -1,1 +1,0 @@
-"""The output of commands: text for terminals, and lines of logs."""

@@ -1,1 +1,0 @@
-"""The user's app: its import, and the child processes that run it."""

@@ -1,1 +1,0 @@
-"""The servers of ``durably dev``, ``durably start`` and ``durably temporal dev``."""

@@ -1,1 +1,0 @@
-"""Alerts: runs that have finally failed, to a webhook or by e-mail."""

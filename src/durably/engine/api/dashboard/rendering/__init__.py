@@ -1,1 +1,0 @@
-"""Parts of pages, as data for templates: charts, waterfalls, trees, text."""

@@ -1,1 +1,0 @@
-"""Metrics of an engine: catalogue, counters, and the form for Prometheus."""

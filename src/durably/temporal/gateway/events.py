@@ -1,0 +1,315 @@
+"""The events of a workflow: pages of its history, and a live stream.
+
+A brief history has names of activities, timers and signals, and reasons of failures, but no contents. The raw history
+is that of the server.
+
+A stream (server-sent events, ``EventSource`` of browsers) sends each event of the history.
+
+- The event id consists of the run and the event. A client continues from it after a disconnect (``Last-Event-ID``).
+- ``run`` announces a run; the stream follows continue-as-new, retries, cron and resets.
+- ``pending``, after a silence, lists the activities with their attempts, at each change.
+- ``result`` is the last event, or ``problem`` for a workflow that did not complete. A client that connects after it
+  gets 204, after which browsers stop.
+
+While the server is down the stream stays open, with comments that browsers skip.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import time
+from collections.abc import AsyncGenerator, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from pydantic import BaseModel
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent as RawEvent
+from temporalio.converter import DataConverter
+
+from .call import Call, StreamSlot
+from .lists import pending_activities
+from .messages import GatewayResponse, HistoryEvent, HistoryPage, Pending, RawHistoryPage, Run, answer, to_json
+from .problems import causes, to_problem
+from .runs import NextRun, Position, find_run, next_run, parse_position, wait_for_result
+
+MAX_PAGE_SIZE = 1000
+PAGE_SIZE = 100
+
+_AT_A_TIME = 50
+"""Number of events that are converted to JSON before other requests continue: two milliseconds."""
+
+
+async def history(call: Call) -> GatewayResponse:
+    events, next_page = await _fetch(call)
+    brief = Brief(call.client.data_converter)
+    return answer(HistoryPage(events=[await brief.event(event) for event in events], next_page=next_page))
+
+
+async def raw_history(call: Call) -> GatewayResponse:
+    """Encrypted payloads stay encrypted."""
+    events, next_page = await _fetch(call)
+    page = RawHistoryPage(events=[], next_page=next_page)
+    for start in range(0, len(events), _AT_A_TIME):
+        page.events += [MessageToDict(event) for event in events[start : start + _AT_A_TIME]]
+        await asyncio.sleep(0)
+    return answer(page)
+
+
+async def _fetch(call: Call) -> tuple[Sequence[RawEvent], str | None]:
+    """The requested page, and the token of the next one.
+
+    The token names the run: all pages are of one run, even if the workflow continues in another run.
+    """
+    pages = call.pages(call.workflow_id, call.params["run_id"] or "")
+    run_id, _, token = (pages.take(call.params["page"]) or call.run_id.encode()).partition(b" ")
+    if run_id.decode() != call.run_id:
+        # The owner may have changed since the previous page.
+        await call.describe_run(run_id.decode())
+    events = call.handle(run_id.decode()).fetch_history_events(
+        page_size=call.params["page_size"], next_page_token=token or None, rpc_timeout=call.rpc_timeout
+    )
+    await events.fetch_next_page()
+    following = events.next_page_token
+    return events.current_page or (), pages.give(run_id + b" " + following if following else None)
+
+
+_NAMES = (
+    ("activity_type", "name"),
+    ("workflow_type", "name"),
+    ("signal_name", None),
+    ("timer_id", None),
+    ("marker_name", None),
+)
+"""Fields with the name of an activity, workflow, signal or timer."""
+
+
+class Brief:
+    """Converts events in order: only the first event of an activity has a name.
+
+    The first event may be on an earlier page. Then the name is missing; ``begun_by`` is the event's id.
+    """
+
+    def __init__(self, converter: DataConverter) -> None:
+        self._converter = converter
+        self._names: dict[int, str] = {}
+
+    async def event(self, raw: RawEvent) -> HistoryEvent:
+        attributes = getattr(raw, raw.WhichOneof("attributes") or "", None)
+        failure = getattr(attributes, "failure", None) if _has(attributes, "failure") else None
+        return HistoryEvent(
+            id=raw.event_id,
+            time=raw.event_time.ToDatetime(dt.UTC),
+            type=EventType.Name(raw.event_type).removeprefix("EVENT_TYPE_").lower(),
+            name=self._name(raw, attributes),
+            begun_by=_first(attributes) or None,
+            attempt=getattr(attributes, "attempt", 0) or None,
+            failure=None if failure is None else causes(await self._converter.decode_failure(failure)),
+        )
+
+    def _name(self, raw: RawEvent, attributes: Any) -> str | None:
+        name = None
+        for field, inner in _NAMES:
+            value = getattr(attributes, field, None)
+            name = name or (getattr(value, inner) if inner and value is not None else value)
+        if raw.HasField("workflow_execution_update_accepted_event_attributes"):
+            name = raw.workflow_execution_update_accepted_event_attributes.accepted_request.input.name
+        if name:
+            self._names[raw.event_id] = name
+        return name or self._names.get(_first(attributes))
+
+
+def _first(attributes: Any) -> int:
+    fields = ("scheduled_event_id", "initiated_event_id", "accepted_event_id")
+    return next((number for field in fields if (number := getattr(attributes, field, 0))), 0)
+
+
+def _has(attributes: Any, field: str) -> bool:
+    return attributes is not None and field in attributes.DESCRIPTOR.fields_by_name and attributes.HasField(field)
+
+
+_HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-store",
+    # Proxies that buffer an answer would delay events.
+    "X-Accel-Buffering": "no",
+}
+
+_PAUSE = 1.0
+"""Seconds until a server that did not answer is called again. The client also repeats each request itself."""
+
+_NOISE = frozenset({"workflow_task_scheduled", "workflow_task_started", "workflow_task_completed"})
+"""Events about the work of workers, not about the workflow."""
+
+_STILL_HERE = b": still here\n\n"
+
+_UNKNOWN_POSITION = b": Last-Event-ID is not of this workflow; this is the beginning\n\n"
+
+
+async def events(call: Call) -> GatewayResponse:
+    """The stream (server-sent events). Raises the problem 429 for one too many.
+
+    It starts at ``Last-Event-ID``, or at the first event if the id is unknown.
+    """
+    slot = call.take_stream()
+    last = call.request.headers.get("last-event-id", "")
+    seen = parse_position(last)
+    first = [b"retry: 2000\n\n"]
+    if seen is not None and await find_run(call, seen) is None:
+        seen = None
+    if seen is None:
+        stream = _Stream(call, Position(call.run_id), Run(run_id=call.run_id))
+        first += [_UNKNOWN_POSITION] if last else []
+    elif not seen.is_end:
+        stream = _Stream(call, seen, None)
+    else:
+        following = await next_run(call, seen.run_id, None)
+        if following is None:
+            return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-store"})
+        stream = _Stream(call, following.position, _run(seen, following))
+    held = _held(call, stream, first, slot)
+    return GatewayResponse(status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: held)
+
+
+async def _held(
+    call: Call, stream: "_Stream", first: list[bytes], slot: StreamSlot | None
+) -> AsyncGenerator[bytes, None]:
+    """The messages, counted as an open stream until it ends or is collected."""
+    try:
+        with call.waiting():
+            async with contextlib.aclosing(_follow(stream, first)) as messages:
+                async for message in messages:
+                    yield message
+    finally:
+        if slot is not None:
+            slot.release()
+
+
+async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes, None]:
+    """Wait for a server that is down. A 503 would stop browsers permanently."""
+    for message in first:
+        yield message
+    stream.start()
+    while True:
+        try:
+            async with contextlib.aclosing(stream.messages()) as messages:
+                async for message in messages:
+                    yield message
+            return
+        except _LimitReached:
+            return
+        except Exception as error:
+            problem = to_problem(error)
+            if not problem.passes or time.monotonic() > stream.end:
+                yield stream.last_id() + b"event: problem\ndata: " + problem.response().body + b"\n\n"
+                return
+        yield b": the Temporal server does not answer\n\n"
+        await asyncio.sleep(_PAUSE)
+
+
+class _Stream:
+    """The position of a client. ``messages`` can be called again after an error."""
+
+    def __init__(self, call: Call, seen: Position, announced: Run | None) -> None:
+        self._call, self._seen, self._announced = call, seen, announced
+        self._sent: Pending | None = None
+        self.end = self._last_time = 0.0
+
+    def start(self) -> None:
+        self._last_time = time.monotonic()
+        self.end = self._last_time + self._call.limits.stream_limit
+
+    def last_id(self) -> bytes:
+        """The id of the last message. A client need not reconnect after a problem."""
+        return f"id: {Position(self._seen.run_id, is_end=True)}\n".encode()
+
+    async def messages(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            if self._announced is not None:
+                yield _message("run", self._announced, self._seen)
+                self._announced = None
+            last: RawEvent | None = None
+            async with contextlib.aclosing(self._events_of_run()) as messages:
+                async for event, message in messages:
+                    last = event
+                    if message:
+                        self._last_time = time.monotonic()
+                        yield message
+            following = await next_run(self._call, self._seen.run_id, last)
+            if following is None:
+                break
+            self._announced, self._seen, self._sent = _run(self._seen, following), following.position, None
+        run_id = self._seen.run_id
+        done = await wait_for_result(self._call, run_id, self._call.limits.max_wait)
+        if done is not None:
+            yield _message("result", done, Position(run_id, is_end=True))
+
+    async def _events_of_run(self) -> AsyncGenerator[tuple[RawEvent | None, bytes], None]:
+        """Each event with its message, which may be empty."""
+        brief = Brief(self._call.client.data_converter)
+        last: RawEvent | None = None
+        async with contextlib.aclosing(_history(self._call, self._seen.run_id, self.end)) as history:
+            async for raw in history:
+                if raw is None:
+                    yield last, await self._pending()
+                    continue
+                if raw.event_type == EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
+                    # The workflow may have another owner now.
+                    await self._call.describe_run(self._seen.run_id)
+                last, event = raw, await brief.event(raw)
+                if event.id > self._seen.event_id and event.type not in _NOISE:
+                    self._seen = Position(self._seen.run_id, event.id)
+                    yield last, _message(event.type, event, self._seen)
+                else:
+                    is_silent = time.monotonic() - self._last_time > self._call.limits.keep_alive
+                    yield last, _STILL_HERE if is_silent else b""
+
+    async def _pending(self) -> bytes:
+        pending = await _pending(self._call, self._seen.run_id)
+        message = _message("pending", pending) if pending != self._sent else _STILL_HERE
+        self._sent = pending
+        return message
+
+
+def _run(previous: Position, following: NextRun) -> Run:
+    return Run(run_id=following.position.run_id, previous_run_id=previous.run_id, cause=following.cause)
+
+
+async def _pending(call: Call, run_id: str) -> Pending:
+    description = await call.handle(run_id).describe(rpc_timeout=call.rpc_timeout)
+    return Pending(pending_activities=await pending_activities(description))
+
+
+class _LimitReached(Exception):
+    """The stream was open for ``Limits.stream_limit``. The client connects again."""
+
+
+async def _history(call: Call, run_id: str, end: float) -> AsyncGenerator[RawEvent | None, None]:
+    """New events until the end of the run; ``None`` after a silence."""
+    events = call.handle(run_id).fetch_history_events(wait_new_event=True, skip_archival=True)
+    taking: asyncio.Task[RawEvent | None] | None = None
+    try:
+        while True:
+            taking = taking or asyncio.create_task(anext(events, None))
+            left = end - time.monotonic()
+            if left <= 0:
+                raise _LimitReached
+            done, _ = await asyncio.wait({taking}, timeout=min(call.limits.keep_alive, left))
+            if not done:
+                if left <= call.limits.keep_alive:
+                    raise _LimitReached
+                yield None
+                continue
+            event, taking = taking.result(), None
+            if event is None:
+                return
+            yield event
+    finally:
+        if taking is not None:
+            taking.cancel()
+
+
+def _message(kind: str, body: BaseModel, position: Position | None = None) -> bytes:
+    id = b"" if position is None else f"id: {position}\n".encode()
+    return id + f"event: {kind}\ndata: ".encode() + to_json(body) + b"\n\n"

@@ -1,1 +1,0 @@
-"""The functions of the gateway's endpoints. ``endpoints.py`` lists them."""

@@ -1,0 +1,295 @@
+"""``durably start``: keys, signed syncs and calls, a log for machines."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+import urllib3
+
+from durably.cli.start import read_sign_in
+from durably.cli.text import CliError
+from durably.protocol.signatures import bearer_token, sign
+
+from ..variants import variants
+from . import apps
+from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
+
+SIGNING_KEY = "signkey-prod-" + "0123456789abcdef" * 4
+EVENT_KEY = "event-key-of-the-shop"
+KEYS = {"DURABLY_SIGNING_KEY": SIGNING_KEY, "DURABLY_EVENT_KEY": EVENT_KEY}
+OFFICIAL_NAMES = {
+    "DURABLY_ENGINE_URL": "INNGEST_BASE_URL",
+    "DURABLY_SIGNING_KEY": "INNGEST_SIGNING_KEY",
+    "DURABLY_EVENT_KEY": "INNGEST_EVENT_KEY",
+}
+
+
+def logged(command: Command, message: str) -> dict[str, object]:
+    """The first line of the log with this message."""
+    line = json.loads(command.until(rf'\{{.*"message":"{message}".*\}}')[0])
+    assert isinstance(line, dict)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("keys", "pattern"),
+    [
+        ({}, "DURABLY_SIGNING_KEY"),
+        ({"DURABLY_SIGNING_KEY": SIGNING_KEY}, "DURABLY_EVENT_KEY"),
+        (KEYS | {"DURABLY_EVENT_KEY": ""}, "DURABLY_EVENT_KEY"),
+    ],
+)
+def test_start_requires_keys(run: Run, keys: dict[str, str], pattern: str) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", **keys)
+    assert result.status == 1
+    assert pattern in result.stderr
+    assert SIGNING_KEY not in result.stderr
+
+
+def test_an_event_key_is_not_empty(run: Run) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", "--event-key", "", **KEYS)
+    assert (result.status, "Traceback" in result.stderr) == (1, False)
+    assert "no event key" in result.stderr
+
+
+@pytest.mark.parametrize("key", [" ", "\t", "a\nb"])
+def test_an_event_key_is_not_blank(run: Run, key: str) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", "--event-key", "a-key", "--event-key", key, **KEYS)
+    assert (result.status, "Traceback" in result.stderr) == (1, False)
+    assert "an event key is blank" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--host", ""),
+        ("--host", " "),
+        ("--poll-interval", "nan"),
+        ("--poll-interval", "inf"),
+        ("--dashboard-url", "x"),
+        ("--dashboard-url", "javascript:alert(1)"),
+        ("--dashboard-url", "http://127.0.0.1/?q=1"),
+        ("--unsigned-answers-of", ""),
+        ("--metrics-address", ":1"),
+    ],
+)
+def test_an_option_with_a_useless_value_is_refused(run: Run, option: str, value: str) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", "--event-key", "a-key", option, value, **KEYS)
+    assert (result.status, f"'{option}'" in result.stderr) == (2, True)
+
+
+def test_a_taken_port_is_named_with_its_option(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ("--event-key", "a-key", "--metrics-address", address)
+        result = run("start", "--db", "engine.db", "--port", "0", *options, **KEYS)
+    assert result.status == 1
+    assert "choose another (--metrics-address)" in result.stderr
+
+
+def test_a_database_is_required(run: Run) -> None:
+    result = run("start", "--port", "0", **KEYS)
+    assert result.status == 2
+    assert "--db" in result.stderr
+
+
+def test_a_missing_directory_is_not_created(run: Run, directory: Path) -> None:
+    result = run("start", "--db", "missing/engine.db", "--port", "0", **KEYS)
+    assert result.status == 1
+    assert f"there is no directory {directory.resolve() / 'missing'}" in " ".join(result.stderr.split())
+    assert not (directory / "missing").exists()
+
+
+def test_a_new_database_is_logged(start: Start, directory: Path) -> None:
+    for is_new in (True, False):
+        engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+        engine.until('"message":"engine started"')
+        assert ("new database created" in engine.output) is is_new
+        engine.stop()
+
+
+@pytest.mark.parametrize("sdk", variants(["durably", "inngest"], ["durably"]))
+def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: Path, sdk: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    write(directory / "shop.py", apps.FASTAPI.format(sdk=sdk).replace(", is_production=False", ""))
+    url = f"http://127.0.0.1:{port}/api/inngest"
+    engine = start("start", "--db", "engine.db", "--port", "0", "-u", url, **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    variables = KEYS | {"DURABLY_ENGINE_URL": origin}
+    if sdk == "inngest":
+        variables = {OFFICIAL_NAMES[name]: value for name, value in variables.items()}
+    app = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "shop:app", "--port", str(port), "--log-level", "error"],
+        cwd=directory,
+        env=os.environ | variables,
+    )
+    try:
+        assert logged(engine, "app synced")["app_id"] == "shop"
+        result = run("invoke", "shop-place", "--data", '{"total": 3}', DURABLY_ENGINE_URL=origin, **KEYS)
+        assert (result.status, result.stdout) == (0, '{"charged": 3}\n'), result.stderr
+        ended = logged(engine, "run completed")
+        assert (ended["function_id"], ended["level"]) == ("shop-place", "info")
+        assert "charged" not in engine.output
+    finally:
+        app.terminate()
+        app.wait(TIMEOUT_SECONDS)
+    assert engine.stop(signal.SIGTERM) == 0
+    logged(engine, "engine stopped")
+    for secret in (SIGNING_KEY, SIGNING_KEY.removeprefix("signkey-prod-"), EVENT_KEY):
+        assert secret not in engine.output
+
+
+def test_the_dashboard_is_served_to_visitors_with_its_key(start: Start) -> None:
+    command = start("start", "--db", "engine.db", "--port", "0", DURABLY_DASHBOARD_KEY="the key of a dashboard", **KEYS)
+    url = logged(command, "dashboard served")["url"]
+    answer = urllib3.request("GET", f"{url}runs", redirect=False)
+    assert (answer.status, answer.headers["location"]) == (303, "/sign-in?next=%2Fruns")
+    assert "DURABLY_DASHBOARD_KEY" in urllib3.request("GET", f"{url}sign-in").data.decode()
+
+
+@pytest.mark.parametrize(
+    ("key", "header", "proxies", "pattern"),
+    [
+        ("short", None, [], "16 characters"),
+        (SIGNING_KEY, None, [], "must not be another key"),
+        ("k" * 16, "X-User", [], "exclude each other"),
+        (None, None, ["10.0.0.1"], "needs --dashboard-proxy-header"),
+        (None, "X-User", ["proxy"], "not an address"),
+        (None, "Cookie", [], "only the proxy sets"),
+    ],
+)
+def test_a_sign_in_that_is_not_safe_is_refused(
+    key: str | None, header: str | None, proxies: list[str], pattern: str
+) -> None:
+    with pytest.raises(CliError, match=pattern) as raised:
+        read_sign_in(key, header, proxies, other_keys=[SIGNING_KEY])
+    assert key is None or key not in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("key", "viewer_key", "pattern"),
+    [
+        (None, "v" * 16, "needs --dashboard-key"),
+        ("k" * 16, "k" * 16, "must differ"),
+        ("k" * 16, "short", "16 characters"),
+        ("k" * 16, SIGNING_KEY, "must not be another key"),
+    ],
+)
+def test_a_key_of_viewers_that_is_not_safe_is_refused(key: str | None, viewer_key: str, pattern: str) -> None:
+    with pytest.raises(CliError, match=pattern):
+        read_sign_in(key, None, [], viewer_key=viewer_key, other_keys=[SIGNING_KEY])
+    assert read_sign_in("k" * 16, None, ["10.0.0.1"], viewer_key="v" * 16, other_keys=[]) is not None
+
+
+def test_the_dashboard_is_reached_by_a_proxy_that_removes_a_prefix(start: Start) -> None:
+    """As a browser does: signs in, opens a page and its files, and sends a form."""
+    command = start(
+        *("start", "--db", "engine.db", "--port", "0", "--dashboard-url", "https://ops.example/tools/durably/"),
+        DURABLY_DASHBOARD_KEY="the key of a dashboard",
+        **KEYS,
+    )
+    origin = logged(command, "dashboard served")["url"].rstrip("/")
+    prefix, cookies = "/tools/durably", dict[str, str]()
+
+    def ask(method: str, path: str, **form: str) -> urllib3.BaseHTTPResponse:
+        assert path.startswith(prefix), path
+        headers = {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+        headers |= {"content-type": "application/x-www-form-urlencoded"} if form else {}
+        body = urlencode(form).encode() if form else None
+        url = origin + path.removeprefix(prefix)
+        answer = urllib3.request(method, url, body=body, headers=headers, redirect=False)
+        for cookie in answer.headers.getlist("set-cookie"):
+            assert f"Path={prefix}" in cookie
+            name, _, value = cookie.partition(";")[0].partition("=")
+            cookies[name] = value
+        return answer
+
+    away = ask("GET", f"{prefix}/runs?status=Failed")
+    form = ask("GET", away.headers["location"])
+    action = re.findall(r'action="([^"]+)"', form.data.decode())[0].replace("&amp;", "&")
+    back = ask("POST", action, key="the key of a dashboard", csrf=cookies["durably-csrf"])
+    page = ask("GET", back.headers["location"])
+    assert page.status == 200
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', page.data.decode()))
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("?") or ask("GET", link.replace("&amp;", "&")).status in (200, 303, 405), link
+
+
+def test_clients_need_the_keys(start: Start, run: Run) -> None:
+    engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    refused = run("runs", "list", "--url", origin)
+    assert (refused.status, "signing key" in refused.stderr) == (1, True)
+    refused = run("send", "a", "--url", origin, DURABLY_EVENT_KEY="wrong-key-of-mine")
+    assert (refused.status, "event key" in refused.stderr) == (1, True)
+    assert "wrong-key-of-mine" not in refused.stderr
+    sent = run("send", "a", "--url", origin, DURABLY_EVENT_KEY=EVENT_KEY)
+    assert sent.status == 0
+    listed = run(
+        "runs", "list", "--url", origin, "--signing-key", "signkey-prod-99", "--signing-key-fallback", SIGNING_KEY
+    )
+    assert (listed.status, listed.stderr) == (0, "no runs\n")
+
+
+def test_an_engine_whose_database_was_deleted_stays_and_refuses(start: Start, run: Run, directory: Path) -> None:
+    """A supervisor would restart it with an empty database."""
+    engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    (directory / "engine.db").unlink()
+    engine.until("the database was deleted .*this engine stops")
+    engine.until("put its database back")
+    assert urllib3.request("GET", f"{origin}/ready", retries=False, timeout=TIMEOUT_SECONDS).status == 503
+    refused = run("send", "a", "--url", origin, **KEYS)
+    assert (refused.status, "the database was deleted" in refused.stderr) == (1, True)
+    assert not (directory / "engine.db").exists()
+    assert engine.stop(signal.SIGTERM) == 0
+
+
+def test_the_password_of_an_apps_url_is_not_logged(start: Start) -> None:
+    engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
+    origin = str(logged(engine, "engine started")["origin"])
+    runtime = {"type": "http", "url": "http://me:pa55word@127.0.0.1:1/api?fnId=shop-f"}
+    function = {
+        "id": "shop-f",
+        "triggers": [{"event": "f"}],
+        "steps": {"step": {"id": "step", "name": "step", "runtime": runtime}},
+    }
+    body = json.dumps(
+        {"url": "http://me:pa55word@127.0.0.1:1/api?token=t0ken", "appName": "shop", "functions": [function]}
+    ).encode()
+    headers = {
+        "authorization": f"Bearer {bearer_token(SIGNING_KEY)}",
+        "x-inngest-signature": sign(body, SIGNING_KEY, int(time.time())),
+    }
+    assert (
+        urllib3.request("POST", f"{origin}/fn/register", body=body, headers=headers, timeout=TIMEOUT_SECONDS).status
+        == 200
+    )
+    assert logged(engine, "app synced")["url"] == "http://127.0.0.1:1/api?token=***"
+    assert "pa55word" not in engine.output
+    assert "t0ken" not in engine.output
+
+
+def test_metrics_have_an_address_of_their_own_without_a_key(start: Start) -> None:
+    engine = start("start", "--db", "engine.db", "--port", "0", "--metrics-address", "127.0.0.1:0", **KEYS)
+    url = logged(engine, "engine started")["metrics"]
+    response = urllib3.request("GET", str(url), timeout=TIMEOUT_SECONDS)
+    assert response.status == 200
+    assert b"durably_up 1.0" in response.data
+
+
+@pytest.mark.parametrize("address", ["9464", "127.0.0.1:port", ":9464", "::1:9464", "127.0.0.1:70000"])
+def test_a_wrong_metrics_address_is_refused(run: Run, address: str) -> None:
+    result = run("start", "--db", "engine.db", "--metrics-address", address, **KEYS)
+    assert result.status == 2
+    assert "host and a port like 127.0.0.1:9464" in " ".join(result.stderr.split())
