@@ -167,7 +167,11 @@ class AppSync:
         triggers = _triggers_by_name(sync.functions)
         function_ids = (*wanted, *removed)
         await _each(lambda name: self._set_triggers(name, function_ids, triggers.get(name, ())), names)
-        await _each(self._deactivate, removed)
+        for function_id in removed:
+            known = await self._records.find_function(function_id)
+            if known is not None and known.is_active:
+                inactive = msgspec.structs.replace(known, is_active=False)
+                await self._store(function_id, inactive)
 
     async def _check_owners(self, sync: SyncInput) -> None:
         found = await self._records.find_functions(record.config.id for record in sync.functions)
@@ -188,13 +192,7 @@ class AppSync:
         known = await self._records.find_function(function_id)
         if known is not None and record == msgspec.structs.replace(known, is_paused=False, paused_at=None):
             return
-        await self._update_function(function_id, record, "configure", record)
-
-    async def _deactivate(self, function_id: str) -> None:
-        known = await self._records.find_function(function_id)
-        if known is not None and known.is_active:
-            inactive = msgspec.structs.replace(known, is_active=False)
-            await self._update_function(function_id, inactive, "configure", inactive)
+        await self._store(function_id, record)
 
     async def _set_triggers(self, name: str, function_ids: tuple[str, ...], triggers: Sequence[TriggerRecord]) -> None:
         topic = await self._records.find_topic(name)
@@ -236,11 +234,11 @@ class AppSync:
         with ignoring_not_found():
             await handle.signal("note_refused", error[:_LONGEST_ERROR])
 
-    async def _update_function(self, function_id: str, record: FunctionRecord, update: str, argument: Any) -> None:
+    async def _store(self, function_id: str, record: FunctionRecord) -> None:
         await update_with_start(
             self._client,
-            update,
-            argument,
+            "configure",
+            record,
             workflow=FunctionWorkflow.run,
             state=[record],
             id=function_workflow_id(function_id),
@@ -382,11 +380,10 @@ class CronActivities:
         if now - tick.due > _LATE and next(schedule.ticks_after(tick.at), now) + schedule.jitter < now:
             return
         event_id = make_event_id(tick.at, tick_name(function_id, text, tick.at))
-        event = make_internal_event(
-            InternalEvent.SCHEDULED_TIMER, tick_data(text, tick.at, tick.due), event_id, tick.due
-        )
+        data = tick_data(text, tick.at, tick.due)
+        event = make_internal_event(InternalEvent.SCHEDULED_TIMER, data, event_id, tick.due)
         await self._router.route_to(
-            function_id, EventRecord(id=event_id, name=event.name, body=msgspec.Raw(event.body), at=tick.due)
+            function_id, EventRecord(id=event_id, name=event.name, body=msgspec.Raw(event.body), at=tick.at)
         )
 
 

@@ -140,7 +140,7 @@ def find_refusals(flow: Flow) -> Iterator[tuple[str, str]]:
         others = {limit.key for limit in limits if limit is not limits[shared[0]]}
         if flow.throttle is not None and flow.options.throttle is not None:
             others.add(flow.options.throttle.key)
-        if not _is_constant(key) and others - {key}:
+        if not isinstance(parse(key), Literal) and others - {key}:
             yield f"concurrency[{shared[0]}]", _TWO_SCOPES
 
 
@@ -152,7 +152,3 @@ def _find_long_patterns(config: FunctionConfig) -> Iterator[tuple[str, str]]:
                 f"triggers[{index}]",
                 f"has a wildcard after {depth} slashes and dots; on Temporal at most {MAX_PATTERNS} are allowed",
             )
-
-
-def _is_constant(key: str) -> bool:
-    return isinstance(parse(key), Literal)

@@ -212,7 +212,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
         activities=[
             *routing.activities,
             *app.engine._router.buckets.activities,
-            *CronActivities(app.engine._router).activities,
+            CronActivities(app.engine._router).fire,
         ],
     )
     async with worker, Worker(client, task_queue=app_queue(app.app_id), workflows=[RecordingRun]):

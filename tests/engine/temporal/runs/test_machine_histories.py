@@ -28,7 +28,6 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.events import make_id
 from durably.engine.model.requests import OutboundClient
-from durably.engine.sqlite.queries.views import run_calls
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
@@ -46,7 +45,7 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     WaitRecord,
 )
-from durably.engine.temporal.runs import activities
+from durably.engine.temporal.runs import activities, calls
 from durably.engine.temporal.runs.activities import (
     LEAVE,
     REQUEST,
@@ -235,8 +234,8 @@ async def _end_of(handle: WorkflowHandle[Any, Any]) -> tuple[RunStatus, object]:
 
 
 async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", LEASE)
-    policy = run_calls._CALL_RETRIES
+    monkeypatch.setattr(calls, "_HEARTBEAT_TIMEOUT", LEASE)
+    policy = calls._CALL_RETRIES
     async with (
         other_server() as url,
         await WorkflowEnvironment.start_time_skipping(
@@ -250,7 +249,7 @@ async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.
             world = FakeWorld(environment.client, apps[0], seed, misfortunes=3)
             monkeypatch.setattr(activities, "_send", world.send_heartbeats)
             # This server would repeat the call of a lost worker, although the policy excludes that.
-            monkeypatch.setattr(run_calls, "_CALL_RETRIES", ONCE if world.loses_workers else policy)
+            monkeypatch.setattr(calls, "_CALL_RETRIES", ONCE if world.loses_workers else policy)
             found = await _run(environment, world, caches=seed % 4 < 2)
             _check(found, await end_on_sqlite(tmp_path / f"{seed}.db", apps[1], seed), world, seed)
             worlds.append(world)

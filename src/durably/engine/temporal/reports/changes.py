@@ -1,6 +1,7 @@
 """Changes of runs from Temporal's index, for polls and as a stream of updates."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import hashlib
 import time
@@ -60,7 +61,8 @@ class ChangePoll:
         return Changes(position=position)
 
     async def _position(self, run_id: str | None) -> int:
-        return _number(await (self._state() if run_id is None else self._state_of_run(run_id)))
+        state = await (self._state() if run_id is None else self._state_of_run(run_id))
+        return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1  # Below 2^53.
 
     async def _state(self) -> str:
         """The numbers of runs by Temporal's status. Each start and each end changes them.
@@ -84,11 +86,6 @@ class ChangePoll:
             (each.activity_id, each.state, each.attempt) for each in described.raw_description.pending_activities
         ]
         return f"{described.history_length} {described.status} {pending}"
-
-
-def _number(state: str) -> int:
-    """A number below 2^53 for a string."""
-    return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1
 
 
 class _Progress(msgspec.Struct, frozen=True):
@@ -131,14 +128,9 @@ class RunWatch(AsyncIterator[RunUpdate]):
                 raise StopAsyncIteration
             await self._poll()
             if not self._pending:
-                await self._pause()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), _POLL_SECONDS)
         return self._pending.popleft()
-
-    async def _pause(self) -> None:
-        try:
-            await asyncio.wait_for(self._closed.wait(), _POLL_SECONDS)
-        except TimeoutError:
-            return
 
     async def _poll(self) -> None:
         try:

@@ -177,12 +177,13 @@ class RunLists:
 
     async def link(self, execution: WorkflowExecution, *, has_relation: bool = True) -> RunLink:
         memo = await memo_of(execution)
+        relation = relation_by(memo.event_name) if memo.rerun_of is None else Relation.RERUN
         return RunLink(
             run_id=run_id_of(execution.id),
             function_id=memo.function_id,
             status=status_of(execution),
             created_at=execution.start_time,
-            relation=relation_of(memo) if has_relation else None,
+            relation=relation if has_relation else None,
             step=memo.parent_step if has_relation else None,
         )
 
@@ -347,12 +348,6 @@ def status_of(execution: WorkflowExecution) -> RunStatus:
     if own is not None:
         return RunStatus(own)
     return RunStatus.FAILED if execution.status is None else _STATUS_OF_WORKFLOW.get(execution.status, RunStatus.FAILED)
-
-
-def relation_of(memo: RunMemo) -> Relation:
-    if memo.rerun_of is not None:
-        return Relation.RERUN
-    return relation_by(memo.event_name)
 
 
 def is_run(execution: WorkflowExecution) -> bool:

@@ -44,14 +44,14 @@ MAX_BATCH_BYTES = 1024 * 1024
 KEPT_ANSWER = 600_000
 """Milliseconds for which the same event gets the same answer. The sender may end before it uses the first answer."""
 _MAX_ANSWERS = 5000
-_OPTION_OF = {
+OPTION_OF = {
     BucketKind.BATCH: "batch_events",
     BucketKind.IDEMPOTENCY: "idempotency",
     BucketKind.RATE_LIMIT: "rate_limit",
     BucketKind.DEBOUNCE: "debounce",
     BucketKind.SINGLETON: "singleton",
 }
-EVENT_OPTIONS = tuple(_OPTION_OF.values())
+EVENT_OPTIONS = tuple(OPTION_OF.values())
 """Options that decide about events."""
 
 
@@ -151,7 +151,7 @@ class BucketState(msgspec.Struct, omit_defaults=True):
 
 
 def option_of_bucket(workflow_id: str, flow: Flow, kind: BucketKind) -> BucketOption:
-    name = _OPTION_OF[kind]
+    name = OPTION_OF[kind]
     option = getattr(flow.options, name)
     if kind is not BucketKind.IDEMPOTENCY:
         unkeyed = {"if_exp": None} if kind is BucketKind.BATCH else {}

@@ -36,6 +36,7 @@ from durably.engine.temporal.routing.bucket import (
     BUCKET_CONTINUES,
     EVENT_OPTIONS,
     FIND_ENDED,
+    OPTION_OF,
     START_STORED,
     ActiveRun,
     BucketAnswer,
@@ -272,6 +273,8 @@ class _RequestBuilder:
 
     def option(self, kind: BucketKind) -> BucketOption | None:
         """The bucket of an option, or ``None`` if the option does not apply to the event."""
+        if not getattr(self.flow.options, OPTION_OF[kind]):
+            return None
         bucket = self.flow.bucket(kind, self.fields, self.now)
         if bucket is None:
             return None

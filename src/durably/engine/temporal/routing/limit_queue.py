@@ -74,7 +74,8 @@ class ThrottleLevel(msgspec.Struct, frozen=True, array_like=True):
 class LimitQueueState(msgspec.Struct, omit_defaults=True):
     """The state of a queue.
 
-    ``runs`` are by key, ``calls`` by concurrency key id. The next ``settle`` applies ``changes`` and ``left``.
+    ``runs`` are by key, ``calls`` by concurrency key id. The next ``settle`` applies ``joined``, ``left`` and
+    ``changed``.
     """
 
     options: dict[str, FunctionOptions] = {}
@@ -84,8 +85,9 @@ class LimitQueueState(msgspec.Struct, omit_defaults=True):
     calls: dict[str, list[QueuedCall]] = {}
     made: list[SlotHolder] = []
     throttles: dict[str, ThrottleLevel] = {}
-    changes: list[QueueChange] = []
+    joined: list[tuple[CallId, QueueChange]] = []
     left: list[CallId] = []
+    changed: dict[str, FunctionOptions] = {}
     packed: bytes = b""
 
 
@@ -301,22 +303,22 @@ class CallLimitQueue:
         self._state = state
         self._rows = MemoryRows(state)
         self._keys = {run.run_id: key for key, run in state.runs.items()}
-        self._changes = list(state.changes)
+        self._joined: dict[CallId, QueueChange] = dict(state.joined)
         self._left = list(state.left)
-        self._changed: dict[str, FunctionOptions] = {}
+        self._changed = dict(state.changed)
         self._flows: dict[str, Flow] = {}
 
     @property
     def state(self) -> LimitQueueState:
         """The state for the next execution of the workflow."""
         self._rows.write_to(self._state)
-        self._state.changes, self._state.left = self._changes, self._left
+        self._state.joined, self._state.left, self._state.changed = [*self._joined.items()], self._left, self._changed
         return self._state
 
     @property
     def is_empty(self) -> bool:
         """Whether the queue is empty. Throttle levels count until they expire."""
-        return not (self._changes or self._left or self._changed or self._state.runs or self._rows.last_level())
+        return not (self._joined or self._left or self._changed or self._state.runs or self._rows.last_level())
 
     @property
     def counts(self) -> QueueCounts:
@@ -336,8 +338,8 @@ class CallLimitQueue:
         change = signal.change
         if signal.options is not None:
             self.update_options(change.function_id, signal.options)
-        if change.joined:
-            self._changes.append(change)
+        for generation in change.joined:
+            self._joined.setdefault(CallId(change.run_id, generation), change)
         self._left += [CallId(change.run_id, generation) for generation in change.left]
 
     def leave(self, call: CallId) -> None:
@@ -365,14 +367,13 @@ class CallLimitQueue:
         queue = LimitQueue(self._rows, now)
         for function_id, options in self._changed.items():
             self._put_options(queue, function_id, options)
-        for change in self._changes:
-            for generation in change.joined:
-                self._join(queue, change, generation, now)
-        touched = {change.run_id for change in self._changes} | {call.run_id for call in self._left}
+        for call, change in self._joined.items():
+            self._join(queue, change, call.generation, now)
+        touched = {call.run_id for call in (*self._joined, *self._left)}
         for left in self._left:
             if (key := self._keys.get(left.run_id)) is not None:
                 queue.leave(key, left.generation)
-        self._changes, self._left, self._changed = [], [], {}
+        self._joined, self._left, self._changed = {}, [], {}
         queue.check_throttles(1000)
         made = [CallId(self._state.runs[call.run_key].run_id, call.generation) for call in queue.settle()]
         for run_id in sorted(touched | {call.run_id for call in made}):

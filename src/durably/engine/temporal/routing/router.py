@@ -120,7 +120,7 @@ class Router:
             await self._deliver_with_retries(delivery)
         else:
             functions = await self.records.find_functions(delivery.function_ids)
-            if any(_needs_workflow(function) for function in functions.values()):
+            if any(each.config.cancel or has_buckets(each.config) for each in functions.values()):
                 await self._deliver_with_retries(delivery)
             else:
                 await self._deliver(delivery, functions)
@@ -208,8 +208,13 @@ class Router:
     async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
         """The runs that an event starts, whether or not their buckets have a worker."""
         functions = (await self.records.find_functions(delivery.function_ids)).values()
-        starts = [each for each in functions if each.is_active and each.config.cancel and not _delays_runs(each)]
-        return [self.run_input(function, (delivery.event,)) for function in starts]
+        return [
+            self.run_input(function, (delivery.event,))
+            for function in functions
+            if function.is_active
+            and function.config.cancel
+            and not (function.config.debounce or function.config.batch_events)  # No event cancels before the delay.
+        ]
 
     # runs
 
@@ -373,16 +378,6 @@ def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict
         for trigger in topic.triggers
         if trigger.expression is None or compile_expression(trigger.expression).matches(fields, now=now)
     }
-
-
-def _needs_workflow(function: FunctionRecord) -> bool:
-    """Whether a start of the function takes several requests."""
-    return bool(function.config.cancel) or has_buckets(function.config)
-
-
-def _delays_runs(function: FunctionRecord) -> bool:
-    """Whether a debounce or batch delays runs. No event cancels them before that."""
-    return bool(function.config.debounce or function.config.batch_events)
 
 
 def _refused(name: str, message: str) -> ResolvedInvocation:

@@ -428,7 +428,7 @@ class SignalWorkflow:
         """Register a wait. Returns the id of a run that already waits for the signal."""
         self._is_new = False
         before = self._wait
-        if before is not None and not wait.replaces and not _is_same(before, wait):
+        if before is not None and not wait.replaces and (before.run_id, before.step_id) != (wait.run_id, wait.step_id):
             return before.run_id
         self._wait = wait
         return None
@@ -452,7 +452,3 @@ class SignalWorkflow:
         except FailureError:  # The run has ended.
             return None
         return wait.run_id
-
-
-def _is_same(one: SignalRecord, other: SignalRecord) -> bool:
-    return (one.run_id, one.step_id) == (other.run_id, other.step_id)

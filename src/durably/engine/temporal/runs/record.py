@@ -4,8 +4,7 @@ The run's workflow keeps them. They have no effect on its execution.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 from temporalio import workflow
@@ -136,14 +135,35 @@ class RunRecord:
             if self.started_at is None:
                 self.started_at = self.began if self.called_at is None else min(self.called_at, now)
         for command in commands:
-            note = _NOTES.get(type(command))
-            if note is not None:
-                note(self, command, now)
+            self._note_command(command, now)
 
-    def _note_call(self, command: MakeCall, now: int) -> None:
-        failed = failed_call_row(self, command, now)
-        if failed is not None:
-            self._failed.append(failed)
+    def _note_command(self, command: Command, now: int) -> None:
+        match command:
+            case MakeCall():
+                if (failed := failed_call_row(self, command, now)) is not None:
+                    self._failed.append(failed)
+            case WriteMemo():
+                self._note_memo(command, now)
+            case Sleep(step_id=step_id, until=until):
+                self._open(step_id, now, until)
+            case AwaitEvent(step_id=step_id, until=until, event=topic):
+                self._open(step_id, now, until, topic)
+            case AwaitSignal(step_id=step_id, until=until, signal=topic):
+                self._open(step_id, now, until, topic)
+            case Invoke(step_id=step_id, until=until, function_id=topic):
+                self._open(step_id, now, until, topic)
+            case MakeRequest():
+                if (failed := failed_request_row(command, now)) is None:
+                    self._open(command.step_id, now)
+                else:
+                    self._failed.append(failed)
+            case CloseWait(step_id=step_id):
+                if (wait := self._waits.pop(step_id, None)) is not None:
+                    self.ended_waits[step_id] = EndedWait(wait.created_at, wait.topic, wait.called_at)
+            case EndRun():
+                self._unfinished = unfinished_steps(self._waits, self, now)
+                self._last_called_at = self.called_at
+                self._waits.clear()
 
     def _note_memo(self, command: WriteMemo, now: int) -> None:
         arguments = None if command.arguments is None else arguments_to_keep(self, command)
@@ -162,37 +182,8 @@ class RunRecord:
             )
         )
 
-    def _note_sleep(self, command: Sleep, now: int) -> None:
-        self._open(command.step_id, now, command.until)
-
-    def _note_event_wait(self, command: AwaitEvent, now: int) -> None:
-        self._open(command.step_id, now, command.until, command.event)
-
-    def _note_signal_wait(self, command: AwaitSignal, now: int) -> None:
-        self._open(command.step_id, now, command.until, command.signal)
-
-    def _note_invocation(self, command: Invoke, now: int) -> None:
-        self._open(command.step_id, now, command.until, command.function_id)
-
-    def _note_request(self, command: MakeRequest, now: int) -> None:
-        failed = failed_request_row(command, now)
-        if failed is not None:
-            self._failed.append(failed)
-        else:
-            self._open(command.step_id, now)
-
     def _open(self, step_id: str, now: int, due: int | None = None, topic: str | None = None) -> None:
         self._waits[step_id] = OpenWait(now, due, topic, self.called_at)
-
-    def _note_closed(self, command: CloseWait, now: int) -> None:
-        wait = self._waits.pop(command.step_id, None)
-        if wait is not None:
-            self.ended_waits[command.step_id] = EndedWait(wait.created_at, wait.topic, wait.called_at)
-
-    def _note_end(self, command: EndRun, now: int) -> None:
-        self._unfinished = unfinished_steps(self._waits, self, now)
-        self._last_called_at = self.called_at
-        self._waits.clear()
 
     def annotate(self, annotation: Annotation) -> bool:
         """Store an annotation. Returns false if part of it is dropped."""
@@ -252,19 +243,6 @@ def steps_page(steps: Sequence[MemoRow], memos: Sequence[tuple[str, bytes]], aft
             break
         end += 1
     return StepsPage(total, list(steps[after:end]), [msgspec.Raw(memo) for _, memo in memos[after:end]])
-
-
-_NOTES: dict[type[Any], Callable[[RunRecord, Any, int], None]] = {
-    MakeCall: RunRecord._note_call,
-    WriteMemo: RunRecord._note_memo,
-    Sleep: RunRecord._note_sleep,
-    AwaitEvent: RunRecord._note_event_wait,
-    AwaitSignal: RunRecord._note_signal_wait,
-    Invoke: RunRecord._note_invocation,
-    MakeRequest: RunRecord._note_request,
-    CloseWait: RunRecord._note_closed,
-    EndRun: RunRecord._note_end,
-}
 
 
 class RunDetails:
