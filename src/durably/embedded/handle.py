@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from durably.engine.api.interface import SyncEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.api.operations import Operation, blocking
-from durably.engine.model.runs import CancellationView, FromStep, InvokeReceipt, ReplayView, Run, RunStatus
+from durably.engine.model.runs import BulkOperation, FromStep, InvokeReceipt, Run, RunStatus
 from durably.engines import InProcessEngine
 from durably.events import as_data
 from durably.io.background_loop import get_background_loop
@@ -71,8 +71,11 @@ class InProcessHandle(SyncEngine, Generic[P]):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """``async with engine.running():`` starts the engine, and stops it at the end."""
-        async with self._process.running():
+        await self.start()
+        try:
             yield
+        finally:
+            await self.stop()
 
     def scrape(self) -> list[Metric] | None:
         """The engine's metrics, for a collector; ``None`` if it does not answer."""
@@ -141,7 +144,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> CancellationView:
+    ) -> BulkOperation:
         """See ``Engine.cancel_runs``. ``started_before`` is now by default."""
         return await super().cancel_runs(
             function_id,
@@ -160,7 +163,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> ReplayView:
+    ) -> BulkOperation:
         """See ``Engine.replay_runs``. Raises ``ValueError`` for an unknown status."""
         return await super().replay_runs(
             function_id,

@@ -35,7 +35,7 @@ from durably.engine.model.overview import (
 from durably.engine.model.registry import SyncedFunction, read_sync
 from durably.engine.model.requests import OutboundClient
 from durably.engine.model.runs import (
-    AttemptView,
+    Attempt,
     FromStep,
     InvokeReceipt,
     LogPage,
@@ -47,7 +47,7 @@ from durably.engine.model.runs import (
     RunReport,
     RunUpdate,
     StatusCounts,
-    StepView,
+    Step,
     StoredEvent,
     to_datetime,
 )
@@ -322,10 +322,10 @@ class WorkflowEngine(LocalEngine):
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
-    async def run_steps(self, run_id: str) -> list[StepView]:
+    async def run_steps(self, run_id: str) -> list[Step]:
         return await self._reports.steps(run_id)
 
-    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+    async def run_attempts(self, run_id: str) -> list[Attempt]:
         return await self._reports.attempts(run_id)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:

@@ -10,7 +10,7 @@ import msgspec
 from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
-from durably.engine.model.rows import MemoRow
+from durably.engine.model.records import StepRow
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode
@@ -488,7 +488,7 @@ class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
     memos: list[MemoRecord] = []
     events: list[msgspec.Raw] = []
     step_input: MemoRecord | None = None
-    steps: list[MemoRow] = []
+    steps: list[StepRow] = []
 
 
 class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -12,7 +12,7 @@ from ulid import ULID
 
 from durably.engine.model.overview import App, AppReport, FunctionInfo, ScheduleInfo, SyncReport
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.runs import RunLink, to_datetime
+from durably.engine.model.runs import Run, to_datetime
 from durably.engine.temporal.apps import tick_name
 from durably.engine.temporal.ids import app_workflow_id, make_event_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
@@ -102,9 +102,9 @@ class FunctionLists:
                 )
         return sorted(views, key=lambda view: (view.function_id, view.schedule))
 
-    async def _cron_runs(self, function: SyncedFunction) -> dict[str, list[RunLink]]:
+    async def _cron_runs(self, function: SyncedFunction) -> dict[str, list[Run]]:
         """The last runs that schedules of a function started, by schedule."""
-        found: dict[str, list[RunLink]] = {}
+        found: dict[str, list[Run]] = {}
         seen = 0
         async for each in self._lists.walk(
             RunFilter(function_id=function.id, event_name=InternalEvent.SCHEDULED_TIMER)
