@@ -35,6 +35,7 @@ from durably.engine.temporal.ids import (
 from durably.engine.temporal.messages import AppRecord, EventRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
 from durably.engine.temporal.records import (
     APP,
+    APPLY_SYNC,
     FUNCTION,
     SYNC_REFUSED,
     AppliedSync,
@@ -147,8 +148,7 @@ class AppSync:
                 return False
         return True
 
-    # the activity of the app's workflow
-
+    @activity.defn(name=APPLY_SYNC)
     async def apply(self, applied: AppliedSync) -> None:
         """Apply a sync. Repeating it changes nothing.
 

@@ -49,8 +49,10 @@ from durably.engine.temporal.routing.bucket import (
 )
 from durably.engine.temporal.routing.limit_queue import (
     CHANGE_QUEUE,
+    GRANT,
     QUEUE,
     READ_LIMITS,
+    CallId,
     LimitQueueState,
     QueueChange,
     QueueSignal,
@@ -97,7 +99,14 @@ class Buckets:
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
-        return [self.ask_rate_limit, self.start_stored, self.find_ended, self.change_queue, self.read_limits]
+        return [
+            self.ask_rate_limit,
+            self.start_stored,
+            self.find_ended,
+            self.change_queue,
+            self.read_limits,
+            self.grant,
+        ]
 
     async def trigger(self, record: FunctionRecord, event: EventRecord) -> str | None:
         """Start a run of a function for an event, immediately or later.
@@ -201,6 +210,20 @@ class Buckets:
             ((_, options),) = await self.read_limits([function_id])
             self._limits[function_id] = read_at, options
         return options
+
+    @activity.defn(name=GRANT)
+    async def grant(self, calls: list[CallId]) -> list[CallId]:
+        """Tell runs that calls have their slots. Returns the calls whose runs have ended."""
+        ended: list[CallId] = []
+
+        async def grant(call: CallId) -> None:
+            ended.append(call)
+            with ignoring_not_found():
+                await self._client.get_workflow_handle(run_workflow_id(call.run_id)).signal("granted", call.generation)
+                ended.remove(call)
+
+        await asyncio.gather(*map(grant, calls))
+        return ended
 
     @activity.defn(name=READ_LIMITS)
     async def read_limits(self, function_ids: list[str]) -> list[tuple[str, FunctionOptions]]:

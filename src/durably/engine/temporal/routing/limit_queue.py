@@ -9,13 +9,12 @@ import heapq
 
 import msgspec
 from temporalio import workflow
-from temporalio.exceptions import FailureError
 
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.buckets import Level
 from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import ConcurrencyKey, Limit, LimitQueue, QueuedCall, QueueEntry, QueueRows
-from durably.engine.temporal.ids import bucket_workflow_id, run_workflow_id
+from durably.engine.temporal.ids import bucket_workflow_id
 from durably.engine.temporal.messages import EventRecord, RunFlowState
 from durably.engine.temporal.routing.bucket import FIND_ENDED, ActiveRun
 from durably.engine.temporal.workflow_code import (
@@ -410,10 +409,12 @@ class CallLimitQueue:
 
 
 QUEUE = "durably.LimitQueue"
+GRANT = "durably.grant"
 READ_LIMITS = "durably.read_limits"
 CHANGE_QUEUE = "durably.change_queue"
 """The local activity by which a run changes its calls in a queue."""
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
+_GRANT_TIMEOUT = dt.timedelta(seconds=5)
 _INSPECTION_PERIOD = 60_000
 """Milliseconds between inspections, which find terminated runs and new limits."""
 
@@ -435,7 +436,7 @@ class LimitQueueWorkflow:
             self._is_changed = False
             if self._inspection <= now():
                 await self._inspect()
-            for made in self._queue.settle(now()):
+            if made := self._queue.settle(now()):
                 task = asyncio.create_task(self._grant(made))
                 self._granting.add(task)
                 task.add_done_callback(self._granting.discard)
@@ -457,12 +458,16 @@ class LimitQueueWorkflow:
     def counts(self) -> QueueCounts:
         return self._queue.counts
 
-    async def _grant(self, made: CallId) -> None:
-        handle = workflow.get_external_workflow_handle(run_workflow_id(made.run_id))
-        try:
-            await handle.signal("granted", made.generation)
-        except FailureError:
-            self._queue.leave(made)  # The run has ended.
+    async def _grant(self, calls: list[CallId]) -> None:
+        """Tell runs of their slots.
+
+        An activity is faster than signals of this workflow: the server starts it with the answer to the workflow task.
+        It may be repeated, and a repeated grant changes nothing.
+        """
+        for call in await workflow.execute_activity(
+            GRANT, calls, result_type=list[CallId], start_to_close_timeout=_GRANT_TIMEOUT
+        ):
+            self._queue.leave(call)  # The run has ended.
         self._is_changed = True
 
     async def _inspect(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import msgspec
+from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
@@ -67,7 +68,7 @@ from durably.engine.temporal.records import TOPIC, Records
 from durably.engine.temporal.routing.buckets import Buckets, has_buckets
 from durably.engine.temporal.routing.limit_queue import run_flow_of
 from durably.engine.temporal.routing.waits import Waits
-from durably.engine.temporal.routing.workflows import DELIVERED, SENDERS_TIME, EventWorkflow, cancel_waits
+from durably.engine.temporal.routing.workflows import DELIVER, DELIVERED, SENDERS_TIME, EventWorkflow, cancel_waits
 from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
@@ -77,6 +78,8 @@ from durably.protocol.events import Event, EventReceipt, InternalEvent, patterns
 from durably.protocol.options import milliseconds
 from durably.protocol.text import get_logger
 
+SEND, RESOLVE = "durably.send", "durably.resolve"
+"""Local activities of runs."""
 _PARALLEL_EVENTS = 20
 _NAMES_FRESH_SECONDS = 10.0
 _MOST_NAMES = 1000
@@ -150,6 +153,7 @@ class Router:
             *(self._trigger(function_id, event, functions.get(function_id)) for function_id in delivery.function_ids)
         )
 
+    @activity.defn(name=SEND)
     async def send_internal(self, sent: InternalEvents) -> None:
         """Route events of the engine. The caller repeats this until it succeeds."""
         for index, (name, data) in enumerate(sent.events):
@@ -184,6 +188,7 @@ class Router:
         with ignoring_not_found():  # After a long stall of the sender, the workflow has delivered it.
             await handle.signal(DELIVERED)
 
+    @activity.defn(name=DELIVER)
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
         """Deliver an event that its sender did not deliver."""
         await self.deliver(delivery)
@@ -291,6 +296,7 @@ class Router:
 
     # invocations
 
+    @activity.defn(name=RESOLVE)
     async def resolve_invocation(self, invocation: InvokeInput) -> ResolvedInvocation:
         """The run to start for an invocation. The caller repeats this until it succeeds."""
         function_id = invocation.function_id

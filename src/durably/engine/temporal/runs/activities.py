@@ -32,22 +32,14 @@ from durably.engine.temporal.messages import (
     CheckpointInput,
     ContentPage,
     ContentRequest,
-    DeliveryRecord,
-    InternalEvents,
-    InvokeInput,
-    LeaveInput,
     MatchInput,
     MemosToCopy,
     RequestInput,
     RequestResult,
-    ResolvedInvocation,
-    SignalRecord,
-    WaitRecord,
     result_of,
 )
-from durably.engine.temporal.records import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.workflows import DELIVER, MATCH, matching
+from durably.engine.temporal.routing.workflows import MATCH, matching
 from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent
 from durably.engine.temporal.runs.sizes import MAX_OUTPUT_BYTES, FittedAnswer, fit_answer, size_of
@@ -355,11 +347,6 @@ CANCEL = "durably.cancel"
 COPY_MEMOS = "durably.copy_memos"
 FIND_LOST = "durably.find_lost"
 READ_END = "durably.read_end"
-RESOLVE = "durably.resolve"
-SEND = "durably.send"
-WAIT_FOR_EVENT = "durably.wait_for_event"
-WAIT_FOR_SIGNAL = "durably.wait_for_signal"
-LEAVE = "durably.leave"
 LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
 _LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
@@ -382,52 +369,25 @@ class LocalActivities:
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
+        router, waits = self._router, self._router.waits
         return [
-            self.send,
-            self.deliver,
-            self.wait_for_event,
-            self.wait_for_signal,
-            self.leave,
+            router.finish_delivery,
+            router.send_internal,
+            router.resolve_invocation,
+            waits.register,
+            waits.register_signal,
+            waits.leave,
+            self._apps.apply,
             self.match,
-            self.resolve,
-            self.apply_sync,
             self.cancel,
             self.read_end,
             self.find_lost,
             self.copy_memos,
         ]
 
-    @activity.defn(name=DELIVER)
-    async def deliver(self, delivery: DeliveryRecord) -> None:
-        await self._router.finish_delivery(delivery)
-
-    @activity.defn(name=SEND)
-    async def send(self, events: InternalEvents) -> None:
-        await self._router.send_internal(events)
-
-    @activity.defn(name=WAIT_FOR_EVENT)
-    async def wait_for_event(self, wait: WaitRecord) -> None:
-        await self._router.waits.register(wait)
-
-    @activity.defn(name=WAIT_FOR_SIGNAL)
-    async def wait_for_signal(self, wait: SignalRecord) -> bool:
-        return await self._router.waits.register_signal(wait)
-
-    @activity.defn(name=LEAVE)
-    async def leave(self, left: LeaveInput) -> None:
-        await self._router.waits.leave(left)
-
     @activity.defn(name=MATCH)
     async def match(self, wanted: MatchInput) -> list[int]:
         return await asyncio.to_thread(matching, wanted, wall_clock())
-
-    @activity.defn(name=RESOLVE)
-    async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
-        return await self._router.resolve_invocation(invocation)
-
-    @activity.defn(name=APPLY_SYNC)
-    async def apply_sync(self, sync: AppliedSync) -> None:
-        await self._apps.apply(sync)
 
     @activity.defn(name=CANCEL)
     async def cancel(self, workflow_id: str) -> None:

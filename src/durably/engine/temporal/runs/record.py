@@ -1,13 +1,11 @@
-"""The record of a run for reports, and its details in Temporal's UI.
+"""The record of a run for reports.
 
-The run's workflow keeps them. They have no effect on its execution.
+The run's workflow keeps it. It has no effect on the execution of the run.
 """
 
-from collections import deque
 from collections.abc import Sequence
 
 import msgspec
-from temporalio import workflow
 
 from durably.engine.core.inputs import (
     AwaitEvent,
@@ -40,7 +38,7 @@ from durably.engine.model.records import (
     unfinished_steps,
 )
 from durably.engine.model.run_report import run_wait
-from durably.engine.model.runs import RunMetadata, RunWait, to_datetime
+from durably.engine.model.runs import RunMetadata, RunWait
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
@@ -48,8 +46,6 @@ _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
 _MAX_PAGE_BYTES = 1024 * 1024
 _ROW_BYTES = 300
 """Approximate size of a row of the record."""
-_MAX_LINES = 50
-_MAX_CHARACTERS = 200
 
 
 class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -244,51 +240,3 @@ def steps_page(steps: Sequence[StepRow], memos: Sequence[tuple[str, bytes]], aft
             break
         end += 1
     return StepsPage(total, list(steps[after:end]), [msgspec.Raw(memo) for _, memo in memos[after:end]])
-
-
-class RunDetails:
-    """The last changes of a run, as Markdown in Temporal's UI.
-
-    ``workflow.set_current_details`` shows them. It adds nothing to histories.
-    """
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
-        self._dropped = 0
-
-    def note(self, command: Command) -> None:
-        text = _describe(command)
-        if text is None:
-            return
-        self._dropped += len(self._lines) == _MAX_LINES
-        at = workflow.now().strftime("%H:%M:%S.%f")[:-3]
-        self._lines.append(f"- {at} {text[:_MAX_CHARACTERS]}")
-        first = [f"- … {self._dropped} lines before"] if self._dropped else []
-        workflow.set_current_details("\n".join([*first, *self._lines]))
-
-
-def _describe(command: Command) -> str | None:
-    match command:
-        case WriteMemo(name=name, failed=failed, attempts=attempts):
-            outcome = "failed" if failed else "finished"
-            return f"step `{name}` {outcome}" + (f" at attempt {attempts}" if attempts > 1 else "")
-        case MakeCall(call, failed) if failed is not None:
-            return f"`{call.name or 'function'}` is repeated at {_time(call.due)}: {call.error}"
-        case Sleep(name=name, until=until):
-            return f"step `{name}` sleeps until {_time(until)}"
-        case AwaitEvent(name=name, event=event, until=until):
-            return f"step `{name}` waits for the event `{event}` until {_time(until)}"
-        case AwaitSignal(name=name, signal=signal, until=until):
-            return f"step `{name}` waits for the signal `{signal}` until {_time(until)}"
-        case Invoke(name=name, function_id=function_id):
-            return f"step `{name}` invokes `{function_id}`"
-        case MakeRequest(name=name, attempt=attempt):
-            return f"step `{name}` makes its request" + (f", attempt {attempt + 1}" if attempt else "")
-        case EndRun(status=status):
-            return f"the run is {status.value.lower()}"
-        case _:
-            return None
-
-
-def _time(milliseconds: int) -> str:
-    return to_datetime(milliseconds).strftime("%Y-%m-%d %H:%M:%S")

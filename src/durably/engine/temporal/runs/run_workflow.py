@@ -54,13 +54,13 @@ from durably.engine.temporal.messages import (
     chain_after,
 )
 from durably.engine.temporal.observers import RunChanges
-from durably.engine.temporal.runs.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
+from durably.engine.temporal.routing.router import SEND
+from durably.engine.temporal.runs.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, STEPS
 from durably.engine.temporal.runs.calls import RunCalls
 from durably.engine.temporal.runs.context import RunContext
 from durably.engine.temporal.runs.record import (
     Annotation,
     RecordPage,
-    RunDetails,
     RunRecord,
     RunSummary,
     StepsPage,
@@ -91,7 +91,6 @@ class RunWorkflow:
         self._context = RunContext(run, self._apply)
         self._calls = RunCalls(self._context)
         self._waits = RunWaits(self._context)
-        self._details = RunDetails()
         self._policy = _make_policy(run.policy)
         self._deferred: dict[str, tuple[str, bytes]] = {}
         """Functions to start at the end, and their data, by step."""
@@ -264,7 +263,6 @@ class RunWorkflow:
         self._changes.note(commands)
         self._calls.stop_given_up()
         for command in commands:
-            self._details.note(command)
             self._execute(command)
         self._check_history()
 

@@ -38,17 +38,10 @@ from durably.engine.temporal.messages import (
     WaitRecord,
     chain_after,
 )
+from durably.engine.temporal.routing.router import RESOLVE
+from durably.engine.temporal.routing.waits import LEAVE, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
 from durably.engine.temporal.routing.workflows import cancel_position, cancel_waits, condition_of, wait_key
-from durably.engine.temporal.runs.activities import (
-    FIND_LOST,
-    LEAVE,
-    LOCAL_TIMEOUT,
-    READ_END,
-    RESOLVE,
-    WAIT_FOR_EVENT,
-    WAIT_FOR_SIGNAL,
-    terminated_error,
-)
+from durably.engine.temporal.runs.activities import FIND_LOST, LOCAL_TIMEOUT, READ_END, terminated_error
 from durably.engine.temporal.runs.context import RunContext, stop
 from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.workflow_code import now
