@@ -65,7 +65,7 @@ def test_a_bucket_decides_as_on_sqlite(kind: BucketKind) -> None:
                 stored.pop(change.bucket.id, None)
             else:
                 stored[change.bucket.id] = change.state
-        outcome = {Skip: BucketOutcome.SKIPPED, Debounced: BucketOutcome.STORED, Batched: BucketOutcome.HELD}
+        outcome = {Skip: BucketOutcome.SKIPPED, Debounced: BucketOutcome.STORED, Batched: BucketOutcome.STORED}
         answer = bucket.admit(request_of(kind, number, now), now)
         assert answer.outcome == outcome.get(type(expected.outcome), BucketOutcome.ADMITTED)
         stored_bucket = bucket.state.bucket
