@@ -19,11 +19,12 @@ from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import CallInput, EventRecord, InternalEvents, RunInput
-from durably.engine.temporal.runs.activities import SEND, CallActivities, StepRequests
+from durably.engine.temporal.routing.router import SEND
+from durably.engine.temporal.runs.activities import CallActivities, StepRequests
 from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.protocol.errors import ErrorData
-from durably.temporal.binaries import find_program
+from durably.temporal.errors import find_program
 
 OUTAGE = dt.timedelta(hours=1)
 QUEUE = "durably/app/down"

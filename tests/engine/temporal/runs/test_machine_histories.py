@@ -45,21 +45,15 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     WaitRecord,
 )
+from durably.engine.temporal.routing.router import RESOLVE, SEND
+from durably.engine.temporal.routing.waits import LEAVE, WAIT_FOR_EVENT
 from durably.engine.temporal.runs import activities, calls
-from durably.engine.temporal.runs.activities import (
-    LEAVE,
-    REQUEST,
-    RESOLVE,
-    SEND,
-    WAIT_FOR_EVENT,
-    CallActivities,
-    StepRequests,
-)
+from durably.engine.temporal.runs.activities import REQUEST, CallActivities, StepRequests
 from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
-from durably.temporal.binaries import find_program
+from durably.temporal.errors import find_program
 
 from ...core.fake_app import FakeApp, Node, Parallel, Step, leaves
 from ...core.test_machine_histories import build
