@@ -32,7 +32,7 @@ def make_client(**arguments: Any) -> durably.Client:
         ("event_key", b"key-5ec2e7", "must be a string, not a value of type bytes"),
         ("signing_key", b"signkey-prod-5ec2e7", "must be a string, not a value of type bytes"),
         ("serializer", {"key": "5ec2e7"}, "must be an object with serialize and deserialize"),
-        ("serializer", PydanticSerializer, "takes an instance, PydanticSerializer()"),
+        ("serializer", PydanticSerializer, "not the class PydanticSerializer"),
         ("middleware", 5, "give a list, such as [MyMiddleware]"),
         ("middleware", durably.Middleware, "give a list, such as [MyMiddleware]"),
         ("request_timeout", 0, "must be more than 0"),

@@ -231,12 +231,3 @@ def test_non_logger_is_refused(logger: Any) -> None:
         return
     with pytest.raises(FunctionConfigInvalidError, match=r"Client\.logger must have methods"):
         Client(app_id="app", is_production=False, logger=logger)
-
-
-async def test_fields_by_name_are_refused_by_a_standard_logger() -> None:
-    async def function(ctx: Context) -> None:
-        ctx.logger.info("hello", order=3)  # type: ignore[call-arg]
-
-    run = await engine_for(function, max_attempts=1).run()
-    assert "ctx.logger takes no order=…, because" in run.output["message"]
-    assert 'write extra={"order": …}' in run.output["message"]

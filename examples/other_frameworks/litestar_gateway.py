@@ -25,21 +25,18 @@ def gateway_at(
             body += message.get("body", b"")  # type: ignore[arg-type]
         # Litestar's own path has lost its empty segments.
         path = unquote(scope["raw_path"].decode()).partition(prefix)[2]
-        if path == "/openapi.json":
-            answer = gateway.answer_document(request.method, mount=prefix, title="Workflows")
-        else:
-            answer = await gateway.handle(
-                GatewayRequest(
-                    method=request.method,
-                    path=path,
-                    mount=prefix,
-                    headers=request.headers,
-                    query_params=request.query_params.dict(),
-                    body=bytes(body),
-                    raw_request=request,
-                    principal=principal(request),
-                )
+        answer = await gateway.handle(
+            GatewayRequest(
+                method=request.method,
+                path=path,
+                mount=prefix,
+                headers=request.headers,
+                query_params=request.query_params.dict(),
+                body=bytes(body),
+                raw_request=request,
+                principal=principal(request),
             )
+        )
         options: dict[str, Any] = {"status_code": answer.status_code, "headers": answer.headers}
         response = ASGIStreamingResponse(iterator=answer.stream(), **options) if answer.stream else None
         await (response or ASGIResponse(body=answer.body, **options))(scope, receive, send)

@@ -20,21 +20,18 @@ def gateway_blueprint(
     async def answer(path: str) -> Response:
         asked: Any = request
         mount = asked.root_path + asked.path.removesuffix(path).rstrip("/")
-        if path == "openapi.json":
-            made = gateway.answer_document(asked.method, mount=mount, title="Workflows")
-        else:
-            made = await gateway.handle(
-                GatewayRequest(
-                    method=asked.method,
-                    path=path,
-                    mount=mount,
-                    headers=asked.headers,
-                    query_params=asked.args,
-                    body=await asked.get_data(),
-                    raw_request=asked._get_current_object(),
-                    principal=principal(),
-                )
+        made = await gateway.handle(
+            GatewayRequest(
+                method=asked.method,
+                path=path,
+                mount=mount,
+                headers=asked.headers,
+                query_params=asked.args,
+                body=await asked.get_data(),
+                raw_request=asked._get_current_object(),
+                principal=principal(),
             )
+        )
         response = Response(made.stream() if made.stream else made.body or None, made.status_code, made.headers)
         response.timeout = None  # Streams of events last longer than Quart's 60 seconds.
         return response

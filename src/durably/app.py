@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from durably.engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine, open_temporal_url
+from durably.engines import Engine, choose_engine, explain_no_engine, open_temporal_url
 from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError
 from durably.execution import Outcome, StepTracer
 from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
@@ -25,8 +25,6 @@ from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import is_name
 from durably.run_logger import Logger, as_logger
 from durably.settings import (
-    API_BASE_URL,
-    EVENT_API_BASE_URL,
     EVENT_KEY,
     LOG_LEVEL,
     SEND_STEP_INPUT,
@@ -34,7 +32,6 @@ from durably.settings import (
     SIGNING_KEY_FALLBACK,
     STRICT_REPLAY,
     Environment,
-    Setting,
     is_test_run,
     warn_of_short_signing_keys,
     warn_of_unused_signing_key,
@@ -72,10 +69,6 @@ class App:
         if not is_name(app_id):
             raise FunctionConfigInvalidError(
                 f"Client.app_id must be a string that names the app, without control characters, not {app_id!r}"
-            )
-        if isinstance(serializer, type):
-            raise FunctionConfigInvalidError(
-                f"Client.serializer takes an instance, {serializer.__name__}(), not the class"
             )
         _check_texts(
             api_base_url=api_base_url,
@@ -121,7 +114,6 @@ class App:
         has_origins = bool(api_base_url or event_api_base_url)
         self.engine = engine = open_temporal_url(engine, self.mode, environment, has_origins=has_origins)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
-        self._has_inngest_keys = environment.has_inngest_keys
         if self.is_production:
             warn_of_short_signing_keys(self.signing_keys, self.logger)
         elif self.signing_key and self.in_process is None:
@@ -137,21 +129,17 @@ class App:
     @property
     def api_origin(self) -> str:
         """Base URL of the engine's API. Raises ``EngineNotConfiguredError``."""
-        return self._require(self.origins.api, API_BASE_URL, self.origins.events, EVENT_API_BASE_URL)
+        return self._require(self.origins.api)
 
     @property
     def event_api_origin(self) -> str:
         """Base URL that events are sent to. Raises ``EngineNotConfiguredError``."""
-        return self._require(self.origins.events, EVENT_API_BASE_URL, self.origins.api, API_BASE_URL)
+        return self._require(self.origins.events)
 
-    def _require(self, origin: str | None, setting: Setting[str], other: str | None, others: Setting[str]) -> str:
-        if origin is not None:
-            return origin
-        if other is not None:
-            raise EngineNotConfiguredError(explain_half_an_engine(missing=setting, given=others))
-        raise EngineNotConfiguredError(
-            explain_no_engine(self.app_id, has_inngest_keys=self._has_inngest_keys, in_tests=is_test_run())
-        )
+    def _require(self, origin: str | None) -> str:
+        if origin is None:
+            raise EngineNotConfiguredError(explain_no_engine(self.app_id, in_tests=is_test_run()))
+        return origin
 
     @property
     def signing_keys(self) -> tuple[str | None, str | None]:

@@ -4,7 +4,7 @@ A client creates functions and sends events.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Never
+from typing import Any
 
 from durably.functions.config import FunctionOpts
 from durably.functions.diagnostics import check_send, note_made
@@ -29,7 +29,6 @@ from durably.protocol.options import (
 from durably.values.outputs import check_output_type
 
 from .app import App
-from .errors import FunctionConfigInvalidError
 from .events import send_events
 from .execution import drive
 from .run_logger import as_logger
@@ -67,7 +66,7 @@ class Client(App):
 
     def create_function(
         self,
-        *handler: Never,
+        *,
         fn_id: str,
         trigger: Trigger | list[Trigger] | list[Any],
         name: str | None = None,
@@ -100,11 +99,6 @@ class Client(App):
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
-        if handler:
-            raise FunctionConfigInvalidError(
-                f'function "{fn_id}": create_function takes options by name and returns a decorator: '
-                "@client.create_function(fn_id=…, trigger=…)"
-            )
         opts = FunctionOpts(
             app_id=self.app_id,
             local_id=fn_id,

@@ -178,7 +178,8 @@ def choose_engine(
     Raises ``FunctionConfigInvalidError`` for an argument of a wrong type and for two that cannot be combined, and
     ``URLInvalidError``.
     """
-    _refuse_two_engines(engine, api_base_url, event_api_base_url)
+    if engine is not None and (api_base_url or event_api_base_url):
+        raise FunctionConfigInvalidError("Client has engine and api_base_url or event_api_base_url: give one of them")
     match engine:
         case None:
             given = EngineOrigins(
@@ -188,7 +189,7 @@ def choose_engine(
             return None, _fill(given, mode, environment)
         case InngestCloud():
             return None, CLOUD_ORIGINS if mode is ServerKind.CLOUD else _fill(EngineOrigins(), mode, environment)
-        case str() if _looks_like_a_path(engine):
+        case str() if "://" not in engine and (engine == ":memory:" or engine.endswith(_DATABASES)):
             raise URLInvalidError(
                 f"Client.engine is {engine!r}, which is not a URL: write Embedded({engine!r}) for an engine on that "
                 "database in the app's own processes"
@@ -204,11 +205,6 @@ def choose_engine(
                 "Client.engine must be an Embedded(…), a TemporalEngine(…), an InngestCloud() or the engine's URL, "
                 f"not {engine!r}"
             )
-
-
-def _looks_like_a_path(text: str) -> bool:
-    """Whether a string is probably the name of a database's file."""
-    return "://" not in text and (text.endswith(_DATABASES) or text.startswith((".", "/", "~")) or text == ":memory:")
 
 
 _make_engine_on_temporal: Callable[[str, str], EngineHandle] | None = None
@@ -242,29 +238,17 @@ def open_temporal_url(
     return _make_engine_on_temporal(url, setting)
 
 
-def _refuse_two_engines(engine: Engine | None, api_base_url: str | None, event_api_base_url: str | None) -> None:
-    if engine is None:
-        return
-    for argument, value in (("api_base_url", api_base_url), ("event_api_base_url", event_api_base_url)):
-        if value:
-            raise FunctionConfigInvalidError(f"Client has engine and {argument}: give one of them")
-
-
 def _fill(given: EngineOrigins, mode: ServerKind, environment: Environment) -> EngineOrigins:
     """Fill missing arguments from the environment. Development mode has a default."""
-    common = _common_origins(mode, environment)
+    if origin := _read(ENGINE_URL, environment):
+        common = _origins_at(origin)
+    else:
+        default = _origins_at(DEV_ORIGIN) if mode is ServerKind.DEV else EngineOrigins()
+        common = _dev_origins(environment) or default
     return EngineOrigins(
         given.api or _read(API_BASE_URL, environment) or common.api,
         given.events or _read(EVENT_API_BASE_URL, environment) or common.events,
     )
-
-
-def _common_origins(mode: ServerKind, environment: Environment) -> EngineOrigins:
-    if origin := _read(ENGINE_URL, environment):
-        return _origins_at(origin)
-    if origins := _dev_origins(environment):
-        return origins
-    return _origins_at(DEV_ORIGIN) if mode is ServerKind.DEV else EngineOrigins()
 
 
 def _dev_origins(environment: Environment) -> EngineOrigins | None:
@@ -283,32 +267,16 @@ def _origins_at(origin: str) -> EngineOrigins:
     return CLOUD_ORIGINS if urlsplit(origin).hostname in _CLOUD_HOSTS else EngineOrigins(origin, origin)
 
 
-def explain_no_engine(app_id: str, *, has_inngest_keys: bool, in_tests: bool) -> str:
-    """The message for an app without an engine.
-
-    ``has_inngest_keys``: the app has keys, under the names of the ``inngest`` package. ``in_tests``: this process runs
-    tests.
-    """
+def explain_no_engine(app_id: str, *, in_tests: bool) -> str:
+    """The message for an app without an engine. ``in_tests``: this process runs tests."""
     if in_tests:
         return (
             f"app {app_id!r} has no engine in this test run: open a durably.testing.TestEngine(client, functions) "
             "around the code that sends events"
         )
-    text = (
+    return (
         f"app {app_id!r} is in production mode and has no engine. Set {ENGINE_URL.name} to the engine's URL, or "
         f"{DEV.name}=1 for development. Or choose the engine in code: Client(engine=…) takes a URL, "
-        "durably.Embedded(path) for an engine in the app's own processes, or durably.InngestCloud()."
-    )
-    if has_inngest_keys:
-        text += (
-            " Keys are set by their INNGEST_ names: an app that ran on Inngest Cloud stays there with "
-            "Client(engine=durably.InngestCloud())."
-        )
-    return text
-
-
-def explain_half_an_engine(missing: Setting[str], given: Setting[str]) -> str:
-    return (
-        f"only half of the engine is configured: {given.argument.strip('`')} or {given.name} is set, and "
-        f"{missing.name} is not. Set {ENGINE_URL.name} for both"
+        "durably.Embedded(path) for an engine in the app's own processes, or durably.InngestCloud(), on which an app "
+        "with INNGEST_ keys ran before"
     )

@@ -3,134 +3,29 @@
 Exceptions that decide how an answer is written, and those of engines, are defined with the wire.
 """
 
-from durably.execution.asyncio_compat import ClockUnsupportedError, StepNotAwaitedError
-from durably.execution.replay import StepNestedError, StepUnexpectedError
-from durably.execution.step import MemoUnreadableError, ReplayDivergedError, StepIdUnstableError
-from durably.execution.sync_call import AsyncUnsupportedError, StepIdAmbiguousError
-from durably.protocol.durations import DurationInvalidError
-from durably.protocol.engine_errors import (
-    BackupFailedError,
-    CancellationNotFoundError,
-    CheckpointInvalidError,
-    ConfigInvalidError,
-    DatabaseBusyError,
-    DatabaseCorruptError,
-    DatabaseLinkedError,
-    DatabaseLockedError,
-    DatabaseLostError,
-    DatabaseMissingError,
-    DatabaseNotOwnedError,
-    DatabasePathError,
-    DatabaseReplacedError,
-    DatabaseTooNewError,
-    DatabaseUnavailableError,
-    EngineClosedError,
-    EngineError,
-    EventInvalidError,
-    EventTooLargeError,
-    FunctionNotFoundError,
-    FunctionPausedError,
-    NotSupportedError,
-    OpInvalidError,
-    RunNotFoundError,
-    RunUnavailableError,
-    SelectionInvalidError,
-    ServerUnavailableError,
-    StaleCallError,
-    StepNotFoundError,
-    TooLargeError,
-    TooManyWaitersError,
-)
-from durably.protocol.errors import (
-    DeadlineError,
-    Error,
-    ErrorCode,
-    FunctionConfigInvalidError,
-    NonRetriableError,
-    RetryAfterError,
-    StepError,
-)
-from durably.protocol.signatures import SignatureError, SigningKeyInvalidError
-
-__all__ = [
-    "AsyncUnsupportedError",
-    "BackupFailedError",
-    "BodyInvalidError",
-    "BodyLengthMissingError",
-    "BodyTooLargeError",
-    "BrowserRequestError",
-    "CallMismatchError",
-    "CallStaleError",
-    "CancellationNotFoundError",
-    "CheckpointInvalidError",
-    "CheckpointRefusedError",
-    "ClockUnsupportedError",
-    "ConfigInvalidError",
-    "DatabaseBusyError",
-    "DatabaseCorruptError",
-    "DatabaseLinkedError",
-    "DatabaseLockedError",
-    "DatabaseLostError",
-    "DatabaseMissingError",
-    "DatabaseNotOwnedError",
-    "DatabasePathError",
-    "DatabaseReplacedError",
-    "DatabaseTooNewError",
-    "DatabaseUnavailableError",
-    "DeadlineError",
-    "DurationInvalidError",
-    "EngineClosedError",
-    "EngineError",
-    "EngineNotConfiguredError",
-    "Error",
-    "EventInvalidError",
-    "EventKeyUnspecifiedError",
-    "EventTooLargeError",
-    "EventUnserializableError",
-    "FunctionConfigInvalidError",
-    "FunctionNotFoundError",
-    "FunctionNotServedError",
-    "FunctionPausedError",
-    "MemoInvalidError",
-    "MemoUnreadableError",
-    "MethodUnsupportedError",
-    "NonRetriableError",
-    "NotSupportedError",
-    "OpInvalidError",
-    "OutputUnserializableError",
-    "QueryParamInvalidError",
-    "QueryParamMissingError",
-    "RegistrationFailedError",
-    "ReplayDivergedError",
-    "RetryAfterError",
-    "RunNotFoundError",
-    "RunUnavailableError",
-    "SelectionInvalidError",
-    "SendEventsError",
-    "ServeOriginMissingError",
-    "ServerKindMismatchError",
-    "ServerUnavailableError",
-    "SettingConflictError",
-    "SignatureError",
-    "SigningKeyInvalidError",
-    "SigningKeyMissingError",
-    "StaleCallError",
-    "StepError",
-    "StepIdAmbiguousError",
-    "StepIdUnstableError",
-    "StepNestedError",
-    "StepNotAwaitedError",
-    "StepNotFoundError",
-    "StepUnexpectedError",
-    "SyncTooSoonError",
-    "TooLargeError",
-    "TooManyWaitersError",
-    "TransportError",
-    "URLInvalidError",
-]
+from durably.execution.asyncio_compat import ClockUnsupportedError as ClockUnsupportedError
+from durably.execution.asyncio_compat import StepNotAwaitedError as StepNotAwaitedError
+from durably.execution.replay import StepNestedError as StepNestedError
+from durably.execution.replay import StepUnexpectedError as StepUnexpectedError
+from durably.execution.step import MemoUnreadableError as MemoUnreadableError
+from durably.execution.step import ReplayDivergedError as ReplayDivergedError
+from durably.execution.step import StepIdUnstableError as StepIdUnstableError
+from durably.execution.sync_call import AsyncUnsupportedError as AsyncUnsupportedError
+from durably.execution.sync_call import StepIdAmbiguousError as StepIdAmbiguousError
+from durably.protocol.durations import DurationInvalidError as DurationInvalidError
+from durably.protocol.engine_errors import *  # noqa: F403
+from durably.protocol.errors import DeadlineError as DeadlineError
+from durably.protocol.errors import Error as Error
+from durably.protocol.errors import ErrorCode
+from durably.protocol.errors import FunctionConfigInvalidError as FunctionConfigInvalidError
+from durably.protocol.errors import NonRetriableError as NonRetriableError
+from durably.protocol.errors import RetryAfterError as RetryAfterError
+from durably.protocol.errors import StepError as StepError
+from durably.protocol.signatures import SignatureError as SignatureError
+from durably.protocol.signatures import SigningKeyInvalidError as SigningKeyInvalidError
 
 
-class BodyInvalidError(Error):
+class BodyInvalidError(Error):  # type: ignore[no-redef]  # The engine has another.
     """A request's body does not follow the protocol. The message names the position."""
 
     code = ErrorCode.BODY_INVALID

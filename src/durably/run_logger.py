@@ -10,6 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,8 +22,9 @@ from .execution import Replay, in_step
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 _STANDARD = (logging.Logger, logging.LoggerAdapter)
-_LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
-_METHODS = frozenset((*_LEVELS, "warn", "fatal", "log", "msg", "trace", "success"))
+_METHODS = frozenset(
+    ("debug", "info", "warning", "error", "critical", "exception", "warn", "fatal", "log", "msg", "trace", "success")
+)
 _ASYNC_METHODS = frozenset(f"a{name}" for name in _METHODS)  # structlog's
 
 
@@ -68,10 +70,6 @@ class RunContext(msgspec.Struct):
     find_keeper: Callable[[], KeepLine | None] | None = None
 
     @property
-    def keep(self) -> KeepLine | None:
-        return None if self.find_keeper is None else self.find_keeper()
-
-    @property
     def is_silent(self) -> bool:
         return self.replay.is_replaying
 
@@ -85,8 +83,7 @@ class RunContext(msgspec.Struct):
 
         Its errors are ignored: the line is in the app's own log.
         """
-        keep = self.keep
-        if keep is None:
+        if self.find_keeper is None or (keep := self.find_keeper()) is None:
             return
         with contextlib.suppress(Exception):
             step = in_step.get()
@@ -116,19 +113,15 @@ class RunLogger(logging.LoggerAdapter[Any]):
     def isEnabledFor(self, level: int) -> bool:
         if self.extra.is_silent:
             return False
-        return level >= self._fallback_level() if self._is_unconfigured() else super().isEnabledFor(level)
+        if not self._is_unconfigured():
+            return super().isEnabledFor(level)
+        base = self._base()
+        return level >= (base.level or min(logging.INFO, base.getEffectiveLevel()))
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        if unknown := kwargs.keys() - _OPTIONS:
-            name = sorted(unknown)[0]
-            raise TypeError(
-                f"ctx.logger takes no {name}=…, because it is a logger of the standard library: write "
-                f'extra={{"{name}": …}}, or give the client a structlog or loguru logger'
-            )
         if not self.isEnabledFor(level):
             return
-        if self.extra.keep is not None:
-            self.extra.keep_line(logging.getLevelName(level), msg, args, kwargs.get("exc_info"))
+        self.extra.keep_line(logging.getLevelName(level), msg, args, kwargs.get("exc_info"))
         kwargs["extra"] = {**self.extra.fields(), **(kwargs.get("extra") or {})}
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
         template, values = _with_prefix(self.extra.prefix(), str(msg), args)
@@ -139,10 +132,6 @@ class RunLogger(logging.LoggerAdapter[Any]):
 
     def _is_unconfigured(self) -> bool:
         return not self.logger.hasHandlers()
-
-    def _fallback_level(self) -> int:
-        level = self._base().level
-        return level or min(logging.INFO, self._base().getEffectiveLevel())
 
     def _base(self) -> logging.Logger:
         logger: Any = self.logger
@@ -187,6 +176,16 @@ def _with_prefix(prefix: str, message: str, args: tuple[object, ...]) -> tuple[s
     return f"[%s] {message if args else message.replace('%', '%%')}", (prefix, *args)
 
 
+_NAMES = {
+    "debug": ("debug", "info"),
+    "info": ("info",),
+    "warning": ("warning", "warn", "info"),
+    "error": ("error",),
+    "exception": ("error",),
+}
+"""The methods with which the SDK logs, and the methods of a logger that replace them, the first that it has."""
+
+
 class AnyLogger:
     """A logger that is not from the standard library, as the SDK itself logs to it.
 
@@ -202,37 +201,12 @@ class AnyLogger:
         self.target = target
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.target, name)
+        return partial(self._log, name) if name in _NAMES else getattr(self.target, name)
 
-    def debug(self, message: str, *args: object, **options: Any) -> None:
-        self._log(("debug", "info"), message, args, options)
-
-    def info(self, message: str, *args: object, **options: Any) -> None:
-        self._log(("info",), message, args, options)
-
-    def warning(self, message: str, *args: object, **options: Any) -> None:
-        self._log(("warning", "warn", "info"), message, args, options)
-
-    def error(self, message: str, *args: object, **options: Any) -> None:
-        self._log(("error",), message, args, options)
-
-    def critical(self, message: str, *args: object, **options: Any) -> None:
-        self._log(("critical", "fatal", "error"), message, args, options)
-
-    def exception(self, message: str, *args: object, **options: Any) -> None:
-        self._log(("error",), message, args, {"exc_info": True, **options})
-
-    def log(self, level: int, message: str, *args: object, **options: Any) -> None:
-        names = [name for name in _LEVELS[:5] if getattr(logging, name.upper()) <= level]
-        getattr(self, names[-1] if names else "debug")(message, *args, **options)
-
-    def _log(self, names: tuple[str, ...], message: str, args: tuple[object, ...], options: Mapping[str, Any]) -> None:
+    def _log(self, name: str, message: str, *args: object, exc_info: object = None, **options: Any) -> None:
         """Log, and ignore exceptions of the object, so that they do not affect runs."""
-        text = message % args if args else message
-        if exc_info := options.get("exc_info"):
-            error = exc_info if isinstance(exc_info, BaseException) else sys.exc_info()[1]
-            text = "\n".join((text, *("".join(traceback.format_exception(error)).splitlines() if error else ())))
-        write = next(method for name in names if callable(method := getattr(self.target, name, None)))
+        text = _with_traceback(message % args if args else message, exc_info or name == "exception")
+        write = next(method for each in _NAMES[name] if callable(method := getattr(self.target, each, None)))
         with contextlib.suppress(Exception):
             write(text)
 
@@ -265,7 +239,7 @@ class AnyRunLogger:
         def write(*args: Any, **options: Any) -> Any:
             if self._context.is_silent:
                 return _log_nothing() if is_async else None
-            if self._context.keep is not None:
+            if self._context.find_keeper is not None:
                 _keep_call(self._context, name.removeprefix("a") if name in _ASYNC_METHODS else name, args, options)
             if callable(getattr(self._target, "bind", None)):
                 return getattr(self._target.bind(**self._context.fields()), name)(*args, **options)

@@ -323,12 +323,6 @@ class Environment:
         dev = self.read(DEV)
         return None if dev in (None, "1", _OFF) else dev
 
-    @property
-    def has_inngest_keys(self) -> bool:
-        """Whether keys are set, and only by their ``INNGEST_`` names."""
-        keys = (SIGNING_KEY, EVENT_KEY)
-        return any(self._get(key.inngest) for key in keys) and not any(self._get(key.name) for key in keys)
-
 
 def development_variables(engine_origin: str) -> dict[str, str]:
     """Variables for an app that uses only the development engine at ``engine_origin``.

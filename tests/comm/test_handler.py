@@ -25,7 +25,6 @@ from durably.errors import (
     URLInvalidError,
 )
 from durably.protocol import signatures
-from durably.protocol.headers import Probe, ServerKind
 
 from ..fake_engine import FakeEngine
 from ..frameworks import app_calls
@@ -120,24 +119,6 @@ def test_non_function_is_refused() -> None:
         make_handler(make_client(), lambda ctx: None)  # type: ignore[arg-type]
 
 
-def test_class_of_a_serializer_is_refused() -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=r"takes an instance, PydanticSerializer\(\)"):
-        make_client(serializer=durably.PydanticSerializer)
-
-
-def test_a_retry_at_no_time() -> None:
-    with pytest.raises(TypeError, match=r"retry_after is a string like .* not 'soon'"):
-        durably.RetryAfterError("busy", "soon")
-
-
-def test_the_arguments_of_serve_in_another_order() -> None:
-    client = make_client()
-    with pytest.raises(FunctionConfigInvalidError, match=r"durably\.Client as its client, not <object"):
-        CommHandler(client=object(), framework="test", functions=[])  # type: ignore[arg-type]
-    with pytest.raises(FunctionConfigInvalidError, match="takes a list of functions, not Function"):
-        CommHandler(client=client, framework="test", functions=make_function(client, "alone"))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("variable", ["DURABLY_THREAD_POOL_MAX_WORKERS", "DURABLY_STREAMING"])
 def test_invalid_settings_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "plenty")
@@ -223,25 +204,6 @@ def test_quiet_errors_are_not_logged(caplog: pytest.LogCaptureFixture, quiet: bo
 
 
 # -- requests and responses
-
-
-def test_headers_are_found_in_any_case() -> None:
-    request = make_request(headers={"X-Inngest-Server-Kind": "dev", "X-Other": ""})
-    assert request.server_kind is ServerKind.DEV
-    assert request.headers == {"x-inngest-server-kind": "dev", "x-other": ""}
-
-
-@pytest.mark.parametrize("query", [{"probe": "trust"}, {"probe": ["trust", "other"]}])
-def test_query_parameters_may_be_lists(query: Any) -> None:
-    assert make_request(query_params=query).probe is Probe.TRUST
-
-
-def test_response_exposes_its_protocol_headers() -> None:
-    handler = make_handler()
-    response = handler.post_sync(make_call())
-    assert (response.request_version, response.no_retry, response.retry_after) == (2, False, None)
-    assert response.sdk_version is not None
-    assert CommResponse().request_version is None
 
 
 def test_refuse_makes_the_response_of_an_error() -> None:

@@ -193,12 +193,6 @@ def test_invalid_values_are_refused(variable: str, value: str) -> None:
         Environment({variable: value}).read(setting)
 
 
-@pytest.mark.parametrize(("value", "workers"), [(None, None), ("", None), ("0", 0), ("12", 12)])
-def test_the_size_of_the_pool(value: str | None, workers: int | None) -> None:
-    variables = {} if value is None else {"DURABLY_THREAD_POOL_MAX_WORKERS": value}
-    assert Environment(variables).read(settings_module.THREAD_POOL_MAX_WORKERS) == workers
-
-
 @pytest.mark.parametrize(
     ("value", "allowed"),
     [
@@ -263,12 +257,6 @@ def test_a_base_url_has_no_query_and_no_fragment(monkeypatch: pytest.MonkeyPatch
     assert "s3cret" not in str(raised.value)
 
 
-def test_an_engine_that_is_an_argument_has_no_query() -> None:
-    for argument in ("engine", "api_base_url", "event_api_base_url"):
-        with pytest.raises(URLInvalidError, match=f"{argument} is a base URL"):
-            Client(app_id="app", **{argument: "https://engine.example.com/?a=b"})  # type: ignore[arg-type]
-
-
 PATHS_THAT_ARE_NONE = [
     "https://evil.example.com/x",
     "//evil.example.com/x",
@@ -289,16 +277,6 @@ def test_a_serve_path_is_a_path(monkeypatch: pytest.MonkeyPatch, name: str, path
     for use in (lambda: mount_path(None), lambda: CommHandler(client=client, framework="x", functions=[])):
         with pytest.raises(FunctionConfigInvalidError, match=f"{name} must be a path like /api/inngest"):
             use()
-
-
-@pytest.mark.parametrize("path", PATHS_THAT_ARE_NONE)
-def test_paths_that_are_arguments_are_paths(path: str) -> None:
-    client = Client(app_id="app", is_production=False)
-    with pytest.raises(FunctionConfigInvalidError, match="serve_path must be a path"):
-        mount_path(path)
-    for argument in ("serve_path", "public_path"):
-        with pytest.raises(FunctionConfigInvalidError, match=f"{argument} must be a path"):
-            CommHandler(client=client, framework="x", functions=[], **{argument: path})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["DURABLY_SERVE_ORIGIN", "INNGEST_SERVE_ORIGIN"])
@@ -383,12 +361,6 @@ def test_a_signing_key_that_is_only_a_prefix_stops_the_client(monkeypatch: pytes
     monkeypatch.setenv(name, "signkey-prod-")
     with pytest.raises(SigningKeyInvalidError, match=f"{name} has nothing after its prefix"):
         Client(app_id="app", is_production=True)
-
-
-@pytest.mark.parametrize("key", ["", "signkey-prod-"])
-def test_so_does_one_that_is_given(key: str) -> None:
-    with pytest.raises(SigningKeyInvalidError, match=r"Client\(signing_key=…\)"):
-        Client(app_id="app", is_production=True, signing_key=key)
 
 
 @pytest.mark.parametrize("setting", ["signing_key", "signing_key_fallback"])

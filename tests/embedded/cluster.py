@@ -9,14 +9,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import urllib3
 
-from durably.embedded.nodes import sockets
-from durably.embedded.nodes.write_lock import find_write_lock_holder
+from durably.embedded import sockets
 
 from ..ports import listening_socket
 from ..waiting import TIMEOUT_SECONDS, eventually
@@ -60,7 +59,7 @@ class Cluster:
         return False
 
     def leader(self) -> int | None:
-        """The process that listens at the newest socket and sends heartbeats."""
+        """The process that listens at the newest socket and answers."""
         newest = sockets.newest(sockets.directory_of(self.database))
         if newest is None:
             return None
@@ -68,7 +67,7 @@ class Cluster:
             connection.settimeout(0.2)
             with sockets.address_of(newest) as address:
                 connection.connect(address)
-            connection.sendall(b"\0")  # As a follower, whose link has heartbeats.
+            connection.sendall(b"GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n")
             if connection.recv(1):
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 return int(struct.unpack("3i", credentials)[0])
@@ -88,8 +87,10 @@ class Cluster:
             if sys.platform != "linux":
                 return
             eventually(lambda: state_of(process_id) == "T", "it stops")
-            holder = find_write_lock_holder(self.database)
-            if holder is None or holder.process_id != process_id:
+            connection = sqlite3.connect(self.database, timeout=0, isolation_level=None)
+            with closing(connection), suppress(sqlite3.OperationalError):
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
                 return
             os.kill(process_id, signal.SIGCONT)
 
@@ -166,12 +167,12 @@ def gunicorn(app: str, workers: int, *options: str) -> Callable[[int], list[str]
     return lambda descriptor: [
         *("-m", "gunicorn", "--config", settings, "--bind", f"fd://{descriptor}", "--workers", str(workers)),
         *options,
-        f"tests.in_process.apps:{app}()",
+        f"tests.embedded.apps:{app}()",
     ]
 
 
 def uvicorn(app: str, workers: int) -> Callable[[int], list[str]]:
     return lambda descriptor: [
         *("-m", "uvicorn", "--fd", str(descriptor), "--workers", str(workers), "--log-level", "warning"),
-        *("--factory", f"tests.in_process.apps:{app}"),
+        *("--factory", f"tests.embedded.apps:{app}"),
     ]

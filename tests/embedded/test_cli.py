@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from durably.embedded.nodes import sockets
+from durably.embedded import sockets
 
 from .cluster import ROOT, gunicorn, serving
 

@@ -245,7 +245,6 @@ async def test_bodies_may_be_anything(client: Client, engine: Embedded) -> None:
     for body in (b"", b"garbage", b'{"name":"other"},"seed":"1"'):
         with pytest.raises(EventInvalidError, match="the body is"):
             await engine.receive_events(body)
-    assert await engine.add_traces(b"\x0a\x00\xff", "application/x-protobuf")
 
 
 def test_synchronous_code_has_the_same(tmp_path: Path) -> None:
@@ -329,5 +328,5 @@ async def test_functions_that_are_not_served_are_named_and_the_path_is_not_blame
     async with engine.running():
         for _ in range(2):
             await client.send(Event(name="f"))
-    assert caplog.text.count(f"this process has made the function 'app-f' ({__file__}, line ") == 1
+    assert caplog.text.count("the functions 'app-f' (in ") == 1
     assert "correct the path" not in caplog.text

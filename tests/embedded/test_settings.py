@@ -1,7 +1,6 @@
 """Settings of an engine in the app's own processes. One given setting does not change other defaults."""
 
 import datetime as dt
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,42 +36,3 @@ async def test_the_delay_before_a_retry(
             pass  # Each poll is a request to the engine.
         [attempt] = await engine.run_attempts(run.id)
     assert at_least <= (calls[0].due_at - attempt.ended_at).total_seconds() <= at_most
-
-
-@pytest.mark.parametrize(
-    ("command", "is_production", "named"),
-    [
-        ("/venv/bin/flask --app main run", True, "flask run"),
-        ("manage.py runserver --noreload", True, "manage.py runserver"),
-        ("uvicorn main:app --reload", True, "uvicorn with automatic reload"),
-        ("flask --app main run", False, None),
-        ("gunicorn main:app", True, None),
-        ("manage.py migrate", True, None),
-    ],
-)
-async def test_a_development_server_in_production_mode_is_warned_of_long_delays(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    command: str,
-    is_production: bool,
-    named: str | None,
-) -> None:
-    monkeypatch.setattr(sys, "argv", command.split())
-    engine = Embedded(tmp_path / "durably.db")
-    client = Client(app_id="shop", is_production=is_production, engine=engine)
-
-    @client.create_function(fn_id="idle", trigger=TriggerEvent(event="idle"))
-    def idle(ctx: ContextSync) -> None: ...
-
-    CommHandler(client=client, framework="test", functions=[idle])
-    async with engine.running():
-        pass
-    warnings = [each.getMessage() for each in caplog.records if "DURABLY_DEV=1" in each.getMessage()]
-    assert [warning.partition(" runs ")[0] for warning in warnings] == ([named] if named else [])
-
-
-@pytest.mark.parametrize("path", ["", " ", "a\x00b", "\ud800"])
-def test_a_path_that_names_no_file_is_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=r"Embedded\.path"):
-        Embedded(path)

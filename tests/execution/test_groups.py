@@ -7,7 +7,6 @@ import pytest
 
 import durably
 from durably import Client, Context, ContextSync, ParallelMode
-from durably.errors import FunctionConfigInvalidError
 
 from .engine import NULL, Run, complete, engine_for, fail, first, last, named
 from .test_asyncio import explode
@@ -417,11 +416,3 @@ async def test_a_durable_function_is_invoked_and_not_called() -> None:
 
     assert "ctx.step.invoke(" in (await fail(as_handler))["message"]
     assert 'function "app-inner" cannot be called' in (await fail(by_call))["message"]
-
-
-def test_create_function_without_its_options() -> None:
-    client: Any = Client(app_id="app", is_production=False)
-    with pytest.raises(TypeError, match=r"'fn_id' and 'trigger'"):
-        client.create_function(print)
-    with pytest.raises(FunctionConfigInvalidError, match="returns a decorator"):
-        client.create_function(print, fn_id="f", trigger=[])

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from durably import Context
-from durably.execution import StepMemos, take_inputs
+from durably.execution import StepMemos
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import hash_step_id
 
@@ -56,22 +56,6 @@ def test_memos_of_each_shape_are_read(wire: Any, data: Any, error: ErrorData | N
 def test_half_of_a_surrogate_pair(wire: bytes, data: Any) -> None:
     """Not text that can be encoded, but SDKs send it."""
     assert take(StepMemos({"a": msgspec.Raw(wire)}), "a") == (data, None)
-
-
-def test_a_memo_is_taken_once() -> None:
-    memos = memos_of(a={"data": 1})
-    assert "a" in memos
-    assert take(memos, "a") == (1, None)
-    assert take(memos, "a") is None
-    assert (len(memos), "a" in memos) == (0, False)
-
-
-@pytest.mark.parametrize(("wire", "arguments"), [({"input": [1, 2]}, [1, 2]), ({"type": "input", "input": 3}, [3])])
-def test_input_is_not_a_memo(wire: Any, arguments: list[int]) -> None:
-    memos = memos_of(a=wire, b={"data": {"input": 1}})
-    assert take_inputs(memos.memos) == {"a": arguments}
-    assert take(memos, "a") is None
-    assert take(memos, "b") == ({"input": 1}, None)
 
 
 def test_step_gets_the_memo_that_middleware_replaced() -> None:

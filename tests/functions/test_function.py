@@ -1,13 +1,12 @@
 """``create_function``: the function of a handler, its config for engines, and the errors."""
 
-import datetime as dt
 import functools
 from typing import Any
 
 import pytest
 
 import durably
-from durably import Client, Context, ContextSync, TriggerCron, TriggerEvent
+from durably import Client, Context, ContextSync, TriggerEvent
 from durably.errors import FunctionConfigInvalidError
 
 from ..execution.engine import FakeEngine, Run, engine_for
@@ -45,41 +44,6 @@ def test_minimal_function_has_the_default_configuration() -> None:
 def test_a_function_may_have_no_trigger() -> None:
     [config] = configs(trigger=[])
     assert config["triggers"] == []
-
-
-def test_every_option_reaches_the_engine() -> None:
-    [config] = configs(
-        name="Fulfil",
-        trigger=[TriggerEvent(event="e", expression="event.data.a == 1"), TriggerCron(cron="0 * * * *", jitter="30s")],
-        retries=0,
-        cancel=[durably.Cancel(event="c", if_exp="async.data.a == 1", timeout=dt.timedelta(hours=1))],
-        concurrency=[durably.Concurrency(limit=2, key="event.data.k", scope="env")],
-        debounce=durably.Debounce(period=60_000, key="event.data.k", timeout=dt.timedelta(minutes=5)),
-        idempotency="event.data.id",
-        priority=durably.Priority(run="100"),
-        rate_limit=durably.RateLimit(limit=3, period=dt.timedelta(minutes=1), key="event.data.k"),
-        singleton=durably.Singleton(mode="cancel", key="event.data.k"),
-        throttle=durably.Throttle(limit=1, period=dt.timedelta(seconds=30), burst=2, key="event.data.k"),
-        timeouts=durably.Timeouts(start=1000, finish=dt.timedelta(days=1)),
-    )
-    del config["id"]
-    assert config.pop("steps")["step"]["retries"] == {"attempts": 0}
-    assert config == {
-        "name": "Fulfil",
-        "triggers": [{"event": "e", "expression": "event.data.a == 1"}, {"cron": "0 * * * *", "jitter": "30s"}],
-        "cancel": [{"event": "c", "if": "async.data.a == 1", "timeout": "1h"}],
-        "concurrency": [{"limit": 2, "key": "event.data.k", "scope": "env"}],
-        "debounce": {"period": "1m", "key": "event.data.k", "timeout": "5m"},
-        "idempotency": "event.data.id",
-        "priority": {"run": "100"},
-        "rateLimit": {"limit": 3, "period": "1m", "key": "event.data.k"},
-        "singleton": {"mode": "cancel", "key": "event.data.k"},
-        "throttle": {"limit": 1, "period": "30s", "burst": 2, "key": "event.data.k"},
-        "timeouts": {"start": "1s", "finish": "1d"},
-    }
-    batch = durably.Batch(max_size=10, timeout=dt.timedelta(seconds=5), key="event.data.k", if_exp="true")
-    [config] = configs(batch_events=batch)
-    assert config["batchEvents"] == {"maxSize": 10, "timeout": "5s", "key": "event.data.k", "if": "true"}
 
 
 def test_a_failure_handler_is_a_second_function() -> None:
@@ -136,53 +100,6 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
 def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FunctionConfigInvalidError) as raised:
         configs(**options)
-    assert message in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: durably.Batch(max_size=0), "Batch.max_size is 0; it must be a whole number from 2 to 10000"),
-        (lambda: durably.Batch(max_size=10_001), "Batch.max_size is 10001; it must be a whole number from 2 to 10000"),
-        (lambda: durably.Batch(max_size=5, timeout=500), "Batch.timeout is 500 ms; it must be between 1s and 366d"),
-        (lambda: durably.Cancel(event=None), "Cancel.event is required"),  # type: ignore[arg-type]
-        (
-            lambda: durably.Concurrency(limit=True),
-            "Concurrency.limit is True; it must be a whole number from 1 to 1000000000",
-        ),
-        (
-            lambda: durably.Concurrency(limit=10**30),
-            "Concurrency.limit is 1000000000000000000000000000000; it must be a whole number from 1 to 1000000000",
-        ),
-        (lambda: durably.Debounce(period=5000, timeout=3000), "Debounce.timeout is '3s', less than the period of '5s'"),
-        (
-            lambda: durably.Concurrency(limit=1, scope="world"),
-            "Concurrency.scope is 'world'; it must be one of 'account', 'env', 'fn'",
-        ),  # type: ignore[arg-type]
-        (
-            lambda: durably.Debounce(period="a fortnight"),
-            "Debounce.period is not valid: invalid duration 'a fortnight'",
-        ),
-        (lambda: durably.Priority(run=100), "Priority.run is 100; it must be a string"),  # type: ignore[arg-type]
-        (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period is not valid: a duration cannot be negative"),
-        (lambda: durably.Singleton(mode="maybe"), "Singleton.mode is 'maybe'; it must be one of 'skip', 'cancel'"),  # type: ignore[arg-type]
-        (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit is '1'; it must be a whole number"),  # type: ignore[arg-type]
-        (lambda: TriggerCron(cron=5), "TriggerCron.cron is 5; it must be a string"),  # type: ignore[arg-type]
-        (lambda: TriggerEvent(event="*"), "TriggerEvent.event '*' matches no event"),
-        (lambda: TriggerEvent(event="shop/*.placed"), "TriggerEvent.event 'shop/*.placed' matches no event"),
-        (lambda: TriggerEvent(event="shop*"), "TriggerEvent.event 'shop*' matches no event"),
-        (lambda: TriggerEvent(event=" "), "TriggerEvent.event is empty"),
-        (lambda: TriggerCron(cron=""), "TriggerCron.cron is empty"),
-        (
-            lambda: durably.Concurrency(limit=1, scope="env"),
-            'Concurrency.key is missing: a limit of scope "env" is shared',
-        ),
-        (lambda: TriggerEvent(event=5), "TriggerEvent.event is 5; it must be a string"),  # type: ignore[arg-type]
-    ],
-)
-def test_invalid_options_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(FunctionConfigInvalidError) as raised:
-        make()
     assert message in str(raised.value)
 
 

@@ -2,14 +2,12 @@
 
 import asyncio
 import functools
-import gc
 import logging
 import subprocess
 import sys
 import threading
-import weakref
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NoReturn
@@ -178,13 +176,6 @@ async def test_error_of_a_handler_without_an_event_loop_names_the_thread() -> No
     assert "make the handler async" in error["stack"]
 
 
-async def test_asyncio_run_works_in_a_sync_handler() -> None:
-    async def function(ctx: Context) -> bool:
-        return await ctx.step.run("run", lambda: asyncio.run(is_on_loop_async()))
-
-    assert await complete(function) is True
-
-
 async def test_middleware_stays_on_the_event_loop() -> None:
     seen: dict[str, bool] = {}
 
@@ -250,67 +241,6 @@ async def test_handler_in_a_thread_has_the_request_context() -> None:
     assert len({thread for _, thread in threads} - {threading.get_ident()}) == 1
 
 
-class CountingExecutor(ThreadPoolExecutor):
-    tasks = 0
-
-    def submit(self, *args: Any, **options: Any) -> Future[Any]:
-        self.tasks += 1
-        return super().submit(*args, **options)
-
-
-async def test_waiting_jobs_need_no_task_of_the_executor_each() -> None:
-    """A task costs more than a job. The jobs run in the order in which they came, each in its own context."""
-    order: list[int] = []
-
-    def job(number: int) -> tuple[int, str]:
-        order.append(number)
-        before = name.get()
-        name.set("set by an earlier job")
-        return number, before
-
-    held = Held()
-    with CountingExecutor(1) as executor:
-        threads = WorkerThreads(executor, size=1)
-        running = asyncio.create_task(threads.run(held))
-        assert await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
-        waiting = [asyncio.create_task(threads.run(functools.partial(job, number))) for number in range(50)]
-        await asyncio.sleep(0)
-        held.released.set()
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await running
-            assert await asyncio.gather(*waiting) == [(number, "unset") for number in range(50)]
-            assert executor.tasks == 1
-            await asyncio.to_thread(executor.submit(lambda: None).result)  # the first task has ended
-            assert await threads.run(lambda: "later") == "later"
-        assert executor.tasks == 3
-    assert order == list(range(50))
-
-
-async def test_jobs_use_all_threads_of_the_pool_and_no_more() -> None:
-    together = threading.Barrier(3, timeout=PATIENCE_SECONDS)
-    with CountingExecutor(8) as executor:
-        threads = WorkerThreads(executor, size=3)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await asyncio.gather(*(threads.run(together.wait) for _ in range(9)))
-        assert len(executor._threads) <= 3
-
-
-async def test_other_tasks_of_a_users_executor_have_their_turn_between_jobs() -> None:
-    held, order = Held(), list[str]()
-    with ThreadPoolExecutor(1) as executor:
-        threads = WorkerThreads(executor)
-        first = asyncio.create_task(threads.run(held))
-        assert await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
-        second = asyncio.create_task(threads.run(lambda: order.append("second job")))
-        await asyncio.sleep(0)
-        executor.submit(order.append, "task of the user")
-        third = asyncio.create_task(threads.run(lambda: order.append("third job")))
-        await asyncio.sleep(0)
-        held.released.set()
-        await asyncio.gather(first, second, third)
-    assert order == ["second job", "task of the user", "third job"]
-
-
 @pytest.mark.parametrize("size", [None, 1])
 async def test_an_executor_that_is_shut_down_refuses_each_job(size: int | None) -> None:
     executor = ThreadPoolExecutor(1)
@@ -348,22 +278,6 @@ def test_several_event_loops_share_the_threads_while_jobs_are_cancelled() -> Non
         uses = [loops.submit(asyncio.run, use(threads, loop)) for loop in range(3)]
         finished = [key for use_of_loop in uses for key in use_of_loop.result(PATIENCE_SECONDS)]
     assert sorted(ran) == sorted(finished + begun)
-
-
-def test_the_threads_of_a_dropped_pool_end() -> None:
-    job_threads: list[threading.Thread] = []
-
-    def use() -> "weakref.ref[WorkerThreads]":
-        threads = WorkerThreads(ThreadPoolExecutor(1), size=1)
-        asyncio.run(threads.run(lambda: job_threads.append(threading.current_thread())))
-        return weakref.ref(threads)
-
-    dropped = use()
-    (thread,) = job_threads
-    gc.collect()
-    thread.join(PATIENCE_SECONDS)
-    assert not thread.is_alive()
-    assert dropped() is None
 
 
 def test_the_exit_of_the_interpreter_waits_for_the_jobs() -> None:
@@ -451,21 +365,6 @@ async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(si
     await asyncio.to_thread(pool.shutdown)
     assert not called
     assert not abandoned
-
-
-def test_loop_closed_before_its_thread_ends_causes_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    held, pool = Held(), ThreadPoolExecutor(1)
-
-    async def leave(threads: WorkerThreads) -> None:
-        task = asyncio.create_task(threads.run(held))
-        await asyncio.to_thread(held.began.wait, PATIENCE_SECONDS)
-        task.cancel()
-
-    asyncio.run(leave(WorkerThreads(pool)))
-    held.released.set()
-    pool.shutdown()
-    assert held.ended.is_set()
-    assert not caplog.records
 
 
 # -- in tests of users

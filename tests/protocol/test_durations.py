@@ -33,11 +33,6 @@ def test_written_durations_are_read_again_and_not_shortened(delta: dt.timedelta)
     assert delta <= parse_duration(format_duration(delta)) < delta + MILLISECOND
 
 
-@given(st.integers(0, 10**12))
-def test_milliseconds_survive_a_round_trip(milliseconds: int) -> None:
-    assert parse_duration(format_duration(milliseconds)) == dt.timedelta(milliseconds=milliseconds)
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -133,11 +128,6 @@ def test_dates_in_the_forms_that_sdks_write(text: str, timestamp: dt.datetime) -
     assert parse_rfc3339(text) == parse_timestamp(text, NOW) == timestamp
 
 
-@given(st.text())
-def test_any_string_is_parsed_to_a_date_or_none(text: str) -> None:
-    assert parse_rfc3339(text) is None or parse_rfc3339(text).tzinfo is dt.UTC  # type: ignore[union-attr]
-
-
 @given(st.integers(0, 10**8))
 def test_retry_after_in_seconds(seconds: int) -> None:
     assert parse_retry_after(str(seconds), NOW) == NOW + dt.timedelta(seconds=seconds)
@@ -148,9 +138,3 @@ def test_retry_after_as_a_date_of_either_form(timestamp: dt.datetime) -> None:
     timestamp = timestamp.astimezone(dt.UTC).replace(microsecond=0)
     assert parse_retry_after(timestamp.isoformat(), NOW) == timestamp
     assert parse_retry_after(email.utils.format_datetime(timestamp, usegmt=True), NOW) == timestamp
-
-
-@given(st.text())
-def test_any_string_is_parsed_to_a_retry_time_or_none(text: str) -> None:
-    found = parse_retry_after(text, NOW)
-    assert found is None or found.tzinfo is dt.UTC

@@ -66,7 +66,7 @@ def guarded_exposures() -> list[Exposure]:
 
 
 def open_gateway(temporal: Temporal) -> Gateway:
-    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS)
+    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS, docs=True)
 
 
 def authorize(action: Action) -> bool:
@@ -166,7 +166,7 @@ def make_starlette(address: str) -> Any:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Mount, Route
 
-    from durably.temporal.starlette import add_exception_handlers, codec_routes, routes
+    from durably.temporal.starlette import add_exception_handlers, routes
 
     temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
@@ -182,11 +182,11 @@ def make_starlette(address: str) -> Any:
     app = Starlette(
         lifespan=temporal.lifespan,
         routes=[
-            *routes(open_gateway(temporal), prefix="/open", docs=True),
+            *routes(open_gateway(temporal), prefix="/open"),
             Mount("/guarded", routes=guarded),
             *routes(keyless_gateway(temporal), prefix="/keyless"),
             *routes(owned_gateway(temporal), prefix="/mine", principal=user),
-            *codec_routes(codec_server(), prefix="/codec", principal=user),
+            *routes(codec_server(), prefix="/codec", principal=user),
             Route("/direct/{workflow_id}", direct),
         ],
     )
@@ -262,9 +262,7 @@ def make_flask(address: str) -> Any:
     app.config.update(SECRET_KEY="for tests only", TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
     temporal = Temporal(rpc_timeout=RPC_TIMEOUT)
     durably.temporal.flask.init_app(app, temporal)
-    app.register_blueprint(
-        durably.temporal.flask.blueprint(open_gateway(temporal), name="open", docs=True), url_prefix="/open"
-    )
+    app.register_blueprint(durably.temporal.flask.blueprint(open_gateway(temporal), name="open"), url_prefix="/open")
     guarded = durably.temporal.flask.blueprint(
         guarded_gateway(temporal), name="guarded", principal=lambda: flask.request.headers.get("x-user")
     )
@@ -275,8 +273,8 @@ def make_flask(address: str) -> Any:
     app.register_blueprint(owned, url_prefix="/mine")
     keyless = durably.temporal.flask.blueprint(keyless_gateway(temporal), name="keyless")
     app.register_blueprint(keyless, url_prefix="/keyless")
-    codec = durably.temporal.flask.codec_blueprint(
-        codec_server(), principal=lambda: flask.request.headers.get("x-user")
+    codec = durably.temporal.flask.blueprint(
+        codec_server(), name="codec", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(codec, url_prefix="/codec")
 
@@ -290,7 +288,7 @@ def make_flask(address: str) -> Any:
 def make_tornado(address: str) -> Any:
     import tornado.web
 
-    from durably.temporal.tornado import ProblemMixin, codec_routes, routes
+    from durably.temporal.tornado import ProblemMixin, routes
 
     temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
@@ -309,11 +307,11 @@ def make_tornado(address: str) -> Any:
 
     return tornado.web.Application(
         [
-            *routes(open_gateway(temporal), prefix="/open", docs=True),
+            *routes(open_gateway(temporal), prefix="/open"),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
             *routes(keyless_gateway(temporal), prefix="/keyless", check_xsrf=False),
-            *codec_routes(codec_server(), prefix="/codec", base=Base),
+            *routes(codec_server(), prefix="/codec", base=Base),
             (r"/direct/(.+)", Direct),
         ],
         xsrf_cookies=True,
@@ -359,7 +357,7 @@ def _set_up_django(address: str) -> None:
     from django.http import HttpResponse
     from django.urls import path
 
-    from durably.temporal.django import codec_urls, temporal
+    from durably.temporal.django import temporal
     from durably.temporal.django import urls as gateway_urls
 
     def authorize_with_orm(action: Action) -> bool:
@@ -374,7 +372,7 @@ def _set_up_django(address: str) -> None:
         return HttpResponse(temporal.sync.get_workflow_handle(workflow_id).describe().id)
 
     urls.urlpatterns = [  # type: ignore[attr-defined]
-        path("open/", gateway_urls(open_gateway(temporal), namespace="open", docs=True)),
+        path("open/", gateway_urls(open_gateway(temporal), namespace="open")),
         path(
             "guarded/",
             gateway_urls(
@@ -395,6 +393,9 @@ def _set_up_django(address: str) -> None:
         ),
         path("keyless/", gateway_urls(keyless_gateway(temporal), namespace="keyless", csrf_exempt=True)),
         path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
-        path("codec/", codec_urls(codec_server(), principal=lambda request: request.headers.get("x-user"))),
+        path(
+            "codec/",
+            gateway_urls(codec_server(), namespace="codec", principal=lambda request: request.headers.get("x-user")),
+        ),
         path("direct/<workflow_id>", direct),
     ]

@@ -1,5 +1,7 @@
 """Features of FastAPI: dependencies, their overrides, and the app's documentation."""
 
+import json
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, ClassVar
 
 import fastapi
@@ -11,9 +13,9 @@ from temporalio.client import Client
 
 from durably.temporal import Temporal
 from durably.temporal.fast_api import router
-from durably.temporal.gateway import Gateway, expose
+from durably.temporal.gateway import Action, Gateway, expose
 
-from .workflows import SleepingWorkflow
+from .workflows import OrderWorkflow, SleepingWorkflow
 
 TOKEN = {"Authorization": "Bearer right"}
 
@@ -28,10 +30,12 @@ def check_token(authorization: Annotated[str, fastapi.Header()] = "") -> None:
 
 
 @pytest.mark.usefixtures("worker")
-async def test_dependencies_guard_all_endpoints(temporal: Temporal) -> None:
+@pytest.mark.parametrize("place", ["router", "include_router"])
+async def test_dependencies_guard_all_endpoints(temporal: Temporal, place: str) -> None:
     gateway = Gateway(temporal, [expose(SleepingWorkflow)], allow_anonymous=True)
     app = fastapi.FastAPI()
-    app.include_router(router(gateway, dependencies=[fastapi.Depends(check_token)], tags=["workflows"]), prefix="/api")
+    inner, outer = ([fastapi.Depends(check_token)] if place == name else [] for name in ("router", "include_router"))
+    app.include_router(router(gateway, dependencies=inner, tags=["workflows"]), prefix="/api", dependencies=outer)
     async with client_of(app) as client:
         assert (await client.post("/api/sleeping")).status_code == 401
         started = await client.post("/api/sleeping", headers=TOKEN)
@@ -100,6 +104,31 @@ async def test_dependencies_guard_unknown_paths_too() -> None:
         for path in ("/api/sleeping/", "/api/sleeping/x/nothing", "/api/nothing"):
             assert (await client.post(path)).status_code == 401
             assert (await client.post(path, headers=TOKEN)).status_code in (404, 405, 503)
+
+
+async def test_dependencies_and_authorize_can_read_the_body() -> None:
+    seen: list[Any] = []
+
+    async def sign(request: fastapi.Request) -> None:
+        seen.append(await request.json())
+
+    async def authorize(action: Action) -> bool:
+        seen.append(await action.request.json())
+        return False
+
+    gateway = Gateway(Temporal("127.0.0.1:1", task_queue="q"), [expose(OrderWorkflow)], authorize=authorize)
+    app = fastapi.FastAPI()
+    app.include_router(router(gateway, principal=lambda: "ada", dependencies=[fastapi.Depends(sign)]))
+    order = {"order_id": "1", "amount": 2}
+    async with client_of(app) as client:
+        assert (await client.post("/order", json=order)).status_code == 403
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield json.dumps(order).encode()
+
+        headers = {"Content-Type": "application/json"}
+        assert (await client.post("/order", content=chunks(), headers=headers)).status_code == 403
+    assert seen == [order] * 4
 
 
 class Counted(pydantic.BaseModel):

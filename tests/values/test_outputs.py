@@ -23,7 +23,6 @@ import durably
 from durably import Client, Context, ContextSync
 from durably.testing import TestEngine
 from durably.values import outputs
-from durably.values.codecs import codec_for
 from durably.values.outputs import declared_type
 
 from ..execution.engine import complete, engine_for, fail
@@ -371,11 +370,6 @@ PLAIN = [
     durably.JSON,
     TypedDict("Plain", {"a": list[int]}),  # type: ignore[operator]
 ]
-
-
-@pytest.mark.parametrize("annotation", PLAIN, ids=stable_id)
-def test_types_that_json_has_cost_nothing(annotation: Any) -> None:
-    assert codec_for(annotation) is None
 
 
 def untyped_because_unresolved() -> "OnlyForTypeCheckers":

@@ -12,7 +12,7 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
-from durably.embedded.nodes import sockets
+from durably.embedded import sockets
 from durably.engine.api.http.codec import (
     ANY_EVENT_KEY,
     HttpEngine,

@@ -74,8 +74,6 @@ _ASYNC_IO = AsyncIO()
 _BLOCKING_IO = BlockingIO()
 _NO_CONTEXT = nullcontext()
 
-_RUNAWAY_SECONDS = 60.0
-"""Seconds after the last failed run of a runaway chain. After them the same chain is logged again."""
 
 RAISED_MESSAGE = "%s raised %s"
 """The log message of an error of a function or step. Its arguments are the source, and the error's name."""
@@ -131,13 +129,13 @@ class CommHandler:
         self.serve_path = read_path(serve_path, "serve_path") or environment.read(SERVE_PATH)
         self.public_path = read_path(public_path, "public_path")
         self.unsigned_syncs = UnsignedSyncs()
-        self._runaways: dict[str, float] = {}
         if self.serve_origin is not None:
             read_serve_origin(self.serve_origin, "serve_origin" if serve_origin else environment.name_of(SERVE_ORIGIN))
         self.endpoint = Endpoint(
             client, framework, self.functions, self.serve_origin, self.serve_path, self.public_path
         )
         self._by_id = index_functions(self.functions)
+        self._last_runaway = ""
         warn_of_other_apps(client, self.functions)
         note_served(self.functions)
         client.is_served |= bool(self.functions)
@@ -482,22 +480,11 @@ class CommHandler:
     def _log_error(self, step: str, call: FunctionCall, error: BaseException) -> None:
         source = f'{step}function "{call.function_id}", run {call.context.run_id},'
         if isinstance(error, StepError) and error.name == RUNAWAY_ERROR:
-            self._log_runaway(source, error)
+            if error.message != self._last_runaway:  # The whole chain of runs fails with it.
+                self.client.logger.error("%s failed: %s", printable(source), printable(error.message))
+            self._last_runaway = error.message
         elif not is_quiet(error):
             self.client.logger.error(RAISED_MESSAGE, printable(source), type(error).__name__, exc_info=error)
-
-    def _log_runaway(self, source: str, error: StepError) -> None:
-        """Log the chain once, for the run that fails first.
-
-        The runs that invoked it fail with the same error.
-        """
-        now = time.monotonic()
-        if error.message not in self._runaways:
-            self.client.logger.error(
-                "%s failed, and with it the runs that invoked it: %s", printable(source), printable(error.message)
-            )
-        self._runaways[error.message] = now
-        self._runaways = {text: at for text, at in self._runaways.items() if now - at < _RUNAWAY_SECONDS}
 
 
 _over_http: "weakref.WeakSet[CommHandler]" = weakref.WeakSet()

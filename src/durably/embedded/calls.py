@@ -4,6 +4,7 @@ They do not use HTTP.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -47,8 +48,6 @@ from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger, printable
 from durably.values.outputs import encode_output, finish
-
-from .nodes.link import Heartbeat
 
 _ASYNC_IO, _BLOCKING_IO = AsyncIO(), BlockingIO()
 _logger = get_logger("durably.engine")
@@ -201,6 +200,47 @@ def _retry_at(error: BaseException, clock: Clock) -> int | None:
     text = retry_after_text(error)
     wanted = None if text is None else parse_retry_after(text, now)
     return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
+
+
+class Heartbeat:
+    """Records beats, and the gaps between them.
+
+    The leader beats with the engine's loop, a follower with data from the leader. ``longest_gap`` is the longest time
+    between two beats, in seconds, at which no process has treated another as dead.
+    """
+
+    def __init__(self, longest_gap: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._longest_gap = longest_gap
+        self._clock = clock
+        self._last_beat = clock()
+        self._gap_ended = -math.inf
+
+    def beat(self) -> None:
+        """Record that this process runs and has contact."""
+        now = self._clock()
+        if now - self._last_beat > self._longest_gap:
+            self._gap_ended = now
+        self._last_beat = now
+
+    def lose_contact(self) -> None:
+        """Mark everything known before now as possibly stale."""
+        self._gap_ended = self._clock()
+
+    def certain_at_arrival(self) -> float:
+        """Data received now is valid as of this time.
+
+        Just after a gap, it may have been sent before the gap.
+        """
+        return self._clock() - self._longest_gap
+
+    def may_be_stale(self, since: float) -> bool:
+        """Whether a fact known at ``since`` may have changed without notice.
+
+        ``since`` is a time of the same clock.
+        """
+        # In this order: ``beat``, in the engine's thread, records a gap before it ends it.
+        is_in_gap = self._clock() - self._last_beat > self._longest_gap
+        return is_in_gap or since < self._gap_ended
 
 
 class EngineCheckpoints:

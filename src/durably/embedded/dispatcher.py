@@ -1,9 +1,12 @@
 """Dispatch of the engine's calls to the processes that serve its functions."""
 
 import asyncio
+import contextlib
+import mmap
+import os
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -13,8 +16,6 @@ from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
 from durably.protocol.text import get_logger
-
-from .nodes.in_flight import CallKey, InFlightCalls, identity_of
 
 UNSERVED_SECONDS = 5.0
 """Seconds from a call that finds no process to the warning."""
@@ -51,12 +52,12 @@ class Worker(Protocol):
 
 
 class WorkerSlots:
-    """A worker, and its slots for calls."""
+    """A worker, and its slots for calls. ``is_local``: it is in this process."""
 
-    def __init__(self, worker: Worker, capacity: Capacity) -> None:
+    def __init__(self, worker: Worker, capacity: Capacity, *, is_local: bool) -> None:
         self.worker = worker
         self.capacity = capacity
-        self.process = identity_of(capacity.process_id)
+        self.is_local = is_local
         self.under_way = 0
 
     def serves(self, function_id: str) -> bool:
@@ -75,15 +76,15 @@ class Dispatcher:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self.in_flight: InFlightCalls | None = None
-        self._deadlines = Deadlines(settings.call_timeout.total_seconds())
+        self.running: RunningCalls | None = None
         self._workers: list[WorkerSlots] = []
         self._waiting: FairQueue[tuple[str, asyncio.Future[WorkerSlots | None]]] = FairQueue()
         self._under_way: Counter[str] = Counter()
-        self._unserved = UnservedFunctions(lambda function_id: self.takes_calls and not self._is_served(function_id))
+        self._unserved: dict[str, asyncio.TimerHandle] = {}
+        """Functions for which a call found no process, and the timers of their warnings, one for each function."""
 
-    def add(self, worker: Worker, capacity: Capacity) -> WorkerSlots:
-        slots = WorkerSlots(worker, capacity)
+    def add(self, worker: Worker, capacity: Capacity, *, is_local: bool = False) -> WorkerSlots:
+        slots = WorkerSlots(worker, capacity, is_local=is_local)
         self._workers.append(slots)
         self._fill()
         return slots
@@ -107,33 +108,28 @@ class Dispatcher:
     # Caller
 
     async def call(self, function: SyncedFunction, data: CallData) -> Answer:
-        key = CallKey.of(data)
-        if self.in_flight is not None and self.in_flight.take_lost(key):
+        key = f"{data.call.attempt} {data.run_id} {data.call.step_id}"
+        if self.running is not None and self.running.take_lost(key):
             return self._lost(
                 WorkerLostError("the process that ran the function has ended, or was silent for the lease")
             )
         slots = await self._take_slot(function.id, data.priority)
         if slots is None:
-            self._unserved.note(function.id)
+            self._note_unserved(function.id)
             return _unreached(f"no running process serves the function {function.id!r}")
-        index = None if self.in_flight is None else self.in_flight.begin(slots.process, key)
-        task = asyncio.current_task()
-        assert task is not None
-        self._deadlines.begin(task)
+        record = self.running.begin(key) if self.running is not None and slots.is_local else None
         try:
-            return await slots.worker.run(function.app_id, data)
-        except asyncio.CancelledError:
-            if not self._deadlines.end(task):
-                raise
+            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
+                return await slots.worker.run(function.app_id, data)
+        except TimeoutError:
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         except CallReturnedError as error:
             return _unreached(error.message)
         except WorkerLostError as error:
             return self._lost(error)
         finally:
-            if self.in_flight is not None and index is not None:
-                self.in_flight.end(index)
-            self._deadlines.end(task)
+            if self.running is not None and record is not None:
+                self.running.end(record)
             self._leave(slots, function.id)
 
     def _lost(self, error: WorkerLostError) -> Answer:
@@ -145,10 +141,9 @@ class Dispatcher:
         return AttemptFailed(lost, retry_at=self._settings.clock.now())
 
     async def close(self) -> None:
-        self._deadlines.close()
-        self._unserved.close()
-        for function_id in self._waiting.functions():
-            self._release(function_id)
+        for timer in self._unserved.values():
+            timer.cancel()
+        self._release_unserved(all_functions=True)
 
     async def _take_slot(self, function_id: str, priority: int) -> WorkerSlots | None:
         if (slots := self._best(function_id)) is not None:
@@ -184,19 +179,34 @@ class Dispatcher:
             if not waiting.done() and (slots := self._best(function_id)) is not None:
                 waiting.set_result(self._enter(slots, function_id))
 
-    def _release_unserved(self) -> None:
-        """Stop waiting calls whose function no process serves any more."""
-        for function_id in self._waiting.functions():
-            if not self._is_served(function_id):
-                self._release(function_id)
-
     def _is_served(self, function_id: str) -> bool:
         return any(slots.serves(function_id) for slots in self._workers)
 
-    def _release(self, function_id: str) -> None:
-        for _, waiting in self._waiting.remove(function_id):
-            if not waiting.done():
-                waiting.set_result(None)
+    def _note_unserved(self, function_id: str) -> None:
+        """Warn of a function whose runs wait, unless a process serves it soon: an app's processes start one by one."""
+
+        def check() -> None:
+            if self.takes_calls and not self._is_served(function_id):
+                _logger.warning(
+                    "no running process serves the function %r, so its runs wait. If it was renamed or removed, "
+                    "serve it again under this id, with trigger=[], until its runs have ended; or cancel them: durably "
+                    "runs cancel --function %s",
+                    function_id,
+                    function_id,
+                )
+            else:
+                del self._unserved[function_id]
+
+        if function_id not in self._unserved:
+            self._unserved[function_id] = asyncio.get_running_loop().call_later(UNSERVED_SECONDS, check)
+
+    def _release_unserved(self, *, all_functions: bool = False) -> None:
+        """Stop waiting calls whose function no process serves any more."""
+        for function_id in self._waiting.functions():
+            if all_functions or not self._is_served(function_id):
+                for _, waiting in self._waiting.remove(function_id):
+                    if not waiting.done():
+                        waiting.set_result(None)
 
     def _best(self, function_id: str) -> WorkerSlots | None:
         """The least busy worker that may take another call of the function."""
@@ -210,86 +220,72 @@ class Dispatcher:
         return best if may_have_another(self._under_way[function_id], free) else None
 
 
-class UnservedFunctions:
-    """Warns of functions whose runs wait, because no process serves them.
+class RunningCalls:
+    """The calls that the leader's own process runs, in a file that the next leader reads.
 
-    It warns once for each function. ``is_unserved`` returns whether processes run functions, and none runs this one. It
-    is asked a few seconds after a
-    call, because the processes of an app do not start at the same time.
+    A call that was running when the leader ended uses up an attempt. So a step that kills its process runs a limited
+    number of times. The calls of followers need no record: the leader notices their end. The file is never flushed to
+    disk, because a power failure is not caused by a step. If it cannot be written, such calls do not count as attempts.
     """
 
-    def __init__(self, is_unserved: Callable[[str], bool]) -> None:
-        self._is_unserved = is_unserved
-        self._warned: set[str] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+    _BYTES = 160
+    _FREE = b" " * _BYTES
+    _GROWTH = 1024
 
-    def note(self, function_id: str) -> None:
-        """Record that a call of the function found no process."""
-        if function_id not in self._warned and function_id not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[function_id] = loop.call_later(UNSERVED_SECONDS, self._check, function_id)
+    def __init__(self, directory: Path) -> None:
+        """Each leader makes a new file, so that a former one cannot change it. Raises ``OSError``."""
+        path, new = directory / "calls", directory / "calls.new"
+        content = path.read_bytes() if path.exists() else b""
+        records = {content[at : at + self._BYTES].strip().decode() for at in range(0, len(content), self._BYTES)}
+        self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._records: mmap.mmap | None = None
+        self._free: list[int] = []
+        self._size = 0
+        self._lost = {key: self.begin(key) for key in records if key}
+        new.replace(path)
+
+    def take_lost(self, key: str) -> bool:
+        """Whether the call was running when an earlier leader ended. Returns true once per call."""
+        record = self._lost.pop(key, None)
+        if record is None:
+            return False
+        self.end(record)
+        return True
+
+    def begin(self, key: str) -> int:
+        """Record a call before it runs. Returns the index of its record."""
+        if self._free:
+            record = self._free.pop()
+        else:
+            record, self._size = self._size, self._size + 1
+        self._write(record, key.encode().ljust(self._BYTES)[: self._BYTES])
+        return record
+
+    def end(self, record: int) -> None:
+        """Remove the record of a call that has ended or was returned."""
+        self._write(record, self._FREE)
+        self._free.append(record)
 
     def close(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
+        """Stop recording calls."""
+        records, self._records = self._records, None
+        if records is not None:
+            records.close()
+        os.close(self._file)
+        self._file = -1
 
-    def _check(self, function_id: str) -> None:
-        del self._timers[function_id]
-        if self._is_unserved(function_id):
-            self._warned.add(function_id)
-            _logger.warning(
-                "no running process serves the function %r, so its runs wait. If it was renamed or removed, "
-                "serve it again under this id, with trigger=[], until its runs have ended; or cancel them: durably "
-                "runs cancel --function %s",
-                function_id,
-                function_id,
-            )
+    def _write(self, record: int, content: bytes) -> None:
+        """Write to mapped memory. A system call would release Python's global lock to other threads."""
+        at = record * self._BYTES
+        if self._file >= 0 and (self._records is None or at >= len(self._records)):
+            size = 0 if self._records is None else len(self._records)
+            with contextlib.suppress(OSError):
+                # Write first: a mapped page that a full disk cannot store ends the process (SIGBUS).
+                os.pwrite(self._file, self._FREE * self._GROWTH, size)
+                self._records = mmap.mmap(self._file, size + self._BYTES * self._GROWTH)
+        if self._records is not None and at < len(self._records):
+            self._records[at : at + self._BYTES] = content
 
 
 def _unreached(message: str) -> Unreached:
     return Unreached(ErrorData(name="AppUnreachableError", message=message))
-
-
-AnyTask = asyncio.Task[Any]
-
-
-class Deadlines:
-    """Cancels tasks that have not ended ``seconds`` after they began."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._due: dict[AnyTask, float] = {}  # the loop's time, in order of start
-        self._late: set[AnyTask] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self, task: AnyTask) -> None:
-        """Start the timeout of ``task``, which must be the running task."""
-        loop = task.get_loop()
-        self._due[task] = loop.time() + self._seconds
-        if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._check, loop)
-
-    def end(self, task: AnyTask) -> bool:
-        """Cancel the timeout. Returns whether only the timeout cancelled the task.
-
-        If so, the task continues.
-        """
-        self._due.pop(task, None)
-        if task not in self._late:
-            return False
-        self._late.remove(task)
-        return task.uncancel() == 0
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        for task, due in list(self._due.items()):
-            if due > loop.time():
-                self._timer = loop.call_at(due, self._check, loop)
-                return
-            del self._due[task]
-            self._late.add(task)
-            task.cancel()

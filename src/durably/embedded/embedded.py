@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Never
+from typing import Any
 
 import msgspec
 
@@ -23,14 +23,14 @@ from durably.protocol.events import EventReceipt
 from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
 
-from .calls import EngineCheckpoints
+from .calls import EngineCheckpoints, Heartbeat
+from .follower import OPERATIONS, EngineMovedError
 from .handle import InProcessHandle
-from .nodes.follower import EngineMovedError
-from .nodes.link import Heartbeat, Timing
-from .nodes.node import Node
+from .node import Node
 from .process import TIMEOUT_SECONDS, ProcessEngine
 from .server_start import refuse_green_threads
 from .worker import LocalWorker
+from .workers import Timing
 
 _HEARTBEATS_PER_LEASE = 10
 
@@ -56,16 +56,17 @@ class EmbeddedProcess(ProcessEngine[Node]):
 
     @property
     def is_leader(self) -> bool:
-        return self._node is not None and self._node.is_leader
+        return self._node is not None and self._node.leader is not None
 
     async def _send_directly(self, arguments: Mapping[str, Any]) -> EventReceipt | None:
         """In the leader, pass sends directly to the writer's thread.
 
         This saves two thread switches.
         """
-        if self._runs_functions and self._node is not None:
+        leader = None if self._node is None else self._node.leader
+        if self._runs_functions and leader is not None:
             with contextlib.suppress(EngineMovedError):
-                receipt: EventReceipt = await self._node.request_directly("receive_events", arguments)
+                receipt: EventReceipt = await leader.request(OPERATIONS["receive_events"], arguments)
                 return receipt
         return None
 
@@ -75,7 +76,8 @@ class EmbeddedProcess(ProcessEngine[Node]):
         This process runs no functions. Returns whether the database has no functions at all.
         """
         has_functions = bool(await self._request("list_functions", {}, TIMEOUT_SECONDS))
-        if has_functions and (self._node is None or not self._node.runs_nothing):
+        leader = None if self._node is None else self._node.leader
+        if has_functions and (leader is None or not leader.runs_nothing):
             return False
         path, unserved = self._options.path, find_unserved(engine=self)
         advice = ""
@@ -107,7 +109,6 @@ class EmbeddedProcess(ProcessEngine[Node]):
         checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
         handlers = self._handlers if self._is_serving else {}
         settings = self._engine_settings()
-        self._warn_of_long_delays(settings)
         worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
         return Node(
             options.path,
@@ -157,14 +158,11 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         max_calls: int = 500,
         lease: Duration = dt.timedelta(seconds=2.5),
         settings: EngineSettings | None = None,
-        **removed: Never,
     ) -> None:
-        _refuse_arguments(removed)
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
         check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
-        _check_path(path)
         lease = to_timedelta(lease, "Embedded.lease")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
@@ -212,25 +210,3 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
         return [] if in_leader_only and not self._process.is_leader else self.scrape()
-
-
-def _check_path(path: str | os.PathLike[str]) -> None:
-    """Check that a path can name a file. Raises ``ValueError``."""
-    name = os.fspath(path)
-    try:
-        encoded = os.fsencode(name)
-    except UnicodeEncodeError:
-        raise ValueError(f"Embedded.path cannot name a file: {name!r} has half of a surrogate pair") from None
-    if b"\x00" in encoded or not encoded.strip():
-        raise ValueError(f"Embedded.path must be the path of a file, not {name!r}")
-
-
-def _refuse_arguments(arguments: Mapping[str, object]) -> None:
-    """Raises ``TypeError``."""
-    for name in arguments:
-        if name == "kill_stopped_owner":
-            raise TypeError(
-                "Embedded(kill_stopped_owner=…) was removed: Durably never signals other processes. If a stopped "
-                "process blocks the database, the log names it, and you decide whether to continue or to end it"
-            )
-        raise TypeError(f"Embedded() got an unexpected keyword argument {name!r}")

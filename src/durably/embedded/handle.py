@@ -71,8 +71,11 @@ class InProcessHandle(SyncEngine, Generic[P]):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """``async with engine.running():`` starts the engine, and stops it at the end."""
-        async with self._process.running():
+        await self.start()
+        try:
             yield
+        finally:
+            await self.stop()
 
     def scrape(self) -> list[Metric] | None:
         """The engine's metrics, for a collector; ``None`` if it does not answer."""

@@ -7,7 +7,6 @@ and the behaviour at forks. A node is the process's connection to the engine: se
 import asyncio
 import contextlib
 import os
-import sys
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,7 +29,6 @@ from .server_start import (
     BackgroundStart,
     Program,
     call_before_threads_end,
-    development_server,
     refuse_green_threads,
     this_program,
 )
@@ -155,15 +153,6 @@ class ProcessEngine(Generic[N]):
         """See ``Embedded.stop``."""
         self._was_started_by_user = False
         await submit(self._stop())
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """See ``Embedded.running``."""
-        await self.start()
-        try:
-            yield
-        finally:
-            await self.stop()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Block this thread until the coroutine has ended on the engine's thread."""
@@ -319,9 +308,14 @@ class ProcessEngine(Generic[N]):
         self._end_background_start()
         node, self._node, self._is_serving = self._node, None, False
         if node is not None:
-            self._closing = asyncio.create_task(_close(node, self._closing))
+            self._closing = asyncio.create_task(self._close(node, self._closing))
         if self._closing is not None:  # A cancelled stop still closes the node.
             await asyncio.shield(self._closing)
+
+    async def _close(self, node: N, before: asyncio.Task[None] | None) -> None:
+        await node.close()
+        if before is not None:
+            await asyncio.wait({before})
 
     @property
     def _is_stopping(self) -> bool:
@@ -390,14 +384,8 @@ class ProcessEngine(Generic[N]):
 
     @property
     def _starts_with_send(self) -> bool:
-        ends = self._is_stopping or self._server_ended or self._process_ends
-        may_start = not ends and not self._waits_for_lifespan
-        return may_start and self._has_functions and this_program() is not Program.COMMAND
-
-    def _end_background_start(self) -> None:
-        if self._background_start is not None:
-            self._background_start.cancel()
-            self._background_start = None
+        ends = self._is_stopping or self._server_ended or self._process_ends or self._waits_for_lifespan
+        return self._has_functions and not ends and this_program() is not Program.COMMAND
 
     def _prepare_node(self) -> N:
         refuse_green_threads()
@@ -450,15 +438,6 @@ class ProcessEngine(Generic[N]):
             settings = msgspec.structs.replace(settings, tracing=traced[0].for_engine())
         return settings
 
-    def _warn_of_long_delays(self, settings: EngineSettings) -> None:
-        server = development_server(sys.argv)
-        if self._handlers and server is not None and settings.backoff is standard_backoff:
-            _logger.warning(
-                "%s runs functions in production mode: a failed attempt is repeated after 15 seconds or more. Set "
-                "DURABLY_DEV=1 in its environment during development",
-                server,
-            )
-
     def _stop_at_exit(self) -> None:
         """Stop at the exit of the process, if the server has no hook for its end."""
         self._process_ends = True
@@ -475,6 +454,11 @@ class ProcessEngine(Generic[N]):
         if self._background_start is not None:
             self._background_start.cancel()
 
+    def _end_background_start(self) -> None:
+        if self._background_start is not None:
+            self._background_start.cancel()
+            self._background_start = None
+
     def _after_fork_in_child(self) -> None:
         node, starts = self._node, self._background_start is not None
         self._reset()
@@ -487,12 +471,6 @@ class ProcessEngine(Generic[N]):
 
     def _note_fork(self, node: N) -> None:
         """Replace the parent's ``node``."""
-
-
-async def _close(node: EngineNode, before: asyncio.Task[None] | None) -> None:
-    await node.close()
-    if before is not None:
-        await asyncio.wait({before})
 
 
 def names_of_engines() -> list[str]:

@@ -46,23 +46,6 @@ def program_of(arguments: Sequence[str], environment: Environment) -> Program:
     return Program.OTHER
 
 
-def development_server(arguments: Sequence[str]) -> str | None:
-    """The command of this process's development server.
-
-    ``None`` for any other program.
-    """
-    name = _name_of(arguments)
-    if name == "flask" and "run" in arguments:
-        return "flask run"
-    if name in _DJANGO and list(arguments[1:2]) == ["runserver"]:
-        return f"{name} runserver"
-    if name == "fastapi" and list(arguments[1:2]) == ["dev"]:
-        return "fastapi dev"
-    if name in _SERVERS and any(option in arguments for option in _RELOAD_OPTIONS):
-        return f"{name} with automatic reload"
-    return None
-
-
 def _served(is_server: bool, is_serving_process: bool) -> Program:
     return Program.SERVER if is_server and is_serving_process else Program.COMMAND
 

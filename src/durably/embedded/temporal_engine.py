@@ -90,7 +90,6 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
         handlers = self._handlers if runs_functions else {}
         elsewhere = () if runs_functions else self._handlers
         settings = msgspec.structs.replace(self._engine_settings(), max_calls=options.max_calls)
-        self._warn_of_long_delays(settings)
         worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
         return TemporalNode(options.temporal, settings, worker, get_engine_loop(), run_elsewhere=elsewhere)
 

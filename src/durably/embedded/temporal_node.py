@@ -26,8 +26,8 @@ from durably.protocol.text import get_logger
 from durably.temporal import Temporal
 from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_with_retries
 
+from .calls import Heartbeat
 from .dispatcher import CallReturnedError
-from .nodes.link import Heartbeat
 from .process import NodeClosedError, NotReadyError
 from .worker import LocalWorker
 

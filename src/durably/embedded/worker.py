@@ -19,9 +19,8 @@ from durably.io.background_loop import get_background_loop
 from durably.io.worker_threads import WorkerThreads
 from durably.protocol.sync import SyncRequest
 
-from .calls import EngineCheckpoints, failed_call, run_call, run_call_sync, sync_of
+from .calls import EngineCheckpoints, Heartbeat, failed_call, run_call, run_call_sync, sync_of
 from .dispatcher import CallReturnedError, Capacity
-from .nodes.link import Heartbeat
 
 T = TypeVar("T")
 P = ParamSpec("P")

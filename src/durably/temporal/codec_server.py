@@ -7,7 +7,7 @@ mount a ``CodecServer`` like a ``Gateway``. This module uses no framework.
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from http import HTTPStatus
@@ -37,7 +37,7 @@ from durably.temporal.gateway.problems import (
 from .errors import PayloadEncryptionError, TemporalSettingsError
 from .gateway import GatewayRequest, GatewayResponse
 
-Codecs = Temporal | PayloadCodec | Sequence[Temporal] | Mapping[str, Temporal | PayloadCodec]
+Codecs = Temporal | Sequence[Temporal] | PayloadCodec | Mapping[str, PayloadCodec]
 
 _logger = logging.getLogger("durably.temporal")
 _HEADERS = "Authorization, Authorization-Extras, Content-Type, X-Namespace"
@@ -73,7 +73,7 @@ class CodecServer:
     """``POST /encode`` and ``POST /decode`` for Temporal's web UI and CLI.
 
     - ``codecs``: the app's ``Temporal``, for its own namespace; several of them, with the first one for requests
-      without a namespace; a ``PayloadCodec``; or a mapping of namespaces to either.
+      without a namespace; a ``PayloadCodec``; or a mapping of namespaces to codecs.
     - ``origins``: origins of the web UI, such as ``https://temporal.example.com``. Only their pages can call the server
       with cookies and credentials.
     - ``authorize``: gets a ``CodecAction`` and returns whether it is allowed, or raises ``Unauthenticated``. A refused
@@ -102,22 +102,10 @@ class CodecServer:
         self._origins = frozenset(_check_origin(origin) for origin in origins)
 
     def check(self) -> None:
-        """Read the settings of the connections. Adapters call it at an app's start.
-
-        Raises ``TemporalSettingsError`` for a connection without a codec.
-        """
-        for each in self.connections:
-            _of_connection(each)
-
-    @property
-    def connections(self) -> Sequence[Temporal]:
-        """The connections with its codecs."""
-        codecs = self._codecs
-        if isinstance(codecs, (Temporal, PayloadCodec)):
-            listed: Iterable[Temporal | PayloadCodec] = [codecs]
-        else:
-            listed = codecs.values() if isinstance(codecs, Mapping) else codecs
-        return [each for each in listed if isinstance(each, Temporal)]
+        """Raises ``TemporalSettingsError`` for a connection without a codec, or with an invalid setting."""
+        if not isinstance(self._codecs, (PayloadCodec, Mapping)):
+            for each in [self._codecs] if isinstance(self._codecs, Temporal) else self._codecs:
+                _codec_of(each)
 
     async def handle(self, request: GatewayRequest) -> GatewayResponse:
         """The response to a request. It does not raise for errors of clients."""
@@ -148,7 +136,10 @@ class CodecServer:
         return replace(response, headers={**response.headers, **self._cors(request)})
 
     async def _respond(self, request: GatewayRequest, io: IO | None) -> GatewayResponse:
-        operation = _operation(request.path)
+        try:
+            operation = CodecOperation(request.path.strip("/"))
+        except ValueError:
+            raise not_found("the codec server has /encode and /decode") from None
         self._check_origin_of(request)
         if request.method == "OPTIONS":
             return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers=self._preflight(request))
@@ -166,7 +157,7 @@ class CodecServer:
                 operation=operation, namespace=namespace, principal=principal, request=request.raw_request
             )
             await self._guard.check(action, io, request.call_blocking)
-        codec = _codec_of(self._codecs, namespace)
+        codec = self._find_codec(namespace)
         payloads = self._parse(request.body).payloads
         work = codec.encode if operation is CodecOperation.ENCODE else codec.decode
         done = Payloads(payloads=await (work(payloads) if io is None else io.resolve(work(payloads))))
@@ -174,6 +165,20 @@ class CodecServer:
         return GatewayResponse(
             status_code=HTTPStatus.OK, headers={"Content-Type": JSON, "Cache-Control": "no-store"}, body=body
         )
+
+    def _find_codec(self, namespace: str | None) -> PayloadCodec:
+        """Raises a problem, and ``TemporalSettingsError`` for a connection without a codec."""
+        codecs = self._codecs
+        if isinstance(codecs, PayloadCodec):
+            return codecs
+        if isinstance(codecs, Mapping):
+            found = codecs.get(namespace or "")
+        else:
+            several = [codecs] if isinstance(codecs, Temporal) else codecs
+            found = next((_codec_of(each) for each in several if namespace in (None, each.settings.namespace)), None)
+        if found is None:
+            raise not_found("there is no codec for the namespace in X-Namespace")
+        return found
 
     def _parse(self, body: bytes) -> Payloads:
         """Raises a problem."""
@@ -226,36 +231,12 @@ class CodecServer:
         }
 
 
-def _operation(path: str) -> CodecOperation:
-    """Raises a problem."""
-    try:
-        return CodecOperation(path.strip("/"))
-    except ValueError:
-        raise not_found("the codec server has /encode and /decode") from None
-
-
-def _codec_of(codecs: Codecs, namespace: str | None) -> PayloadCodec:
-    """Raises a problem, and ``TemporalSettingsError`` for a missing codec."""
-    if isinstance(codecs, PayloadCodec):
-        return codecs
-    if isinstance(codecs, Mapping):
-        found = codecs.get(namespace) if namespace is not None else None
-    else:
-        several = [codecs] if isinstance(codecs, Temporal) else codecs
-        found = next((each for each in several if namespace in (None, each.settings.namespace)), None)
-    if found is None:
-        raise not_found("there is no codec for the namespace in X-Namespace")
-    return _of_connection(found)
-
-
-def _of_connection(codec: Temporal | PayloadCodec) -> PayloadCodec:
-    if not isinstance(codec, Temporal):
-        return codec
-    if (found := codec.data_converter.payload_codec) is None:
-        name = "" if codec.name is None else f' "{codec.name}"'
+def _codec_of(connection: Temporal) -> PayloadCodec:
+    if (found := connection.data_converter.payload_codec) is None:
+        name = "" if connection.name is None else f' "{connection.name}"'
         raise TemporalSettingsError(
             f"the codec server has nothing to decode with: the connection{name} to the namespace "
-            f'"{codec.settings.namespace}" has no codec. Set {codec.variable_prefix}ENCRYPTION_KEYS, or give '
+            f'"{connection.settings.namespace}" has no codec. Set {connection.variable_prefix}ENCRYPTION_KEYS, or give '
             "Temporal(encryption=…) or CodecServer a codec, such as durably.temporal.encryption.EncryptionCodec"
         )
     return found

@@ -98,10 +98,8 @@ def codec_router(
 ) -> fastapi.APIRouter:
     """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
 
-    ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither. Raises
-    ``TemporalSettingsError`` for a connection without a codec.
+    ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither.
     """
-    server.check()
     made = fastapi.APIRouter(prefix=prefix, include_in_schema=False)
     for operation in CodecOperation:
         path = f"/{operation}"

@@ -6,7 +6,6 @@ from typing import Any
 
 try:
     import flask
-    from flask.blueprints import BlueprintSetupState
     from werkzeug.exceptions import HTTPException
     from werkzeug.local import LocalProxy
 except ImportError as error:
@@ -16,9 +15,7 @@ from temporalio import workflow
 
 from durably.errors import BodyInvalidError
 from durably.temporal.client.connection import Temporal
-from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
-from durably.web import METHODS
 from durably.web.flask import add_rule, current_object, mount_point, read_body, run_with_reloader, to_response
 
 from .codec_server import CodecServer
@@ -59,86 +56,42 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
 
 
 def blueprint(
-    gateway: Gateway,
+    server: Gateway | CodecServer,
     *,
     name: str = "temporal",
     url_prefix: str | None = None,
     principal: Callable[[], Any] | None = None,
-    docs: bool | str = False,
 ) -> flask.Blueprint:
-    """The gateway's endpoints and ``openapi.json``, for ``app.register_blueprint``.
+    """The endpoints of a gateway or a codec server, for ``app.register_blueprint``.
 
-    - ``principal``: returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
-      ``action.principal``, in the thread and the context of the request.
-    - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
-      own copy of the npm package ``swagger-ui-dist``.
+    ``principal`` returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
+    ``action.principal``, in the thread and the context of the request.
     """
-    made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
     def answer(path: str) -> flask.Response:
-        return _answer(gateway, path, principal)
-
-    def document() -> flask.Response:
-        mount = mount_point(flask.request, "openapi.json")
-        return to_response(gateway.answer_document(flask.request.method, mount=mount, title=flask.current_app.name))
-
-    def docs_page() -> flask.Response:
-        return to_response(gateway.answer_docs(flask.request.method, title=flask.current_app.name, docs=docs))
-
-    if docs:
-        made.add_url_rule("/docs", "docs", docs_page, methods=list(METHODS), provide_automatic_options=False)
-    made.add_url_rule("/openapi.json", "openapi", document, methods=list(METHODS), provide_automatic_options=False)
-    add_rule(made, answer, "gateway")
-    return made
-
-
-def codec_blueprint(
-    server: CodecServer,
-    *,
-    name: str = "temporal-codec",
-    url_prefix: str | None = None,
-    principal: Callable[[], Any] | None = None,
-) -> flask.Blueprint:
-    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
-
-    ``principal`` is as for ``blueprint``. Preflight requests have none. If ``init_app`` was called for the connection
-    before, ``app.register_blueprint`` raises ``TemporalSettingsError`` for a connection without a codec.
-    """
-    made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
-
-    def answer(path: str) -> flask.Response:
-        return _answer(server, path, None if flask.request.method == "OPTIONS" else principal)
-
-    def check_codecs(state: BlueprintSetupState) -> None:
-        # A connection without init_app reads its settings later.
-        if all(each in state.app.extensions.values() for each in server.connections):
-            server.check()
-
-    made.record(check_codecs)
-    add_rule(made, answer, "gateway")
-    return made
-
-
-def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | None) -> flask.Response:
-    request: flask.Request = current_object(flask.request)
-    try:
-        body = _read(server, request)
-    except Problem as problem:
-        return to_response(server.refuse(request.method, path, problem))
-    response = server.handle_sync(
-        GatewayRequest(
-            method=request.method,
-            path=path,
-            mount=mount_point(request, path),
-            headers=dict(request.headers.items()),
-            query_params=request.args,
-            body=body,
-            raw_request=request,
-            principal=None if principal is None else _principal_of(principal),
-            secrets=_secrets(flask.current_app),
+        request: flask.Request = current_object(flask.request)
+        try:
+            body = _read(server, request)
+        except Problem as problem:
+            return to_response(server.refuse(request.method, path, problem))
+        response = server.handle_sync(
+            GatewayRequest(
+                method=request.method,
+                path=path,
+                mount=mount_point(request, path),
+                headers=dict(request.headers.items()),
+                query_params=request.args,
+                body=body,
+                raw_request=request,
+                principal=None if principal is None or request.method == "OPTIONS" else _principal_of(principal),
+                secrets=_secrets(flask.current_app),
+            )
         )
-    )
-    return to_response(response)
+        return to_response(response)
+
+    made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
+    add_rule(made, answer, "gateway")
+    return made
 
 
 def _principal_of(principal: Callable[[], Any]) -> Any:
@@ -147,7 +100,7 @@ def _principal_of(principal: Callable[[], Any]) -> Any:
     return current_object(found) if type(found) is LocalProxy else found
 
 
-def _read(server: RequestHandler, request: flask.Request) -> bytes:
+def _read(server: Gateway | CodecServer, request: flask.Request) -> bytes:
     """Raises a problem."""
     try:
         return read_body(request, server.check_length, (Problem,))

@@ -10,13 +10,12 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
 
-from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, refused, to_problem
 from durably.web import METHODS
 from durably.web.tornado import write, write_head
 
 from .codec_server import CodecServer
-from .gateway import Gateway, GatewayRequest, GatewayResponse
+from .gateway import Gateway, GatewayRequest
 from .request_log import HTTP_HEADER, RequestLog
 
 
@@ -47,73 +46,21 @@ class RequestLogMixin(tornado.web.RequestHandler):
 
 
 def routes(
-    gateway: Gateway,
+    server: Gateway | CodecServer,
     *,
     prefix: str = "",
-    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+    base: Any = tornado.web.RequestHandler,
     principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
     check_xsrf: bool | None = None,
-    title: str = "Workflows",
-    docs: bool | str = False,
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
-    """The gateway's endpoints and ``openapi.json``, for ``Application``.
+    """The endpoints of a gateway or a codec server, for ``Application``.
 
     - ``base``: the application's own handler class. Its ``get_current_user`` returns the user.
-    - ``check_xsrf``: on by default, except for a gateway that is open to all and has no cookies to protect. Turn it off
-      if users do not authenticate with cookies.
-    - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
-      own copy of the npm package ``swagger-ui-dist``.
+    - ``check_xsrf``: on by default, except for a gateway that is open to all and has no cookies to protect, and for a
+      codec server, which checks the origin. Turn it off if users do not authenticate with cookies.
     """
-    checks_xsrf = not gateway.allow_anonymous if check_xsrf is None else check_xsrf
-    handler = _make_handler(gateway, prefix, base, principal, checks_xsrf=checks_xsrf)
+    checks_xsrf = isinstance(server, Gateway) and not server.allow_anonymous if check_xsrf is None else check_xsrf
 
-    place = re.escape(prefix)
-    document = _page_handler(base, lambda method: gateway.answer_document(method, mount=prefix, title=title))
-    page = _page_handler(base, lambda method: gateway.answer_docs(method, title=title, docs=docs))
-    return [
-        *([(rf"{place}/docs", page)] if docs else []),
-        (rf"{place}/openapi\.json", document),
-        (rf"{place}/(.*)", handler),
-    ]
-
-
-def _page_handler(base: Any, answer: Callable[[str], GatewayResponse]) -> type[tornado.web.RequestHandler]:
-    """A page that all users can read."""
-
-    class PageHandler(base):  # type: ignore[misc]
-        SUPPORTED_METHODS = METHODS
-
-        def check_xsrf_cookie(self) -> None:
-            """Do nothing: the page changes nothing."""
-
-        async def _answer(self) -> None:
-            await write(self, answer(self.request.method or ""))
-
-        get = head = post = put = patch = delete = options = trace = _answer
-
-    return PageHandler
-
-
-def codec_routes(
-    server: CodecServer,
-    *,
-    prefix: str = "",
-    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
-    principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
-) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
-    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
-
-    ``base`` and ``principal`` are as for ``routes``. The web UI is another site and has no XSRF cookie: the server
-    checks the origin and the content type. Raises ``TemporalSettingsError`` for a connection without a codec.
-    """
-    server.check()
-    handler = _make_handler(server, prefix, base, principal, checks_xsrf=False)
-    return [(rf"{re.escape(prefix)}/(.*)", handler)]
-
-
-def _make_handler(
-    server: RequestHandler, prefix: str, base: Any, principal: Callable[[Any], Any], *, checks_xsrf: bool
-) -> type[tornado.web.RequestHandler]:
     class Handler(base):  # type: ignore[misc]
         SUPPORTED_METHODS = METHODS
 
@@ -149,7 +96,7 @@ def _make_handler(
             else:
                 super().write_error(status_code, **kwargs)
 
-    return Handler
+    return [(rf"{re.escape(prefix)}/(.*)", Handler)]
 
 
 def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:

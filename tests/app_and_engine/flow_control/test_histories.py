@@ -5,7 +5,6 @@ After each step: no limit is exceeded, room is taken by calls under way and by n
 something that will move it. In the end, after whatever happened, all runs end and nothing is left behind.
 """
 
-import functools
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -120,10 +119,10 @@ class Histories(RuleBasedStateMachine):
         self.entropy += 1
         return self.entropy.to_bytes(size, "big")
 
-    def _do(self, unit: Callable[[Transaction], object]) -> None:
+    def _do(self, work: Callable[..., object], *args: object) -> None:
         self.db.execute("BEGIN")
         transaction = Transaction(self.context, self.registry, self.now)
-        unit(transaction)
+        work(transaction, *args)
         outbox = runs.finish(transaction)
         self.db.execute("COMMIT")
         for message in outbox:
@@ -136,14 +135,14 @@ class Histories(RuleBasedStateMachine):
             case ControlsChanged(function_id, controls):
                 self.registry = self.registry.with_controls(function_id, controls)
             case ContinueBulkOperation(operation_id):
-                self._do(functools.partial(bulk_operations.continue_operation, operation_id))
+                self._do(bulk_operations.continue_operation, operation_id)
 
     def _make(self, calls: list[ScheduledCall]) -> None:
         for due in calls:
             if not due.call.is_made(self.now):
                 continue
             if due.has_to_queue:
-                self._do(operations.join_queue(due))
+                self._do(runs.join_queue, due.run_key, due.call.generation)
             elif self._head_call(due) is not None:
                 self.under_way[due.run_key, due.call.generation] = due
 
@@ -157,12 +156,12 @@ class Histories(RuleBasedStateMachine):
             if isinstance(item, ScheduledCall):
                 self._make([item])
             else:
-                self._do(operations.fire_timer(item))
+                self._do(operations.fire_timer, item)
 
     def _answer(self, due: ScheduledCall, answer: Answer) -> None:
         del self.under_way[due.run_key, due.call.generation]
         if self._head_call(due) is not None:
-            self._do(functools.partial(operations.answer, due, answer, self.now))
+            self._do(operations.answer, due, answer, self.now)
 
     def _some_call(self, index: int) -> ScheduledCall:
         return list(self.under_way.values())[index % len(self.under_way)]
@@ -203,7 +202,7 @@ class Histories(RuleBasedStateMachine):
             (run_id,) = self.db.execute("SELECT id FROM runs WHERE key = ?", (due.run_key,)).fetchone()
             done = [self._op("run") for _ in range(steps)]
             request = CheckpointRequest(generation_id=due.call.generation, steps=done)
-            self._do(functools.partial(operations.checkpoint, run_id, request))
+            self._do(operations.checkpoint, run_id, request)
 
     def _op(self, kind: str) -> Op:
         self.steps += 1

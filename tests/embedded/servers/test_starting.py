@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from durably import Embedded
+from durably.engine.sqlite.database import APPLICATION_ID
 
 from ...variants import variants
 from ...waiting import eventually
@@ -19,7 +20,7 @@ from ..cluster import ROOT, Cluster, gunicorn, serving, uvicorn
 TORNADO = """
 import asyncio, socket, sys
 from tornado.httpserver import HTTPServer
-from tests.in_process.apps import tornado_app
+from tests.embedded.apps import tornado_app
 
 async def main():
     app = tornado_app() if sys.argv[2] == "inside" else made
@@ -38,7 +39,7 @@ asyncio.run(main())
 WERKZEUG = """
 import socket, sys
 from werkzeug.serving import make_server
-from tests.in_process.apps import flask_app
+from tests.embedded.apps import flask_app
 make_server("127.0.0.1", 0, flask_app(), threaded=True, fd=int(sys.argv[1])).serve_forever()
 """
 
@@ -52,7 +53,7 @@ def werkzeug(descriptor: int) -> list[str]:
 
 
 def flask_run(*options: str) -> Callable[[int], list[str]]:
-    app = "tests.in_process.apps:flask_app"
+    app = "tests.embedded.apps:flask_app"
     # It accepts a listening socket from its reloader only, so the test cannot send requests to it.
     return lambda _: ["-m", "flask", "--app", app, *options, "run", "--port", "0"]
 
@@ -128,7 +129,7 @@ def python(code: str, directory: Path) -> str:
 
 @pytest.mark.parametrize("app", variants(["flask_app", "fast_api_app", "django_wsgi", "tornado_app"], ["django_wsgi"]))
 def test_importing_an_app_starts_nothing(app: str, tmp_path: Path) -> None:
-    code = f"import threading; from tests.in_process import apps; apps.{app}(); print(threading.active_count())"
+    code = f"import threading; from tests.embedded import apps; apps.{app}(); print(threading.active_count())"
     assert python(code, tmp_path) == "1"
     assert not (tmp_path / "durably.db").exists()
 
@@ -136,7 +137,7 @@ def test_importing_an_app_starts_nothing(app: str, tmp_path: Path) -> None:
 SCRIPT = """
 import os
 from durably import Event
-from tests.in_process import apps
+from tests.embedded import apps
 client, functions = apps.make_client()
 {serve}
 client.send_sync([Event(name="count", id="{id}")])
@@ -171,7 +172,7 @@ def test_serving_process_runs_the_functions_of_its_events(tmp_path: Path) -> Non
 BEFORE_THE_START = """
 import asyncio
 from durably import Event
-from tests.in_process import apps
+from tests.embedded import apps
 client, functions = apps.make_client()
 
 async def main():
@@ -197,8 +198,8 @@ def test_process_that_sent_before_its_start_serves_afterwards(tmp_path: Path) ->
 
 
 NO_ANSWER = """
-import durably.embedded.nodes.node
 from durably import Embedded
+from durably.engine.sqlite.database import APPLICATION_ID
 from durably.errors import Error
 engine = Embedded({database!r})
 try:
@@ -211,6 +212,7 @@ except Error as error:
 def test_timeout_error_has_the_reason(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
     with sqlite3.connect(database) as connection:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 999999")
     said = python(NO_ANSWER.format(database=str(database)), tmp_path)
     assert "did not answer within 3 s: " in said
@@ -228,6 +230,7 @@ def test_send_to_an_unusable_database_fails_at_once(place: str, tmp_path: Path) 
 FORKING = """
 import datetime as dt, os, time
 from durably import Embedded
+from durably.engine.sqlite.database import APPLICATION_ID
 engine = Embedded({database!r}, lease=dt.timedelta(seconds=60))
 engine.start_sync()
 ours, theirs = os.pipe()

@@ -149,7 +149,7 @@ async def test_a_database_that_turns_out_to_be_damaged_stops_the_engine(path: Pa
     """Nothing is acknowledged that might not be there."""
     async with opened(path) as engine:
         await send(engine, "before")
-        root = await engine._reader.read(
+        root = await engine._read(
             lambda connection: connection.execute(
                 "SELECT rootpage, page_size FROM sqlite_schema, pragma_page_size WHERE name = 'events'"
             ).fetchone()

@@ -37,7 +37,7 @@ async def count(engine: SqliteEngine) -> dict[str, int]:
         tables = ("runs", "memos", "events")
         return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
 
-    return await engine._reader.read(query)
+    return await engine._read(query)
 
 
 async def names(engine: SqliteEngine) -> list[str]:
@@ -122,7 +122,7 @@ async def test_file_size_is_bounded_under_load(path: Path, app: SmallApp) -> Non
             outputs += [output(await ended(engine, await only_run(engine, event_id))) for event_id in ids]
             await purged(engine)
             assert (await count(engine))["runs"] == 150
-            sizes.append(await engine._reader.read(lambda db: db.execute("PRAGMA page_count").fetchone()[0]))
+            sizes.append(await engine._read(lambda db: db.execute("PRAGMA page_count").fetchone()[0]))
     assert outputs == ["x" * 3000] * 600
     # What one day leaves makes room for the next but one: both are there before the older is purged.
     assert sizes[3] <= sizes[1] * 1.05

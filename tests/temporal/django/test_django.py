@@ -256,7 +256,7 @@ def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, data
 
         from durably.temporal.django import connections
         from durably.temporal.django.checks import codec_server_errors
-        assert codec_server_errors() == []
+        assert list(codec_server_errors()) == []
         assert [ask(name, "codec") for name in (None, "reader", "admin")] == [401, 403, 200]
         assert [ask(name, "readers") for name in (None, "reader")] == [401, 200]
         namespaces = [{"X-Namespace": name} for name in ("default", "invoices", "other")]

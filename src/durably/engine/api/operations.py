@@ -95,7 +95,7 @@ class Argument(msgspec.Struct, frozen=True):
         return text
 
     def _read_number(self, text: str, meta: msgspec.Meta | None) -> int:
-        most = 999_999_999 if meta is None or meta.le is None else int(meta.le)
+        most = 2**53 if meta is None or meta.le is None else int(meta.le)
         if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
             raise ArgumentInvalidError(f"{self.wire_name} must be a whole number from 1 to {most}, not {text!r}")
         return int(text)

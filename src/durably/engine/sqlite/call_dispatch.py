@@ -175,18 +175,16 @@ class CallDispatcher:
             return ()
         except Exception as error:
             _logger.exception("a call failed in the engine, so its run fails")
-            await self._transactions.transact_with_retry(operations.fail(run_key, error))
+            await self._transactions.transact_with_retry(runs.fail, run_key, error)
             return ()
 
     async def _store_all(self, answers: Sequence[tuple[ScheduledCall, Answer]], data: CallData) -> None:
         if len(answers) > 1:
             try:
                 await self._transactions.transact_with_retry(
-                    functools.partial(
-                        operations.answer_together,
-                        answers,
-                        self._under_way[answers[0][0].run_key, answers[0][0].call.generation],
-                    )
+                    operations.answer_together,
+                    answers,
+                    self._under_way[answers[0][0].run_key, answers[0][0].call.generation],
                 )
                 return
             except (EngineClosedError, DatabaseLostError):
@@ -199,18 +197,14 @@ class CallDispatcher:
     async def _store(self, scheduled: ScheduledCall, data: CallData, answer: Answer) -> None:
         called_at = self._under_way[scheduled.run_key, scheduled.call.generation]
         try:
-            await self._transactions.transact_with_retry(
-                functools.partial(operations.answer, scheduled, answer, called_at)
-            )
+            await self._transactions.transact_with_retry(operations.answer, scheduled, answer, called_at)
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._transactions.transact_with_retry(
-                functools.partial(operations.answer, scheduled, unusable, called_at)
-            )
+            await self._transactions.transact_with_retry(operations.answer, scheduled, unusable, called_at)
 
     async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
         """The content of the request.
@@ -352,30 +346,21 @@ class StepRequests:
         self._clock.end_work()
 
     async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
+        run_key, step_id = wanted.run_key, wanted.request.step_id
         outcome = await perform(self._outbound, wanted.request, opts)
 
         def apply(transaction: Transaction) -> bool:
             """Apply the result of a request. Returns whether the request is repeated."""
-            runs.apply(transaction, wanted.run_key, outcome)
-            return any(
-                isinstance(message, ScheduledRequest) and _is_same_step(wanted, message)
-                for message in transaction.outbox
-            )
+            runs.apply(transaction, run_key, outcome)
+            repeated = [message for message in transaction.outbox if isinstance(message, ScheduledRequest)]
+            return any((other.run_key, other.request.step_id) == (run_key, step_id) for other in repeated)
 
         try:
             is_repeated = await self._transactions.transact_with_retry(apply)
         except EngineClosedError:
             return
-        if not is_repeated:
-            self._drop(wanted, opts)
-
-    def _drop(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
-        of_run = self._opts.get(wanted.run_key, {})
-        if of_run.get(wanted.request.step_id) is opts:
-            del of_run[wanted.request.step_id]
+        of_run = self._opts.get(run_key, {})
+        if not is_repeated and of_run.get(step_id) is opts:
+            del of_run[step_id]
             if not of_run:
-                del self._opts[wanted.run_key]
-
-
-def _is_same_step(one: ScheduledRequest, other: ScheduledRequest) -> bool:
-    return (one.run_key, one.request.step_id) == (other.run_key, other.request.step_id)
+                del self._opts[run_key]

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import functools
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -102,7 +101,9 @@ class SqliteEngine(LocalEngine):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._transactions = runtime.transactions
-        self._reader = runtime.reader
+        self._read = runtime.reader.read
+        self._transact = runtime.transactions.transact
+        self._dispatcher = runtime.call_dispatcher
         self._settings = runtime.settings
         self.count_followers: Callable[[], int] = lambda: 0
         """The number of other processes that use this engine, set by the leader of in-process mode."""
@@ -162,7 +163,7 @@ class SqliteEngine(LocalEngine):
 
         Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes.
         """
-        await self._transactions.transact(lambda transaction: None)
+        await self._transact(lambda transaction: None)
 
     def observe(self, observer: Observer) -> None:
         """Report to ``observer`` what this engine does from now on."""
@@ -213,12 +214,10 @@ class SqliteEngine(LocalEngine):
         else:
             checked = await self._check_events(events)
         id_seed = IdSeed(seed) if seed else None
-        sent = await self._transactions.transact(
-            functools.partial(event_routing.send, events=checked, seed=id_seed, sender=sender, traceparent=traceparent)
-        )
+        sent = await self._transact(event_routing.send, checked, id_seed, sender, traceparent)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
-        awaited = await self._reader.read(views.awaited_names)
+        awaited = await self._read(views.awaited_names)
         unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry.known_names(awaited))
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
@@ -246,11 +245,7 @@ class SqliteEngine(LocalEngine):
         cursor: str | None = None,
         id_suffix: str | None = None,
     ) -> list[StoredEvent]:
-        return await self._reader.read(
-            lambda connection: views.list_events(
-                connection, name, received_after, received_before, limit, cursor, id_suffix
-            )
-        )
+        return await self._read(views.list_events, name, received_after, received_before, limit, cursor, id_suffix)
 
     async def search_events(
         self,
@@ -272,26 +267,25 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp),
             id=id or None,
         )
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
-        return await self._reader.read(
+        return await self._read(
             lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
         )
 
     async def get_event(self, event_id: str) -> StoredEvent | None:
-        event = await self._reader.read(lambda connection: views.find_event(connection, event_id))
+        event = await self._read(views.find_event, event_id)
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        notes, awaited = await self._reader.read(
+        notes, awaited = await self._read(
             lambda connection: (_read_notes(connection, event.id), views.awaited_names(connection))
         )
         return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
-        first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
+        return await self._read(views.event_runs, event_id, self._dispatcher.first_call_at)
 
     # runs
 
@@ -305,11 +299,15 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[Run]:
-        first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(
-            lambda connection: views.list_runs(
-                connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
-            )
+        return await self._read(
+            views.list_runs,
+            status,
+            function_id,
+            limit,
+            cursor,
+            self._dispatcher.first_call_at,
+            started_after,
+            id_suffix,
         )
 
     async def search_runs(
@@ -336,10 +334,8 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp, has_output=True),
             id=id or None,
         )
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(
-            lambda connection: search_runs(connection, wanted, limit, cursor, first_call_at, budget)
-        )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
+        return await self._read(search_runs, wanted, limit, cursor, first_call_at, budget)
 
     async def count_runs(
         self,
@@ -357,16 +353,14 @@ class SqliteEngine(LocalEngine):
             started_after=to_optional_milliseconds(started_after),
             started_before=to_optional_milliseconds(started_before),
         )
-        first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(lambda connection: count_by_status(connection, wanted, first_call_at))
+        return await self._read(count_by_status, wanted, self._dispatcher.first_call_at)
 
     async def get_run(self, run_id: str) -> Run | None:
-        first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
+        return await self._read(views.find_run, run_id, self._dispatcher.first_call_at)
 
     async def wait_for_run(self, run_id: str) -> Run:
         """Also raises ``EngineClosedError`` if the engine closes first."""
-        run_key = await self._reader.read(lambda connection: find_run_key(connection, run_id))
+        run_key = await self._read(find_run_key, run_id)
         if run_key is not None:
             with self._runtime.completion_waiters.awaiting(run_key) as ended:
                 run = await self.get_run(run_id)
@@ -378,34 +372,26 @@ class SqliteEngine(LocalEngine):
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
 
     async def run_steps(self, run_id: str) -> list[StepView]:
-        is_under_way = self._runtime.call_dispatcher.is_under_way
-        return await self._reader.read(lambda connection: views.run_steps(connection, run_id, is_under_way))
+        return await self._read(views.run_steps, run_id, self._dispatcher.is_under_way)
 
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
-        return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
+        return await self._read(views.run_attempts, run_id)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
-        is_under_way = self._runtime.call_dispatcher.is_under_way
-        return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
+        return await self._read(views.run_calls, run_id, self._dispatcher.is_under_way)
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
-        dispatcher = self._runtime.call_dispatcher
-        return await self._reader.read(
-            lambda connection: run_report.read_run_report(
-                connection, run_id, dispatcher.first_call_at, dispatcher.called_at
-            )
-        )
+        dispatcher = self._dispatcher
+        return await self._read(run_report.read_run_report, run_id, dispatcher.first_call_at, dispatcher.called_at)
 
     async def cancel_run(self, run_id: str) -> bool:
-        return await self._transactions.transact(lambda transaction: operations.cancel(transaction, run_id))
+        return await self._transact(operations.cancel, run_id)
 
     async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
-        return await self._transactions.transact(
-            lambda transaction: operations.skip_delays(transaction, run_id, step_id)
-        )
+        return await self._transact(operations.skip_delays, run_id, step_id)
 
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
-        return await self._transactions.transact(lambda transaction: operations.rerun(transaction, run_id, from_step))
+        return await self._transact(operations.rerun, run_id, from_step)
 
     async def invoke(
         self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
@@ -414,11 +400,11 @@ class SqliteEngine(LocalEngine):
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
         event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
         check_event(event, self._settings.max_event_bytes, is_internal=True)
-        return await self._transactions.transact(lambda transaction: operations.invoke(transaction, function_id, event))
+        return await self._transact(operations.invoke, function_id, event)
 
     async def signal(self, name: str, data: Any = None) -> str | None:
         encoded = msgspec.json.encode(data)
-        return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
+        return await self._transact(operations.signal, name, encoded)
 
     # overviews
 
@@ -434,7 +420,7 @@ class SqliteEngine(LocalEngine):
         return await self._overviews.function_loads(since, until)
 
     async def inspect_function(self, function_id: str, *, since: datetime | None = None) -> FunctionReport | None:
-        functions = await self._reader.read(views.list_functions)
+        functions = await self._read(views.list_functions)
         function = next((each for each in functions if each.id == function_id), None)
         return None if function is None else await self._overviews.function_report(function, since)
 
@@ -458,12 +444,8 @@ class SqliteEngine(LocalEngine):
         selection = self._select(function_id, None, started_after, started_before, None)
         times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
         condition = await _read_condition(if_exp)
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(
-            lambda connection: count_matching_runs(
-                connection, function_id, statuses, times, condition, first_call_at, budget
-            )
-        )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
+        return await self._read(count_matching_runs, function_id, statuses, times, condition, first_call_at, budget)
 
     async def list_logs(
         self,
@@ -473,9 +455,7 @@ class SqliteEngine(LocalEngine):
         position: int | None = None,
         limit: int = 100,
     ) -> LogPage:
-        return await self._reader.read(
-            lambda connection: run_report.list_logs(connection, run_id, function_id, position, limit)
-        )
+        return await self._read(run_report.list_logs, run_id, function_id, position, limit)
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
         """Also raises ``EngineClosedError`` if the engine closes first."""
@@ -486,37 +466,29 @@ class SqliteEngine(LocalEngine):
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         try:
             functions = read_sync(request, in_process=in_process)
-            result = await self._transactions.transact(
-                lambda transaction: operations.sync(transaction, request, functions)
-            )
+            result = await self._transact(operations.sync, request, functions)
         except ConfigInvalidError as error:
             refused = error.message
             with contextlib.suppress(EngineError):
-                await self._transactions.transact(
-                    lambda transaction: operations.note_refused_sync(transaction, request.app_id, refused)
-                )
+                await self._transact(operations.note_refused_sync, request.app_id, refused)
             raise
         self._runtime.statistics.unreached_apps.pop(request.app_id, None)
         return result
 
     async def list_functions(self) -> list[FunctionInfo]:
-        return await self._reader.read(views.list_functions)
+        return await self._read(views.list_functions)
 
     async def pause_function(self, function_id: str) -> None:
-        await self._transactions.transact(
-            lambda transaction: bulk_operations.pause(transaction, transaction.registry.get_active(function_id).id)
-        )
+        await self._transact(bulk_operations.pause, function_id)
 
     async def resume_function(self, function_id: str) -> None:
-        await self._transactions.transact(
-            lambda transaction: bulk_operations.resume(transaction, transaction.registry.get_active(function_id).id)
-        )
+        await self._transact(bulk_operations.resume, function_id)
 
     async def list_apps(self) -> list[App]:
-        return await self._reader.read(views.list_apps)
+        return await self._read(views.list_apps)
 
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
-        return await self._reader.read(lambda connection: views.list_app_functions(connection, app_id))
+        return await self._read(views.list_app_functions, app_id)
 
     # bulk operations
 
@@ -530,9 +502,7 @@ class SqliteEngine(LocalEngine):
         app_id: str | None = None,
     ) -> CancellationView:
         selection = self._select(function_id, app_id, started_after, started_before, if_exp)
-        started = await self._transactions.transact(
-            lambda transaction: bulk_operations.cancel_runs(transaction, selection)
-        )
+        started = await self._transact(bulk_operations.cancel_runs, selection)
         return views.bulk_operation_view(started, CancellationView)
 
     def _select(
@@ -555,15 +525,13 @@ class SqliteEngine(LocalEngine):
         return selection
 
     async def list_cancellations(self) -> list[CancellationView]:
-        return await self._reader.read(views.list_cancellations)
+        return await self._read(views.list_cancellations)
 
     async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
         return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
-        await self._transactions.transact(
-            lambda transaction: bulk_operations.delete_cancellation(transaction, cancellation_id)
-        )
+        await self._transact(bulk_operations.delete_cancellation, cancellation_id)
 
     async def replay_runs(
         self,
@@ -577,13 +545,11 @@ class SqliteEngine(LocalEngine):
     ) -> ReplayView:
         check_statuses(statuses)
         selection = self._select(function_id, app_id, started_after, started_before, if_exp)
-        started = await self._transactions.transact(
-            lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses)
-        )
+        started = await self._transact(bulk_operations.replay_runs, selection, statuses)
         return views.bulk_operation_view(started, ReplayView)
 
     async def list_replays(self) -> list[ReplayView]:
-        return await self._reader.read(views.list_replays)
+        return await self._read(views.list_replays)
 
     async def get_replay(self, replay_id: str) -> ReplayView | None:
         return next((each for each in await self.list_replays() if each.id == replay_id), None)
@@ -591,39 +557,33 @@ class SqliteEngine(LocalEngine):
     # for SDKs
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
-        if not await self._transactions.transact(functools.partial(operations.checkpoint, run_id, request)):
+        if not await self._transact(operations.checkpoint, run_id, request):
             raise StaleCallError("the call is stale: its run has failed")
 
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._reader.read(lambda connection: views.run_batch(connection, run_id)))
+        return _raw(await self._read(views.run_batch, run_id))
 
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._reader.read(lambda connection: views.run_actions(connection, run_id)))
+        return _raw(await self._read(views.run_actions, run_id))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        return await self._transactions.transact(
-            lambda transaction: annotations.add_metadata(transaction, run_id, bytes(body))
-        )
+        return await self._transact(annotations.add_metadata, run_id, bytes(body))
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
         if self._settings.server_kind is not ServerKind.DEV:
             return False
-        kept = await self._transactions.transact(
-            lambda transaction: annotations.add_run_logs(transaction, run_id, lines)
-        )
+        kept = await self._transact(annotations.add_run_logs, run_id, lines)
         self._runtime.changes.note_run(run_id)
         return kept
 
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))
+        return await self._read(annotations.list_metadata, run_id)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        return await self._transactions.transact(
-            lambda transaction: annotations.add_traces(transaction, content_type, body)
-        )
+        return await self._transact(annotations.add_traces, content_type, body)
 
     async def run_traces(self, run_id: str) -> list[ExportedSpans]:
-        return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
+        return await self._read(annotations.list_traces, run_id)
 
     # metrics
 

@@ -4,13 +4,13 @@ The event loop never waits for the disk.
 """
 
 import asyncio
-import functools
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from durably.protocol.engine_errors import (
     DatabaseCorruptError,
@@ -21,6 +21,7 @@ from durably.protocol.engine_errors import (
 
 from .database import connect_reader, explain
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS = 2
@@ -47,14 +48,19 @@ class Reader:
         self._asked: list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]] = []
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="durably-reader")
 
-    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(
+        self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """The result of ``query``, which reads one snapshot of the database.
 
         Raises ``EngineClosedError``, ``DatabaseUnavailableError``, ``DatabaseCorruptError``.
         """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
-        return await self._explained(asyncio.get_running_loop().run_in_executor(self._threads, self._run, query))
+        loop = asyncio.get_running_loop()
+        return await self._explained(
+            loop.run_in_executor(self._threads, self._run, lambda connection: query(connection, *args, **kwargs))
+        )
 
     async def read_batched(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """``read`` for small queries.
@@ -63,9 +69,10 @@ class Reader:
         """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
+        loop = asyncio.get_running_loop()
         if not self._asked:
-            asyncio.get_running_loop().call_soon(self._hand_over)
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            loop.call_soon(self._hand_over)
+        future: asyncio.Future[T] = loop.create_future()
         self._asked.append((query, future))
         return await self._explained(future)
 
@@ -75,11 +82,10 @@ class Reader:
             for _, future in asked:
                 _resolve(future, EngineClosedError("the engine is closed"))
             return
-        for start in range(0, len(asked), _MAX_BATCH):
-            group = asked[start : start + _MAX_BATCH]
-            queries = [query for query, _ in group]
+        for group in (asked[start : start + _MAX_BATCH] for start in range(0, len(asked), _MAX_BATCH)):
+            queries, futures = zip(*group, strict=True)
             outcomes = asyncio.get_running_loop().run_in_executor(self._threads, self._run_each, queries)
-            outcomes.add_done_callback(functools.partial(_deliver, [future for _, future in group]))
+            outcomes.add_done_callback(partial(_deliver, futures))
 
     def _run_each(self, queries: Sequence[Callable[[sqlite3.Connection], Any]]) -> list[Any]:
         """The results of queries, or their errors."""

@@ -4,7 +4,6 @@ It opens the database, connects the parts, dispatches the outbox, and closes.
 """
 
 import asyncio
-import functools
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -51,7 +50,7 @@ from .statistics import Statistics
 from .timers import Loaded, Timers, load_timers
 from .transactions import bulk_operations, operations, runs
 from .transactions.bulk_operations import open_bulk_operations, read_controls
-from .transactions.transaction import RunCache, Transaction, TransactionContext
+from .transactions.transaction import RunCache, TransactionContext
 
 _LOAD_LIMIT = 10_000
 """Number of timers and delayed calls that are read at a time."""
@@ -228,13 +227,12 @@ class Runtime:
         groups = [lost[start : start + _RECOVERED_TOGETHER] for start in range(0, len(lost), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
         for operation_id in operation_ids:
-            work = functools.partial(bulk_operations.continue_operation, operation_id)
-            self.transactions.transact_in_background(work)
+            self.transactions.transact_in_background(bulk_operations.continue_operation, operation_id)
 
     async def _recover_together(self, run_keys: list[int]) -> None:
         """Recover runs. A run that cannot be recovered does not affect the others."""
         try:
-            await self.transactions.transact(_recover(run_keys))
+            await self.transactions.transact(operations.recover, run_keys)
         except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:
@@ -243,7 +241,7 @@ class Runtime:
                     await self._recover_together([run_key])
             else:
                 _logger.exception("a run could not be recovered")
-                self.transactions.transact_in_background(operations.fail(run_keys[0], error))
+                self.transactions.transact_in_background(runs.fail, run_keys[0], error)
 
     # outbox and timers
 
@@ -283,15 +281,14 @@ class Runtime:
                     if self.settings.tracing is not None:
                         self.settings.tracing.run_ended(message)
                 case ContinueBulkOperation():
-                    work = functools.partial(bulk_operations.continue_operation, message.operation_id)
-                    self.transactions.transact_in_background(work)
+                    self.transactions.transact_in_background(bulk_operations.continue_operation, message.operation_id)
                 case _:
                     self._timers.add(message.due, message)
         if calls:
             self.call_dispatcher.make(calls)
 
     async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
-        loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))
+        loaded = await self.reader.read(load_timers, after, until, _LOAD_LIMIT)
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _fire(self, due: list[_Due]) -> None:
@@ -305,12 +302,9 @@ class Runtime:
                     self._join_queue(item)
             elif isinstance(item, ScheduledRequest):
                 self._requests.make(item)
-            elif isinstance(item, StepTimer):
-                self.transactions.transact_in_background(
-                    operations.fire_timer(item), functools.partial(operations.fail, item.run_key)
-                )
             else:
-                self.transactions.transact_in_background(operations.fire_timer(item))
+                run_key = item.run_key if isinstance(item, StepTimer) else None
+                self.transactions.transact_in_background(operations.fire_timer, item, run_key=run_key)
 
     def _check_all_throttles(self) -> None:
         """Check throttles after the clock was set back.
@@ -321,7 +315,7 @@ class Runtime:
 
     def _join_queue(self, call: ScheduledCall) -> None:
         self.transactions.transact_in_background(
-            operations.join_queue(call), functools.partial(operations.fail, call.run_key)
+            runs.join_queue, call.run_key, call.call.generation, run_key=call.run_key
         )
 
 
@@ -348,7 +342,3 @@ async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoc
         raise kind(f"the database {path} cannot be written: {error}") from error
     except sqlite3.Error as error:
         raise explain(error) from error
-
-
-def _recover(run_keys: list[int]) -> Callable[[Transaction], None]:
-    return lambda transaction: operations.recover(transaction, run_keys)

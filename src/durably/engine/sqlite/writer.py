@@ -1,12 +1,8 @@
-"""The thread that writes, with group commit.
+"""The thread that writes, with group commit, and transactions from the event loop.
 
-Units of work that wait at the same time share one transaction, so one flush to disk serves many. If a unit fails after
-a change, its group is rolled back, and each unit runs again with a savepoint of its own. A unit's future is resolved
+Units of work that wait at the same time share one commit, so one flush to disk serves many. If a unit fails after a
+change, its group is rolled back, and each unit runs again with a savepoint of its own. A unit's future is resolved
 after the commit, never before. The writer only assumes that a unit may run more than once.
-
-Transactions from the event loop.
-
-They run in the writer's thread, and return after the commit.
 """
 
 import asyncio
@@ -17,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -26,7 +22,7 @@ from durably.engine.model.registry import Registry
 from durably.engine.model.settings import Clock
 from durably.engine.sqlite.database import explain
 from durably.engine.sqlite.outbox import Outbox
-from durably.engine.sqlite.transactions.runs import finish
+from durably.engine.sqlite.transactions import runs
 from durably.engine.sqlite.transactions.transaction import Transaction, TransactionContext
 from durably.protocol.engine_errors import (
     DatabaseCorruptError,
@@ -280,6 +276,7 @@ def _resolve(jobs: list[_QueuedTransaction]) -> None:
         job.resolve()
 
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _FIRST_RETRY_SECONDS = 0.1
@@ -288,22 +285,11 @@ _LAST_RETRY_SECONDS = 30.0
 _logger = get_logger("durably.engine")
 
 
-class Transact(Protocol):
-    def __call__(self, work: Callable[[Transaction], T], /) -> asyncio.Future[T]:
-        """Run ``work`` in the writer thread.
-
-        The future resolves after the commit. It raises the exceptions of ``work``, and ``DatabaseUnavailableError``.
-        Raises ``EngineClosedError``.
-        """
-        ...
-
-
 class Transactions:
-    """Runs transactions. ``registry`` is replaced when an app syncs."""
+    """Runs functions as transactions in the writer's thread. ``registry`` is replaced when an app syncs."""
 
     def __init__(self, writer: Writer, context: TransactionContext, registry: Registry, clock: Clock) -> None:
         self.registry = registry
-        self.transact: Transact = writer.submit
         self._writer = writer
         self._context = context
         self._clock = clock
@@ -317,34 +303,40 @@ class Transactions:
         """
         self._writer.start(self._execute, dispatch, on_group)
 
-    def _execute(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
-        """Run ``work`` in the writer's thread."""
+    def _execute(self, unit: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> tuple[Any, Outbox]:
+        """Run a unit in the writer's thread."""
+        work, args, kwargs = unit
         transaction = Transaction(self._context, self.registry, self._clock.now())
-        result = work(transaction)
-        return result, finish(transaction)
+        result = work(transaction, *args, **kwargs)
+        return result, runs.finish(transaction)
 
-    async def transact_with_retry(self, work: Callable[[Transaction], T]) -> T:
+    def transact(
+        self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> asyncio.Future[T]:
+        """Run ``work`` with a transaction and the other arguments in the writer's thread.
+
+        The future resolves after the commit. It raises the exceptions of ``work``, and ``DatabaseUnavailableError``.
+        Raises ``EngineClosedError``.
+        """
+        return self._writer.submit((work, args, kwargs))
+
+    async def transact_with_retry(
+        self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """``transact``, repeated while the database is unavailable."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
-                return await self.transact(work)
+                return await self.transact(work, *args, **kwargs)
             except DatabaseUnavailableError as error:
                 _logger.error("%s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LAST_RETRY_SECONDS)
 
-    def transact_in_background(
-        self,
-        work: Callable[[Transaction], object],
-        otherwise: Callable[[Exception], Callable[[Transaction], object]] | None = None,
-    ) -> None:
-        """Commit in the background.
-
-        An error is logged, and the transaction ``otherwise(error)`` replaces the failed one.
-        """
+    def transact_in_background(self, work: Callable[..., object], *args: Any, run_key: int | None = None) -> None:
+        """Commit in the background. An error is logged, and fails the run ``run_key``, if given."""
         try:
-            future = self.transact(work)
+            future = self.transact(work, *args)
         except EngineClosedError:
             return
         self._clock.begin_work()
@@ -353,29 +345,26 @@ class Transactions:
             if future.cancelled() or future.exception() is None:
                 self._clock.end_work()
                 return
-            task = asyncio.get_running_loop().create_task(self._insist(future, work, otherwise))
+            task = asyncio.get_running_loop().create_task(self._insist(future, work, args, run_key))
             self._retrying.add(task)
             task.add_done_callback(self._retried)
 
         future.add_done_callback(check)
 
     async def _insist(
-        self,
-        failed: asyncio.Future[Any],
-        work: Callable[[Transaction], object],
-        otherwise: Callable[[Exception], Callable[[Transaction], object]] | None,
+        self, failed: asyncio.Future[Any], work: Callable[..., object], args: tuple[Any, ...], run_key: int | None
     ) -> None:
         try:
             try:
                 await failed
             except DatabaseUnavailableError:
-                await self.transact_with_retry(work)
+                await self.transact_with_retry(work, *args)
         except (EngineClosedError, DatabaseLostError):
             return
         except Exception as error:
             _logger.exception("a change of a run could not be stored")
-            if otherwise is not None:
-                await self.transact_with_retry(otherwise(error))
+            if run_key is not None:
+                await self.transact_with_retry(runs.fail, run_key, error)
 
     def _retried(self, task: asyncio.Task[None]) -> None:
         self._retrying.discard(task)

@@ -21,7 +21,6 @@ from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.deprecation import MiddlewareMixin
 from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
-from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.protocol.text import printable
 from durably.temporal.client.connection import Temporal
@@ -44,27 +43,18 @@ _logger = logging.getLogger("django.security.csrf")
 
 
 def csrf_check() -> Callable[[Any], None]:
-    """The CSRF check of the project's middleware, which raises a problem.
-
-    Without that middleware there is no check.
+    """The CSRF check of the project's middleware, which raises a problem. Without that middleware there is no check.
 
     Django's middleware would answer with an HTML page before the view is called. So the gateway's view is exempt from
-    it, and makes the check itself.
+    it, and makes the check itself. The middleware may be the project's own subclass, which may exempt requests with a
+    token.
     """
-    for path in settings.MIDDLEWARE:
-        kind = import_string(path)
-        if isinstance(kind, type) and issubclass(kind, CsrfViewMiddleware):
-            return _make_check(kind)
-    return lambda request: None
+    kinds: list[Any] = [import_string(path) for path in settings.MIDDLEWARE]
+    kind = next((each for each in kinds if isinstance(each, type) and issubclass(each, CsrfViewMiddleware)), None)
+    if kind is None:
+        return lambda request: None
 
-
-def _make_check(kind: type[Any]) -> Callable[[Any], None]:
-    """Make the CSRF check of a middleware class.
-
-    ``kind`` may be the project's own subclass, which may exempt requests with a token.
-    """
-
-    class Check(kind):  # type: ignore[misc]
+    class Check(kind):  # type: ignore[misc, valid-type]
         def _reject(self, request: Any, reason: str) -> Any:
             _logger.warning(
                 "Forbidden (%s): %s", reason, printable(request.path), extra={"status_code": 403, "request": request}
@@ -121,75 +111,53 @@ def _logged_in(user: Any) -> Any:
 
 
 Urls = tuple[list[Any], str, str]
-Server = Gateway | CodecServer
 
 codec_servers: list[CodecServer] = []
 """Codec servers in the project's URLs, for ``manage.py check``."""
 
 
 def urls(
-    gateway: Gateway,
+    server: Gateway | CodecServer,
     *,
     namespace: str = "temporal",
     principal: Callable[[Any], Any] | None = None,
     csrf_exempt: bool | None = None,
-    title: str = "Workflows",
-    docs: bool | str = False,
 ) -> Urls:
-    """The gateway's URLs, as with ``admin.site.urls``.
+    """The URLs of a gateway or a codec server, as with ``admin.site.urls``.
 
-    Use them as ``path("api/", durably.temporal.django.urls(gateway))``. Their OpenAPI document is at ``openapi.json``.
+    Use them as ``path("api/", durably.temporal.django.urls(gateway))``.
 
     - ``principal``: ``authorize`` gets ``principal(request)``, or ``request.user`` by default, as ``action.principal``.
       It may use the ORM.
     - ``csrf_exempt=True``: for APIs whose users send tokens. By default CSRF is checked if the project's middleware
-      does so, unless the gateway allows anonymous use, which has no session to protect.
-    - ``docs=True``: adds a page with Swagger UI at ``docs``, whose code is loaded from a CDN. It may be the URL of the
-      app's own copy of the npm package ``swagger-ui-dist``.
+      does so, unless the gateway allows anonymous use, which has no session to protect. A codec server checks the
+      origin instead: Temporal's web UI is another site.
     """
-
-    def document(request: Any) -> Any:
-        mount = request.path.removesuffix("/openapi.json")
-        return to_response(gateway.answer_document(request.method, mount=mount, title=title))
-
-    def docs_page(request: Any) -> Any:
-        return to_response(gateway.answer_docs(request.method, title=title, docs=docs))
-
-    view: Any = _make_view(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
-    patterns = [
-        *([django.urls.path("docs", without_csrf_check(docs_page), name="docs")] if docs else []),
-        django.urls.path("openapi.json", without_csrf_check(document), name="openapi"),
-        django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="gateway"),
-    ]
-    return patterns, "durably_temporal", namespace
+    is_codec = isinstance(server, CodecServer)
+    if isinstance(server, CodecServer):
+        codec_servers.append(server)
+    view: Any = _make_view(
+        server, principal, (is_codec or server.allow_anonymous) if csrf_exempt is None else csrf_exempt
+    )
+    return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="gateway")], "durably_temporal", namespace
 
 
 def codec_urls(
-    server: CodecServer | None = None,
     *,
     origins: Sequence[str] = (),
     permission: str = "durably_temporal.view_payloads",
     namespace: str = "temporal-codec",
     principal: Callable[[Any], Any] | None = None,
 ) -> Urls:
-    """A codec server for Temporal's web UI and CLI.
-
-    Use it as ``path("codec/", codec_urls(origins=[…]))``.
+    """A codec server for Temporal's web UI and CLI: ``path("codec/", codec_urls(origins=[…]))``.
 
     It decodes for users with ``permission``, in the namespaces of all of the project's connections with a codec.
-    ``manage.py check`` reports a project without one. ``origins`` are the web UI's. ``server`` replaces all of that.
-    ``principal`` is as for ``urls``. CSRF is not checked, because the web UI is another site: the server checks the
-    origin and the content type.
+    ``manage.py check`` reports a project without one. ``origins`` are the web UI's.
     """
-    if server is None:
-        # Create it at the first request, so that `manage.py check` can report an invalid setting.
-        several: Any = SimpleLazyObject(_connections_with_codec)
-        server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
-    elif origins:
-        raise TemporalSettingsError("codec_urls: give origins= to the CodecServer, or no server")
-    codec_servers.append(server)
-    view: Any = _make_view(server, principal, csrf_exempt=True)
-    return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="codec")], "durably_temporal_codec", namespace
+    # The connections are read at the first request, so that `manage.py check` can report an invalid setting.
+    several: Any = SimpleLazyObject(_connections_with_codec)
+    server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
+    return urls(server, namespace=namespace, principal=principal)
 
 
 def _connections_with_codec() -> Sequence[Temporal]:
@@ -203,11 +171,13 @@ def _connections_with_codec() -> Sequence[Temporal]:
     return found
 
 
-def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
-    is_open = server.allow_anonymous
-    principal_of = _anonymous if is_open else principal or _user_of
-    check_csrf = _no_check if csrf_exempt else csrf_check()
-    may_block = not (is_open and csrf_exempt)
+def _make_view(
+    server: Gateway | CodecServer, principal: Callable[[Any], Any] | None, csrf_exempt: bool
+) -> SyncAndAsyncView:
+    check_csrf = (lambda request: None) if csrf_exempt else csrf_check()
+    # An open gateway needs no user: that saves a thread, a session and a query.
+    principal_of = (lambda request: None) if server.allow_anonymous else principal or _user_of
+    may_block = not (server.allow_anonymous and csrf_exempt)
 
     def read(request: Any, path: str) -> GatewayRequest:
         """Raises a problem."""
@@ -227,18 +197,10 @@ def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exem
             gateway_request = await sync_to_async(read)(request, path) if may_block else read(request, path)
         except Problem as problem:
             return to_response(server.refuse(request.method, path, problem))
-        gateway_request.call_blocking = _in_djangos_thread
+        gateway_request.call_blocking = lambda hook: sync_to_async(hook)()
         return to_response(await server.handle(gateway_request))
 
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
-
-
-def _anonymous(request: Any) -> None:
-    """An open gateway needs no user: that saves a thread, a session and a query."""
-
-
-def _no_check(request: Any) -> None:
-    """No CSRF check, for a view without a session that other sites could use."""
 
 
 def _user_of(request: Any) -> Any:
@@ -250,10 +212,6 @@ def _user_of(request: Any) -> Any:
     user = getattr(request, "user", None)
     getattr(user, "is_authenticated", None)
     return user
-
-
-async def _in_djangos_thread(hook: Callable[[], Any]) -> Any:
-    return await sync_to_async(hook)()
 
 
 def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> GatewayRequest:

@@ -284,11 +284,11 @@ class Endpoints:
         for match in offered:
             if match.endpoint.method == ("GET" if method == "HEAD" else method):
                 return match
-        raise _not_allowed({match.endpoint.method for match in offered})
+        raise not_allowed({match.endpoint.method for match in offered})
 
     def options(self, path: str) -> GatewayResponse:
         """The response to OPTIONS. Raises the problem 404."""
-        return _options({match.endpoint.method for match in self._at(path)})
+        return options({match.endpoint.method for match in self._at(path)})
 
     def _at(self, path: str) -> list[Match]:
         """The endpoints at a path, with any method. Raises a problem if there are none."""
@@ -325,20 +325,12 @@ def _of(routes: Iterable[Route], exposure: Exposure) -> Iterator[Endpoint]:
                 yield Endpoint(route, exposure, handler)
 
 
-def options_of_get(method: str) -> GatewayResponse | None:
-    """The response to OPTIONS at a page; ``None`` for GET. Raises a problem."""
-    if method in ("GET", "HEAD"):
-        return None
-    if method == "OPTIONS":
-        return _options({"GET"})
-    raise _not_allowed({"GET"})
-
-
-def _options(allowed: set[str]) -> GatewayResponse:
+def options(allowed: set[str]) -> GatewayResponse:
+    """The response to OPTIONS."""
     return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Allow": _allow(allowed)})
 
 
-def _not_allowed(allowed: set[str]) -> Problem:
+def not_allowed(allowed: set[str]) -> Problem:
     detail, headers = f"use {' or '.join(sorted(allowed))} here", {"Allow": _allow(allowed)}
     return Problem(HTTPStatus.METHOD_NOT_ALLOWED, "method-not-allowed", detail, headers=headers)
 

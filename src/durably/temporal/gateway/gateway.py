@@ -37,7 +37,7 @@ from .exposure import Exposure
 from .idempotency import KeyedRequest, keyed_request
 from .inputs import check_id
 from .messages import GatewayRequest, GatewayResponse, has_more_values
-from .openapi import Documents, SecuritySchemes, answer_page, check_security_schemes
+from .openapi import Documents, SecuritySchemes
 from .pages import PageTokens, Secret
 from .problems import Problem, bad_request, invalid_input, to_problem, too_large, too_many_values
 from .routes import ROUTES
@@ -63,6 +63,9 @@ class Gateway:
     - ``limits``: limits of waits, bodies and streams.
     - ``app_parameters``: names of query parameters that the app itself reads, such as in ``authorize``. The gateway
       answers 400 to unknown ones. It knows the parameters of FastAPI's dependencies.
+    - ``title``: that of the OpenAPI document, at ``openapi.json``.
+    - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
+      own copy of the npm package ``swagger-ui-dist``. ``authorize`` guards neither the document nor the page.
 
     Raises ``TemporalSettingsError`` without ``authorize`` or ``allow_anonymous``, for two exposures with one name, and
     for a short secret.
@@ -81,6 +84,8 @@ class Gateway:
         security_schemes: SecuritySchemes | None = None,
         limits: Limits | None = None,
         app_parameters: Iterable[str] = (),
+        title: str = "Workflows",
+        docs: bool | str = False,
     ) -> None:
         check_function(identify, "Gateway: identify", TemporalSettingsError)
         check_text(owner_attribute, "Gateway: owner_attribute", TemporalSettingsError)
@@ -105,10 +110,10 @@ class Gateway:
                 # The first request registers it: a namespace without it is not an error yet.
                 key = SearchAttributeKey.for_keyword(owner_attribute)
                 temporal.owner_attributes.append(DeclaredAttribute(key, f"{title}, owner=…)"))
-        self.security_schemes = check_security_schemes(security_schemes)
+        self.security_schemes = security_schemes or {}
         self.limits = limits or Limits()
         self.endpoints = Endpoints(ROUTES, exposures)
-        self._documents = Documents(self.endpoints, self.security_schemes)
+        self._documents = Documents(self.endpoints, self.security_schemes, title, docs)
         self._app_parameters = frozenset([app_parameters] if isinstance(app_parameters, str) else app_parameters)
         self._services = Services(
             temporal=temporal,
@@ -122,6 +127,8 @@ class Gateway:
 
     async def handle(self, request: GatewayRequest, *, io: IO | None = None) -> GatewayResponse:
         """The response to a request. Errors of clients and of the server are problems."""
+        if (document := self._documents.answer(request)) is not None:
+            return document
         start, match = time.perf_counter(), None
         try:
             if request.method == "OPTIONS":
@@ -246,14 +253,3 @@ class Gateway:
             endpoint = None
         self._services.metrics.count(endpoint, response.status_code, time.perf_counter())
         return response.without_body() if method == "HEAD" else response
-
-    def answer_document(self, method: str, *, mount: str, title: str) -> GatewayResponse:
-        """The response with the document. ``mount`` is the path before the gateway's."""
-        return self._documents.answer(method, mount=mount, title=title)
-
-    def answer_docs(self, method: str, *, title: str, docs: bool | str) -> GatewayResponse:
-        """The response to a request for the page with Swagger UI, next to the document.
-
-        ``docs`` is the URL of the app's own copy of ``swagger-ui-dist``, or ``True`` for a CDN.
-        """
-        return answer_page(method, title=title, assets=docs if isinstance(docs, str) else None)

@@ -1,22 +1,24 @@
-"""The OpenAPI 3.1 document, its page with Swagger UI, and security schemes.
+"""The OpenAPI 3.1 document, and its page with Swagger UI.
 
-The document is for frameworks that have none of their own. Swagger UI: https://swagger.io/tools/swagger-ui/.
+FastAPI has a document of its own. Swagger UI: https://swagger.io/tools/swagger-ui/.
 """
 
+import functools
 import html
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter
 
-from durably.temporal.errors import TemporalSettingsError
+from .endpoints import PROBLEM, PROBLEMS, SUCCESSES, Bodies, Endpoint, not_allowed, options
+from .messages import JSON, GatewayRequest, GatewayResponse
+from .problems import MEDIA_TYPE
 
-from .endpoints import PROBLEM, PROBLEMS, SUCCESSES, Bodies, Endpoint, options_of_get
-from .messages import JSON, GatewayResponse
-from .problems import MEDIA_TYPE, Problem
+SecuritySchemes = Mapping[str, Mapping[str, Any]]
+"""Scheme objects of OpenAPI by name, such as ``{"token": {"type": "http", "scheme": "bearer"}}``."""
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -27,7 +29,7 @@ def openapi(
     mount: str,
     title: str,
     version: str,
-    security_schemes: Mapping[str, Mapping[str, Any]] | None = None,
+    security_schemes: SecuritySchemes | None = None,
 ) -> dict[str, Any]:
     """The document. ``mount`` is the path before the gateway's own, such as ``/api``."""
     security: dict[str, Any] = {}
@@ -156,66 +158,38 @@ def _source(name: str, assets: str | None) -> str:
     return f'"{_CDN}/{name}" integrity="{_INTEGRITY[name]}" crossorigin="anonymous"'
 
 
-SecuritySchemes = Mapping[str, Mapping[str, Any]]
-"""Scheme objects of OpenAPI by name, such as ``{"token": {"type": "http", "scheme": "bearer"}}``."""
-
-_NEEDED = {
-    "apiKey": ("name", "in"),
-    "http": ("scheme",),
-    "oauth2": ("flows",),
-    "openIdConnect": ("openIdConnectUrl",),
-}
-
-
-def check_security_schemes(schemes: SecuritySchemes | None) -> dict[str, dict[str, Any]]:
-    """Raises ``TemporalSettingsError`` for an unknown type or a missing member."""
-    checked = {name: dict(scheme) for name, scheme in (schemes or {}).items()}
-    for name, scheme in checked.items():
-        needed = _NEEDED.get(scheme.get("type", ""))
-        if needed is None:
-            raise TemporalSettingsError(
-                f'Gateway(security_schemes=…): "{name}" has the type {scheme.get("type")!r}; '
-                f"there are {', '.join(_NEEDED)}"
-            )
-        if missing := [member for member in needed if member not in scheme]:
-            raise TemporalSettingsError(
-                f'Gateway(security_schemes=…): "{name}" has no {missing[0]!r}, which the type {scheme["type"]} needs'
-            )
-    return checked
-
-
 class Documents:
-    """The OpenAPI document of a gateway as JSON, cached for each path and title."""
+    """The OpenAPI document of a gateway at ``openapi.json``, and with ``docs`` the page with Swagger UI at ``docs``.
 
-    _MAXIMUM = 8
+    ``docs`` is ``True`` for the code of a CDN, or the URL of the app's own copy of ``swagger-ui-dist``.
+    """
 
-    def __init__(self, endpoints: Iterable[Endpoint], security_schemes: Mapping[str, Mapping[str, Any]]) -> None:
-        self._endpoints, self._security_schemes = endpoints, security_schemes
-        self._made: dict[tuple[str, str], bytes] = {}
+    def __init__(
+        self, endpoints: Iterable[Endpoint], security_schemes: SecuritySchemes, title: str, docs: bool | str
+    ) -> None:
+        self._title, self._docs = title, docs
 
-    def answer(self, method: str, *, mount: str, title: str) -> GatewayResponse:
-        return _answer_get(method, JSON, lambda: self._get(mount, title))
+        @functools.lru_cache(maxsize=8)
+        def make(mount: str) -> bytes:
+            return msgspec.json.encode(
+                openapi(endpoints, mount=mount, title=title, version="1", security_schemes=security_schemes)
+            )
 
-    def _get(self, mount: str, title: str) -> bytes:
-        if (mount, title) not in self._made:
-            schemes = self._security_schemes
-            made = openapi(self._endpoints, mount=mount, title=title, version="1", security_schemes=schemes)
-            if len(self._made) >= self._MAXIMUM:
-                self._made.clear()
-            self._made[mount, title] = msgspec.json.encode(made)
-        return self._made[mount, title]
+        self._make = make
 
-
-def answer_page(method: str, *, title: str, assets: str | None) -> GatewayResponse:
-    """The response with ``swagger_page``."""
-    return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
-
-
-def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> GatewayResponse:
-    try:
-        if (response := options_of_get(method)) is not None:
-            return response
-    except Problem as problem:
-        return problem.response()
-    made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
-    return made.without_body() if method == "HEAD" else made
+    def answer(self, request: GatewayRequest) -> GatewayResponse | None:
+        """The response to a request for one of them; ``None`` for another path. All clients can read them."""
+        path = request.path.strip("/")
+        if path != "openapi.json" and not (path == "docs" and self._docs):
+            return None
+        if request.method == "OPTIONS":
+            return options({"GET"})
+        if request.method not in ("GET", "HEAD"):
+            return not_allowed({"GET"}).response()
+        if path == "docs":
+            assets = self._docs if isinstance(self._docs, str) else None
+            kind, body = "text/html; charset=utf-8", swagger_page(title=self._title, assets=assets)
+        else:
+            kind, body = JSON, self._make(request.mount)
+        made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": kind}, body=body)
+        return made.without_body() if request.method == "HEAD" else made

@@ -199,7 +199,7 @@ async def test_lines_are_purged_with_their_run(
     def count(connection: Any) -> int:
         return int(connection.execute("SELECT count(*) FROM run_logs").fetchone()[0])
 
-    assert await dev.engine._reader.read(count) == 0
+    assert await dev.engine._read(count) == 0
 
 
 async def test_lines_of_all_runs_are_listed_from_a_position_on(

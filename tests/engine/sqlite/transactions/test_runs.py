@@ -393,7 +393,7 @@ async def test_delayed_call_is_stored_until_its_first_checkpoint(engine: SqliteE
 
     async def count_stored() -> None:
         query = "SELECT count(*) FROM delayed_calls"
-        stored.append(await engine._reader.read(lambda connection: connection.execute(query).fetchone()[0]))
+        stored.append(await engine._read(lambda connection: connection.execute(query).fetchone()[0]))
 
     @app.function("f")
     def f(steps: Steps) -> str:

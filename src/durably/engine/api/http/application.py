@@ -4,6 +4,7 @@ It has the routes, and the steps that each request passes.
 """
 
 import contextlib
+from collections.abc import Sequence
 from functools import partial
 
 from aiohttp import hdrs, web
@@ -46,6 +47,7 @@ def create_api(
     sync_at: SyncAt | None = None,
     conflicts: AppConflicts | None = None,
     dashboard: DashboardServer | None = None,
+    routes: Sequence[Route] = (),
     has_limits: bool = True,
 ) -> web.Application:
     """The API of an open engine.
@@ -55,6 +57,7 @@ def create_api(
     - ``hosts``: The allowed hosts of a development engine.
     - ``sync_at``: Syncs apps, if they have URLs.
     - ``dashboard``: Served at ``/``, if there is one. In cloud mode it has a sign-in.
+    - ``routes``: Further routes, such as those for workers in other processes.
     - ``has_limits``: ``False`` allows lists of any length, for clients in processes of the same app.
     """
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
@@ -63,7 +66,7 @@ def create_api(
     access = AccessCheck(keys, hosts)
     operations = [operation_route(operation) for operation in operations_of(Engine).values()]
     pages = [] if dashboard is None else _dashboard_routes(dashboard)
-    for route in (*SERVER_ROUTES, *operations, *pages, *unsupported_routes(), UNROUTED):
+    for route in (*SERVER_ROUTES, *routes, *operations, *pages, *unsupported_routes(), UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
             endpoint = _endpoint(api, access, route)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):

@@ -269,7 +269,7 @@ def read_result(operation: Operation, given: Mapping[str, Any], response: HttpRe
         error = _read_error(response)
         if error.code == NOT_FOUND and operation.missing is not None:
             return [] if get_origin(without_none(operation.result)) is list and not _is_optional(operation) else None
-        _raise(error)
+        raise_error(error)
     try:
         return _result_reader(operation)(response.body)
     except msgspec.DecodeError:
@@ -300,7 +300,8 @@ def _read_error(response: HttpResponse) -> ErrorBody:
         raise NotAnEngineError(f"the answer is not one of an engine of Durably (status {response.status})") from None
 
 
-def _raise(error: ErrorBody) -> NoReturn:
+def raise_error(error: ErrorBody) -> NoReturn:
+    """Raise the engine's error that an answer describes."""
     kind = getattr(errors, error.code or "", None)
     if isinstance(kind, type) and issubclass(kind, EngineError):
         raise kind(error.error)

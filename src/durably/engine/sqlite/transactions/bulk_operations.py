@@ -160,6 +160,8 @@ def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
 
 
 def pause(transaction: Transaction, function_id: str) -> None:
+    """Pause a function. Raises ``FunctionNotFoundError``."""
+    function_id = transaction.registry.get_active(function_id).id
     transaction.connection.execute(
         "INSERT OR IGNORE INTO pauses (function_id, paused_at) VALUES (?, ?)", (function_id, transaction.now)
     )
@@ -167,6 +169,8 @@ def pause(transaction: Transaction, function_id: str) -> None:
 
 
 def resume(transaction: Transaction, function_id: str) -> None:
+    """Resume a function. Raises ``FunctionNotFoundError``."""
+    function_id = transaction.registry.get_active(function_id).id
     transaction.connection.execute("DELETE FROM pauses WHERE function_id = ?", (function_id,))
     _publish_controls(transaction, function_id)
     # Continue replays that the pause has stopped.
@@ -229,7 +233,7 @@ def _begin(
     return operation
 
 
-def continue_operation(operation_id: str, transaction: Transaction) -> None:
+def continue_operation(transaction: Transaction, operation_id: str) -> None:
     """Process the next runs of a bulk operation."""
     connection = transaction.connection
     operation = _find(connection, operation_id)

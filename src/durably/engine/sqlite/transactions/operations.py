@@ -1,7 +1,7 @@
 """The engine's operations as transactions."""
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -38,10 +38,8 @@ from durably.engine.sqlite.tables.flow import DeadlineKind
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import (
     ConfigInvalidError,
-    EngineError,
     RunNotFoundError,
 )
-from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import SyncRequest
@@ -51,10 +49,6 @@ from .bulk_operations import refuse_paused
 from .transaction import Transaction
 
 _LONGEST_ERROR = 2_000
-_LATE = {
-    DeadlineKind.START: STARTED_LATE,
-    DeadlineKind.FINISH: FINISHED_LATE,
-}
 
 
 def _find_run(transaction: Transaction, run_id: str) -> int:
@@ -64,7 +58,7 @@ def _find_run(transaction: Transaction, run_id: str) -> int:
     return key
 
 
-def answer(scheduled: ScheduledCall, answered: Answer, called_at: int | None, transaction: Transaction) -> None:
+def answer(transaction: Transaction, scheduled: ScheduledCall, answered: Answer, called_at: int | None) -> None:
     """Apply the answer to a call that was made at ``called_at``.
 
     Raises ``StaleCallError``.
@@ -76,7 +70,7 @@ def answer(scheduled: ScheduledCall, answered: Answer, called_at: int | None, tr
 
 
 def answer_together(
-    answered: Sequence[tuple[ScheduledCall, Answer]], called_at: int | None, transaction: Transaction
+    transaction: Transaction, answered: Sequence[tuple[ScheduledCall, Answer]], called_at: int | None
 ) -> None:
     """Apply the answers of calls of one run that shared a request.
 
@@ -99,7 +93,7 @@ def _steps_of(scheduled: ScheduledCall, answered: ReportedOps) -> set[str]:
     return step_ids
 
 
-def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction) -> bool:
+def checkpoint(transaction: Transaction, run_id: str, request: CheckpointRequest) -> bool:
     """Store a checkpoint. Returns ``False`` if the run is damaged, and has failed.
 
     Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
@@ -111,40 +105,21 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
     return runs.apply(transaction, run_key, Checkpointed(generation, steps, memoised, request.request_started_at))
 
 
-def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
-    """Fail a run after an error of the engine, so that it does not stay stuck."""
-    if isinstance(error, EngineError):
-        data = ErrorData(name=error.name, message=error.message)
-    else:
-        message = f"the engine cannot continue this run, see its log: {type(error).__name__}: {error}"
-        data = ErrorData(name="RunDamagedError", message=message)
-    return lambda transaction: runs.fail_run(transaction, run_key, data)
-
-
-def fire_timer(timer: StoredTimer) -> Callable[[Transaction], object]:
+def fire_timer(transaction: Transaction, timer: StoredTimer) -> None:
     """Apply a due timer."""
     match timer:
         case StepTimer(run_key, step_id):
-            return lambda transaction: runs.apply(transaction, run_key, TimerFired(step_id))
+            runs.apply(transaction, run_key, TimerFired(step_id))
         case DeadlineTimer(run_key):
-            return lambda transaction: _end_late_run(transaction, run_key)
+            deadline = transaction.flow.deadline(run_key)
+            if deadline is not None and deadline[1] <= transaction.now:
+                transaction.cancel(run_key, STARTED_LATE if deadline[0] is DeadlineKind.START else FINISHED_LATE)
         case BucketTimer(bucket_id):
-            return lambda transaction: triggers.end_bucket(transaction, bucket_id)
+            triggers.end_bucket(transaction, bucket_id)
         case CronTimer():
-            return lambda transaction: fire_tick(transaction, timer)
+            _fire_tick(transaction, timer)
         case ThrottleTimer():
-            return lambda transaction: transaction.queue.check_throttles()
-
-
-def join_queue(scheduled: ScheduledCall) -> Callable[[Transaction], None]:
-    """Queue a due delayed call."""
-    return lambda transaction: runs.join_queue(transaction, scheduled.run_key, scheduled.call.generation)
-
-
-def _end_late_run(transaction: Transaction, run_key: int) -> None:
-    deadline = transaction.flow.deadline(run_key)
-    if deadline is not None and deadline[1] <= transaction.now:
-        transaction.cancel(run_key, _LATE[deadline[0]])
+            transaction.queue.check_throttles()
 
 
 def cancel(transaction: Transaction, run_id: str) -> bool:
@@ -296,7 +271,7 @@ def _plan_schedules(transaction: Transaction, function: SyncedFunction) -> None:
         _plan(transaction, function, wanted[text], plan_tick(wanted[text], function.id, transaction.now))
 
 
-def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
+def _fire_tick(transaction: Transaction, timer: CronTimer) -> None:
     """Fire a schedule, if the tick is still planned, and plan the next tick.
 
     A paused function does not start.

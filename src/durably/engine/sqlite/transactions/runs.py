@@ -62,7 +62,7 @@ from durably.engine.model.runs import END_UPDATES
 from durably.engine.model.subscriptions import RunChange
 from durably.engine.sqlite.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from durably.engine.sqlite.tables.runs import RunRow, WaitRow
-from durably.protocol.engine_errors import DatabaseCorruptError, EventInvalidError, StaleCallError
+from durably.protocol.engine_errors import DatabaseCorruptError, EngineError, EventInvalidError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -138,6 +138,15 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
     _start_deferred(transaction, row, origin_of(row.key, None, transaction.now), None)
 
 
+def fail(transaction: Transaction, run_key: int, error: Exception) -> None:
+    """Fail a run after an error of the engine, so that it does not stay stuck."""
+    if isinstance(error, EngineError):
+        fail_run(transaction, run_key, ErrorData(name=error.name, message=error.message))
+    else:
+        message = f"the engine cannot continue this run, see its log: {type(error).__name__}: {error}"
+        fail_run(transaction, run_key, ErrorData(name="RunDamagedError", message=message))
+
+
 def finish(transaction: Transaction) -> Outbox:
     """Complete a transaction. Returns its outbox.
 
@@ -187,7 +196,7 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
         run = transaction.find_run(run_key)
     except DatabaseCorruptError as error:
         # The other runs are not affected.
-        fail_run(transaction, run_key, ErrorData(name=error.name, message=error.message))
+        fail(transaction, run_key, error)
         return None
     if run is not None:
         live = transaction.runs[run_key] = LiveRun(

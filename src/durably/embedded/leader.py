@@ -1,4 +1,4 @@
-"""The leader: the node that runs the engine and accepts followers at a socket."""
+"""The leader: the process that runs the engine, and serves its HTTP API to the other processes at a socket."""
 
 import asyncio
 import contextvars
@@ -7,15 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
-from durably.embedded.dispatcher import Dispatcher, WorkerSlots
-from durably.embedded.worker import LocalWorker
 from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
 from durably.engine.api.http.connections import Acceptor
-from durably.engine.api.http.messages import SERVER_LOGGER
+from durably.engine.api.http.messages import SERVER_LOGGER, error_response
 from durably.engine.api.operations import Operation
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
@@ -27,13 +24,14 @@ from durably.protocol.engine_errors import (
     EngineClosedError,
 )
 from durably.protocol.headers import ServerKind
+from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .follower import OPERATIONS, EngineMovedError, FollowerWorker, JoinRequest, answer_operation
-from .in_flight import InFlightCalls
-from .link import Link, Timing
-from .sockets import ProtocolDetector
+from .dispatcher import Dispatcher, RunningCalls
+from .follower import EngineMovedError
+from .worker import LocalWorker
+from .workers import Timing, Workers
 
 LOCK_NOTE = "in-process"
 """The note in the lock file. It means that the leader has a socket."""
@@ -53,19 +51,17 @@ class Leader:
         self, database: Path, settings: EngineSettings, worker: LocalWorker, timing: Timing, lock: DatabaseLock | None
     ) -> None:
         self._database = database
-        self._directory = sockets.directory_of(database)
         self._worker = worker
         self._timing = timing
         self._lock = lock
         self._dispatcher = Dispatcher(settings)
-        self._slots: WorkerSlots | None = None
-        self._followers: set[FollowerWorker] = set()
-        self._server: Acceptor | None = None
+        self._slots = self._dispatcher.add(worker, worker.capacity(), is_local=True)
+        self._workers = Workers(self._dispatcher, timing, self._sync)
+        self._acceptor: Acceptor | None = None
+        self._make_connection: Callable[[], asyncio.Protocol] = web.Server(_answer_starting)
         self._api: web.AppRunner | None = None
-        self._pending: set[ProtocolDetector] = set()
-        self._make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = asyncio.get_running_loop().create_future()
         self._socket = Path()
-        self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
+        self.engine: SqliteEngine
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
 
@@ -87,7 +83,6 @@ class Leader:
         Raises the errors of ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
         """
         leader = cls(database, settings, worker, timing, lock)
-        leader._slots = leader._dispatcher.add(worker, worker.capacity())
         try:
             engine = await SqliteEngine.open(
                 database,
@@ -95,14 +90,13 @@ class Leader:
                 make_caller=lambda _: leader._dispatcher,
                 takes_lock=False,
                 after_epoch=after_epoch,
-                on_owned=leader._accept_followers,
+                on_owned=leader._listen,
             )
         except BaseException:
-            leader._engine.cancel()
             await leader._leave()
             raise
-        engine.count_followers = leader._count_followers
-        leader._engine.set_result(engine)
+        engine.count_followers = leader._workers.__len__
+        leader.engine = engine
         leader._tasks = [asyncio.create_task(leader._watch(engine))]
         if lock is None:
             leader._tasks.append(asyncio.create_task(leader._get_lock()))
@@ -122,27 +116,21 @@ class Leader:
             raise EngineMovedError(error.message, is_unclear=False) from None
 
     @property
-    def engine(self) -> SqliteEngine:
-        return self._engine.result()
-
-    @property
     def runs_nothing(self) -> bool:
         """Whether no process accepts calls."""
         return not self._dispatcher.takes_calls
 
-    def _count_followers(self) -> int:
-        return sum(follower.link is not None for follower in self._followers)
-
     async def update(self) -> None:
         """Report the functions that this process serves. Raises ``ConfigInvalidError``."""
-        assert self._slots is not None
         self._dispatcher.change(self._slots, self._worker.capacity())
-        engine = await self._get_engine()
         for sync in self._worker.syncs():
-            await engine.sync_app(sync, in_process=True)
+            await self._sync(sync)
+
+    async def _sync(self, sync: SyncRequest) -> None:
+        await self.engine.sync_app(sync, in_process=True)
 
     async def wait_lost(self) -> None:
-        await (await self._get_engine()).wait_closed()
+        await self.engine.wait_closed()
         await self._leave()
 
     async def close(self) -> None:
@@ -150,8 +138,7 @@ class Leader:
 
         It waits for calls in all processes.
         """
-        engine = await self._get_engine()
-        await engine.close()
+        await self.engine.close()
         await self._leave()
 
     def descriptors(self) -> list[int]:
@@ -159,16 +146,15 @@ class Leader:
 
         Otherwise other processes do not notice the end of this process.
         """
-        listening = [self._server.fileno()] if self._server else []
-        return [*listening, *(follower.link.descriptor for follower in self._followers if follower.link is not None)]
+        listening = [self._acceptor.fileno()] if self._acceptor else []
+        server = None if self._api is None else self._api.server
+        connections = [] if server is None else [each.transport for each in server.connections]
+        return [*listening, *(each.get_extra_info("socket").fileno() for each in connections if each is not None)]
 
     def release_lock(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    async def _get_engine(self) -> SqliteEngine:
-        return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
         """Release all resources once.
@@ -182,33 +168,29 @@ class Leader:
     async def _release_all(self) -> None:
         for task in self._tasks:
             task.cancel()
-        if self._server is not None:
-            await self._server.close()
+        if self._acceptor is not None:
+            await self._acceptor.close()
             self._socket.unlink(missing_ok=True)
-        for connection in list(self._pending):
-            connection.close()
-        for follower in list(self._followers):
-            if follower.link is not None:
-                follower.link.close()
-        if self._dispatcher.in_flight is not None:
-            self._dispatcher.in_flight.close()
+        self._workers.close()
+        if self._dispatcher.running is not None:
+            self._dispatcher.running.close()
         self.release_lock()
-        self._make_http.cancel()
         if self._api is not None:
             await self._api.cleanup()
 
     # heartbeat and lock
 
     async def _watch(self, engine: SqliteEngine) -> None:
-        """Check the epoch after a long pause of this process.
+        """Give up silent workers, and check the epoch after a long pause of this process.
 
-        Another process may have taken over the database.
+        Another process may have taken over the database in the pause.
         """
         loop = asyncio.get_running_loop()
         while True:
             self._worker.heartbeat.beat()
             before = loop.time()
             await asyncio.sleep(self._timing.heartbeat)
+            self._workers.beat()
             if loop.time() - before > self._timing.lease / 2:
                 try:
                     await engine.verify()
@@ -223,76 +205,43 @@ class Leader:
             except DatabaseLockedError:
                 continue
 
-    # followers
+    # the API
 
-    async def _accept_followers(self, epoch: int) -> None:
-        """Listen for followers before the engine recovers its runs.
-
-        The recovery may be slow. Followers can connect and wait.
-        """
-        self._socket = sockets.path_of(self._directory, epoch)
-        listener = sockets.listen(self._socket)
-        self._server = Acceptor(
-            listener,
-            lambda: ProtocolDetector(self._make_link, self._make_http, self._pending),
+    async def _listen(self, epoch: int) -> None:
+        """Listen before the engine recovers its runs, which may take long: followers see that a leader lives."""
+        directory = sockets.directory_of(self._database)
+        self._socket = sockets.path_of(directory, epoch)
+        self._acceptor = Acceptor(
+            sockets.listen(self._socket),
+            lambda: self._make_connection(),
             name="the leader of the database",
             logger=_logger,
         )
-        self._dispatcher.in_flight = InFlightCalls(self._directory, epoch)
-        sockets.remove_older(self._directory, epoch)
+        self._dispatcher.running = RunningCalls(directory)
+        sockets.remove_older(directory, epoch)
         _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
     async def _serve_api(self, engine: SqliteEngine) -> None:
         """Serve HTTP at the socket.
 
-        Only this user can connect, so connections need no limits.
+        Only this user can connect, so connections and lists need no limits.
         """
+        api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV), routes=self._workers.routes, has_limits=False)
         self._api = web.AppRunner(
-            create_api(engine, ApiKeys(server_kind=ServerKind.DEV)),
+            api,
             access_log=None,
             logger=SERVER_LOGGER,
             shutdown_timeout=_API_CLOSE_SECONDS,
             handle_signals=False,
             auto_decompress=False,
+            handler_cancellation=True,  # A broken connection shows that a worker has ended.
         )
         await self._api.setup()
         assert self._api.server is not None
-        self._make_http.set_result(self._api.server)
+        self._make_connection = self._api.server
 
-    def _make_link(self) -> Link:
-        follower = FollowerWorker()
-        follower.link = Link(
-            lambda name, payload: self._answer(follower, name, payload),
-            self._timing,
-            lambda: self._remove_follower(follower),
-        )
-        self._followers.add(follower)
-        return follower.link
 
-    def _remove_follower(self, follower: FollowerWorker) -> None:
-        self._followers.discard(follower)
-        if follower.slots is None:
-            return
-        if follower.link is not None and follower.link.was_silent:
-            process_id, lease = follower.slots.capacity.process_id, self._timing.lease
-            _logger.warning("process %d has sent no heartbeat for %s s: its calls are made again", process_id, lease)
-        self._dispatcher.remove(follower.slots)
-
-    async def _answer(self, follower: FollowerWorker, name: str, payload: bytes) -> bytes:
-        if name == "join":
-            await self._join(follower, msgspec.json.decode(payload, type=JoinRequest))
-            return b""
-        return await answer_operation(OPERATIONS[name], await self._get_engine(), payload)
-
-    async def _join(self, follower: FollowerWorker, request: JoinRequest) -> None:
-        """Add a follower. Raises ``ConfigInvalidError``; the follower then gets no calls."""
-        assert follower.link is not None
-        engine = await self._get_engine()
-        for sync in request.syncs:
-            await engine.sync_app(sync, in_process=True)
-        if follower.link.lost.is_set():
-            return
-        if follower.slots is None:
-            follower.slots = self._dispatcher.add(follower, request.capacity)
-        else:
-            self._dispatcher.change(follower.slots, request.capacity)
+async def _answer_starting(request: web.BaseRequest) -> web.StreamResponse:
+    response = error_response(503, "the engine recovers its runs: repeat the request")
+    response.force_close()
+    return response

@@ -6,12 +6,10 @@ It is the database's leader or a follower.
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from durably.embedded.process import NodeClosedError
-from durably.embedded.worker import LocalWorker
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, check_place, make_directory, read_note
@@ -30,8 +28,9 @@ from durably.protocol.text import get_logger
 from . import sockets
 from .follower import OPERATIONS, EngineMovedError, Follower
 from .leader import LOCK_NOTE, Leader
-from .link import Timing
-from .write_lock import find_write_lock_holder
+from .process import NodeClosedError
+from .worker import LocalWorker
+from .workers import Timing
 
 _SEARCH_SECONDS = 0.025
 """Seconds between two attempts to find a leader or get the lock."""
@@ -78,7 +77,8 @@ class Node:
         self._role: asyncio.Future[Leader | Follower] = loop.create_future()
         self._first_attempt: asyncio.Future[None] = loop.create_future()
         self._task: asyncio.Task[None] | None = None
-        self._last_error: Exception | None = None
+        self.last_error: Exception | None = None
+        """The error that prevents the start."""
         self._silent_socket: Path | None = None
         self._files: DatabaseFiles | None = None
 
@@ -107,9 +107,9 @@ class Node:
         while True:
             if self._is_closed:
                 raise NodeClosedError("the node of this process is closed")
-            if not self._role.done() and isinstance(self._last_error, _UNUSABLE):
-                raise self._last_error
-            role = self._role.result() if self._role.done() else await asyncio.shield(self._role)
+            if not self._role.done() and isinstance(self.last_error, _UNUSABLE):
+                raise self.last_error
+            role = await asyncio.shield(self._role)
             try:
                 return await role.request(operation, arguments)
             except EngineMovedError as error:
@@ -121,29 +121,10 @@ class Node:
                 await asyncio.sleep(0)
 
     @property
-    def last_error(self) -> Exception | None:
-        """The error that prevents the start, or ``None``."""
-        return self._last_error
-
-    def request_directly(self, name: str, arguments: Mapping[str, Any]) -> Awaitable[Any]:
-        """``request`` for operations that the engine executes on any event loop.
-
-        Raises ``EngineMovedError`` if this process is not the leader, and the operation's errors.
-        """
+    def leader(self) -> Leader | None:
+        """The leader, if this process is it."""
         role = self._get_role()
-        if not isinstance(role, Leader):
-            raise EngineMovedError("this process is not the leader", is_unclear=False)
-        return role.request(OPERATIONS[name], arguments)
-
-    @property
-    def is_leader(self) -> bool:
-        return isinstance(self._get_role(), Leader)
-
-    @property
-    def runs_nothing(self) -> bool:
-        """Whether this process is the leader and no process accepts calls."""
-        role = self._get_role()
-        return isinstance(role, Leader) and role.runs_nothing
+        return role if isinstance(role, Leader) else None
 
     def _get_role(self) -> Leader | Follower | None:
         role = self._role
@@ -151,10 +132,9 @@ class Node:
 
     async def update(self) -> None:
         """Report the functions that this process serves. Logs errors in their options."""
-        if not self._role.done():
-            return
         try:
-            await self._role.result().update()
+            if (role := self._get_role()) is not None:
+                await role.update()
         except EngineMovedError:
             return  # The next leader gets them.
         except EngineError as error:
@@ -167,41 +147,31 @@ class Node:
         """
         self._is_closed = True
         self._worker.refuse()
-        await self._leave()
-        await self._worker.wait_ended()
-
-    async def _leave(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if not self._role.done():
-            self._role.set_exception(NodeClosedError("the node of this process is closed"))
-            self._role.exception()
-            return
-        if self._role.exception() is not None:  # ``_give_up``
-            return
-        role = self._role.result()
-        if isinstance(role, Follower):
-            with contextlib.suppress(EngineMovedError, EngineError, TimeoutError):
-                async with asyncio.timeout(self._timing.heartbeat):
-                    await role.update()
-            await self._worker.finish(self._settings.close_grace.total_seconds())
-        await role.close()
-        self.holds_database = False
+            _fail(self._role, NodeClosedError("the node of this process is closed"))
+        elif (role := self._get_role()) is not None:
+            if isinstance(role, Follower):
+                with contextlib.suppress(EngineMovedError, EngineError, TimeoutError):
+                    async with asyncio.timeout(self._timing.heartbeat):
+                        await role.update()
+                await self._worker.finish(self._settings.close_grace.total_seconds())
+            await role.close()
+            self.holds_database = False
+        await self._worker.wait_ended()
 
     def forget(self) -> None:
         """In a forked child, leave the role to the parent.
 
-        Closes descriptors that would keep the parent's links open.
+        Closes descriptors that would keep the parent's lock and its connections open.
         """
-        role = self._get_role()
-        if role is None:
-            return
-        for descriptor in role.descriptors():
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-        if isinstance(role, Leader):
-            role.release_lock()
+        if (leader := self.leader) is not None:
+            for descriptor in leader.descriptors():
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+            leader.release_lock()
 
     # roles
 
@@ -216,7 +186,7 @@ class Node:
                 self._report_error(error)
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
-            self._last_error = None
+            self.last_error = None
             if self._files is None:
                 self._files = DatabaseFiles(self._database, parts=("",))
             self._worker.checkpoints.engine = role.engine if isinstance(role, Leader) else None
@@ -242,24 +212,19 @@ class Node:
             error.message,
             self._database,
         )
-        self._last_error = error
-        for future in (self._role, self._first_attempt):
-            if not future.done():
-                future.set_exception(error)
-                future.exception()
+        self.last_error = error
+        _fail(self._role, error)
+        _fail(self._first_attempt, error)
 
     def _report_error(self, error: Exception) -> None:
-        if not self._first_attempt.done():
-            self._first_attempt.set_exception(error)
-            self._first_attempt.exception()
+        _fail(self._first_attempt, error)
         self._log_error(error)
         if isinstance(error, _UNUSABLE):  # Waiting requests would wait until a user acts.
-            self._role.set_exception(error)
-            self._role.exception()
+            _fail(self._role, error)
             self._role = self.loop.create_future()
 
     def _log_error(self, error: Exception) -> None:
-        if str(error) != str(self._last_error):
+        if str(error) != str(self.last_error):
             is_expected = isinstance(error, EngineError | OSError)
             _logger.error(
                 "process %d cannot reach the engine; it tries again: %s",
@@ -267,7 +232,7 @@ class Node:
                 error,
                 exc_info=None if is_expected else error,
             )
-        self._last_error = error
+        self.last_error = error
 
     async def _find_role(self) -> Leader | Follower:
         """Find a leader, or become one.
@@ -285,18 +250,29 @@ class Node:
                 self._files.check()
             if (follower := await self._follow()) is not None:
                 return follower
-            is_due = self._may_lead and (self._worker.capacity().max_calls > 0 or waited > _STARTUP_DELAY_SECONDS)
-            if is_due and (lock := self._try_lock()) is not None and (leader := await self._lead(lock)) is not None:
-                return leader
+            may_lead = self._may_lead and (self._worker.capacity().max_calls > 0 or waited > _STARTUP_DELAY_SECONDS)
+            if may_lead:
+                with contextlib.suppress(DatabaseLockedError):
+                    lock = DatabaseLock(self._database, LOCK_NOTE)
+                    if (leader := await self._lead(lock)) is not None:
+                        return leader
             is_node = read_note(self._database) == LOCK_NOTE
             if not is_node and waited > _UNKNOWN_HOLDER_SECONDS:
                 raise DatabaseLockedError(
                     f"the database {self._database} belongs to another engine that is running, which is not in the "
                     "processes of a web app: stop that engine, or use another database"
                 )
-            is_silent = self._silent_socket is not None or (is_node and waited > self._timing.lease)
-            if is_due and is_silent and (leader := await self._take_over()) is not None:
-                return leader
+            if may_lead and (self._silent_socket is not None or (is_node and waited > self._timing.lease)):
+                _logger.warning(
+                    "the leader of the database %s has sent no heartbeat for %s s; process %d tries to take over",
+                    self._database,
+                    self._timing.lease,
+                    os.getpid(),
+                )
+                silent, self._silent_socket = self._silent_socket, None
+                epoch = None if silent is None else sockets.epoch_of(silent)
+                if (leader := await self._lead(None, epoch)) is not None:
+                    return leader
             await asyncio.sleep(_SEARCH_SECONDS)
             waited += _SEARCH_SECONDS
 
@@ -310,34 +286,9 @@ class Node:
             self._silent_socket = newest
             return None
         self._silent_socket = None
-        if follower is None:
-            return None
-        try:
-            await follower.update()
-        except EngineMovedError:
-            return None
-        except BaseException:
-            await follower.close()
-            raise
-        _logger.info("process %d follows the leader of the database %s", os.getpid(), self._database)
+        if follower is not None:
+            _logger.info("process %d follows the leader of the database %s", os.getpid(), self._database)
         return follower
-
-    def _try_lock(self) -> DatabaseLock | None:
-        try:
-            return DatabaseLock(self._database, LOCK_NOTE)
-        except DatabaseLockedError:
-            return None
-
-    async def _take_over(self) -> Leader | None:
-        """Become leader. Returns ``None`` if another process became leader first."""
-        _logger.warning(
-            "the leader of the database %s has sent no heartbeat for %s s; process %d tries to take over",
-            self._database,
-            self._timing.lease,
-            os.getpid(),
-        )
-        silent, self._silent_socket = self._silent_socket, None
-        return await self._lead(None, None if silent is None else sockets.epoch_of(silent))
 
     async def _lead(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Leader | None:
         """Become the leader, if possible.
@@ -346,16 +297,19 @@ class Node:
         start.
         """
         self.holds_database = True
+        leader: Leader | None = None
         try:
-            return await Leader.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)
+            leader = await Leader.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)
         except DatabaseLostError:
-            self.holds_database = False
-            return None
+            pass
         except DatabaseBusyError as error:
-            self.holds_database = False
-            holder = find_write_lock_holder(self._database)
-            self._log_error(error if holder is None else DatabaseBusyError(holder.describe(self._database)))
-            return None
-        except BaseException:
-            self.holds_database = False
-            raise
+            self._log_error(error)
+        finally:
+            self.holds_database = leader is not None
+        return leader
+
+
+def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # It is no mistake if nothing waits for it.

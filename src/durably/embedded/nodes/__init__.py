@@ -1,1 +1,0 @@
-"""The nodes of a database: its leader, its followers, and the link between them."""

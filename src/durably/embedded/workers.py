@@ -1,0 +1,260 @@
+"""The worker resource of the leader's HTTP API: other processes ask for calls, and post their answers.
+
+    POST   /v1/workers                a ``Registration``: the functions and the capacity of a process
+    PUT    /v1/workers/{id}           a changed ``Registration``
+    POST   /v1/workers/{id}/calls     an ``Exchange`` of answers and finished steps for calls
+    DELETE /v1/workers/{id}           the process leaves
+
+A request for calls waits until there is one, at most for the heartbeat. So the requests of a live worker are its
+heartbeats, and those of an idle one cost little. A request that brings something takes the calls that are ready and
+does not wait for others, so a busy worker needs one exchange for many calls and steps. A worker makes all requests
+itself, and nothing connects to it.
+
+A worker is lost when the connection of a waiting request breaks, or when it has sent no request for the lease. Its
+calls then fail with ``WorkerLostError``, and are made again. Its later requests are answered with 404, and the steps of
+its old calls with 409.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+from ulid import ULID
+
+from durably.engine.api.http.codec import status_of
+from durably.engine.api.http.messages import ApiError, read_body
+from durably.engine.api.http.routes import ApiState, Route
+from durably.engine.api.operations import Access
+from durably.engine.core.calls import Answer, CallData
+from durably.engine.model.json_bodies import decode_json
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import ErrorBody
+from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.sync import SyncRequest
+
+from .dispatcher import Capacity, Dispatcher, WorkerLostError, WorkerSlots
+
+T = TypeVar("T")
+
+WORKERS_PATH = "/v1/workers"
+WORKER_PATH = f"{WORKERS_PATH}/{{worker_id}}"
+CALLS_PATH = f"{WORKER_PATH}/calls"
+MAX_EXCHANGE_BYTES = 2 * MAX_REQUEST_BYTES
+"""The largest body of an exchange. A worker sends further answers in the next one."""
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds: the longest silence of a live process, and the longest wait of a request for calls."""
+
+    lease: float
+    heartbeat: float
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """The functions of a process, by app, and its capacity."""
+
+    capacity: Capacity
+    syncs: list[SyncRequest] = []
+
+
+class Registered(msgspec.Struct, frozen=True):
+    worker_id: str
+
+
+class CallAnswer(msgspec.Struct, frozen=True):
+    """The answer to the call with ``call_id``. JSON documents of users are base64, so that they stay as they are."""
+
+    call_id: int
+    answer: Answer
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """What a worker sends: answers, and finished steps of calls that continue (checkpoints)."""
+
+    answers: list[CallAnswer] = []
+    checkpoints: list[CheckpointRequest] = []
+
+
+class AssignedCall(msgspec.Struct, frozen=True):
+    call_id: int
+    app_id: str
+    data: CallData
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """New calls for a worker, the ids of calls that it should cancel, and the results of its checkpoints.
+
+    A result is an error, or ``None`` for stored steps.
+    """
+
+    calls: list[AssignedCall]
+    cancelled: list[int] = []
+    results: list[ErrorBody | None] = []
+
+
+class RemoteWorker:
+    """A worker in another process, as the leader sees it."""
+
+    def __init__(self, worker_id: str, timing: Timing) -> None:
+        self.id = worker_id
+        self.slots: WorkerSlots | None = None
+        self.is_lost = False
+        self.silent_beats = 0
+        """Heartbeats of the leader since the last request. A pause of the leader itself is not the worker's silence."""
+        self._timing = timing
+        self._call_ids = itertools.count()
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._new: dict[int, AssignedCall] = {}
+        self._cancelled: list[int] = []
+        self._has_news = asyncio.Event()
+
+    async def run(self, app_id: str, data: CallData) -> Answer:
+        """See ``dispatcher.Worker``."""
+        call_id = next(self._call_ids)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers[call_id] = answer
+        self._new[call_id] = AssignedCall(call_id, app_id, data)
+        self._has_news.set()
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            if self._new.pop(call_id, None) is None:
+                self._cancelled.append(call_id)
+                self._has_news.set()
+            raise
+        finally:
+            del self._answers[call_id]
+
+    def accept(self, answers: list[CallAnswer]) -> None:
+        for each in answers:
+            if (answer := self._answers.get(each.call_id)) is not None and not answer.done():
+                answer.set_result(each.answer)
+
+    async def wait_for_news(self) -> None:
+        """Wait for a call or a cancellation, at most for the heartbeat."""
+        try:
+            async with asyncio.timeout(self._timing.heartbeat):
+                await self._has_news.wait()
+        except TimeoutError:
+            return
+
+    def take_news(self, results: list[ErrorBody | None]) -> Assignment:
+        self._has_news.clear()
+        assignment = Assignment(list(self._new.values()), self._cancelled, results)
+        self._new, self._cancelled = {}, []
+        return assignment
+
+    def lose(self, reason: str) -> None:
+        """Fail the calls of this worker, which has ended."""
+        self.is_lost = True
+        self._has_news.set()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(WorkerLostError(reason))
+
+
+class Workers:
+    """The workers in other processes, and the routes for them."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, timing: Timing, sync: Callable[[SyncRequest], Awaitable[object]]
+    ) -> None:
+        self._dispatcher, self._timing, self._sync = dispatcher, timing, sync
+        self._workers: dict[str, RemoteWorker] = {}
+        self.routes = (
+            Route("POST", WORKERS_PATH, Access.SIGNING_KEY, self._register),
+            Route("PUT", WORKER_PATH, Access.SIGNING_KEY, self._change),
+            Route("POST", CALLS_PATH, Access.SIGNING_KEY, self._exchange),
+            Route("DELETE", WORKER_PATH, Access.SIGNING_KEY, self._leave),
+        )
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def beat(self) -> list[RemoteWorker]:
+        """Lose the workers that were silent for the lease, and return them. Called at each heartbeat."""
+        silent = []
+        for worker in list(self._workers.values()):
+            if worker.silent_beats * self._timing.heartbeat >= self._timing.lease:
+                silent.append(worker)
+                self._lose(worker, f"has sent no heartbeat for {self._timing.lease:g} s")
+            worker.silent_beats += 1
+        return silent
+
+    def close(self) -> None:
+        for worker in list(self._workers.values()):
+            self._lose(worker, "was left by the leader")
+
+    def _lose(self, worker: RemoteWorker, how: str) -> None:
+        if self._workers.pop(worker.id, None) is None:
+            return
+        assert worker.slots is not None
+        self._dispatcher.remove(worker.slots)
+        worker.lose(f"process {worker.slots.capacity.process_id} {how}")
+
+    # routes
+
+    async def _register(self, api: ApiState, request: web.Request) -> web.Response:
+        registration = await _read(request, Registration)
+        for sync in registration.syncs:
+            await self._sync(sync)
+        worker = RemoteWorker(str(ULID()), self._timing)
+        worker.slots = self._dispatcher.add(worker, registration.capacity)
+        self._workers[worker.id] = worker
+        return _answer(Registered(worker.id), 201)
+
+    async def _change(self, api: ApiState, request: web.Request) -> web.Response:
+        worker, registration = self._find(request), await _read(request, Registration)
+        for sync in registration.syncs:
+            await self._sync(sync)
+        if worker.slots is not None and not worker.is_lost:
+            self._dispatcher.change(worker.slots, registration.capacity)
+        return _answer(Registered(worker.id))
+
+    async def _exchange(self, api: ApiState, request: web.Request) -> web.Response:
+        worker, exchange = self._find(request), await _read(request, Exchange)
+        worker.silent_beats = 0
+        worker.accept(exchange.answers)
+        results: list[ErrorBody | None] = []
+        try:
+            if exchange.checkpoints:
+                results = await asyncio.gather(*(_store(api, each) for each in exchange.checkpoints))
+            elif not exchange.answers:
+                await worker.wait_for_news()
+        except asyncio.CancelledError:  # The connection has broken.
+            self._lose(worker, "has ended, or has closed its connection")
+            raise
+        if worker.is_lost:
+            self._find(request)
+        return _answer(worker.take_news(results))
+
+    async def _leave(self, api: ApiState, request: web.Request) -> web.Response:
+        self._lose(self._find(request), "has left")
+        return web.Response(status=204)
+
+    def _find(self, request: web.Request) -> RemoteWorker:
+        worker = self._workers.get(request.match_info["worker_id"])
+        if worker is None:
+            raise ApiError(404, "the engine does not know the worker, or has given it up: register again")
+        return worker
+
+
+async def _store(api: ApiState, request: CheckpointRequest) -> ErrorBody | None:
+    try:
+        await api.engine.checkpoint(request.run_id, request)
+    except EngineError as error:
+        return ErrorBody(error=error.message, status=status_of(error), code=type(error).__name__)
+    return None
+
+
+async def _read(request: web.Request, kind: type[T]) -> T:
+    body = await read_body(request, MAX_EXCHANGE_BYTES)
+    return decode_json(body, msgspec.json.Decoder(kind).decode)
+
+
+def _answer(body: msgspec.Struct, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
