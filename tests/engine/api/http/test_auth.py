@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from durably.engine.api.http import routes
-from durably.engine.api.http.access import ApiKeys
+from durably.engine.api.http.requests import ApiKeys
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 
