@@ -37,7 +37,7 @@ from durably.temporal.gateway.lists import SERVER_STATUSES, condition, pending_a
 from durably.temporal.gateway.messages import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.namespace.inspection import is_open, missing_worker
+from durably.temporal.namespace import is_open, missing_worker
 
 from .conf import connection_settings
 

@@ -24,7 +24,7 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
-from durably.temporal.namespace.inspection import missing_worker
+from durably.temporal.namespace import missing_worker
 
 from .authorization import owner_of
 from .call import CLOSED, Call, RunClosedError, is_closed

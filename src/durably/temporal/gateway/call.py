@@ -19,7 +19,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.client.connection import GATEWAY_LATENCY, Temporal
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import is_open
+from durably.temporal.namespace import is_open
 
 from .authorization import Access, Action, Facts, Identify, no_such_workflow, owner_of, principal_key
 from .endpoints import Endpoint

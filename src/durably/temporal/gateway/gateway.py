@@ -21,7 +21,7 @@ from durably.protocol.headers import is_of_another_site
 from durably.protocol.options import check_function, check_text, check_type
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
+from durably.temporal.namespace import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
 from durably.temporal.request_log import (
     HTTP_HEADER,
     current_request_id,

@@ -14,8 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import is_open
-from durably.temporal.namespace.search_attributes import REGISTER_COMMANDS, commands, indexed_type, owned_by
+from durably.temporal.namespace import REGISTER_COMMANDS, commands, indexed_type, is_open, owned_by
 
 from .call import Call, StartValues
 from .idempotency import MARK, find_repetition, is_repetition, one_request
