@@ -10,7 +10,7 @@ from durably.client import Client
 from durably.comm import requests
 from durably.engine.api.dashboard import sign_in
 from durably.engine.api.http import application, syncs
-from durably.engine.api.http import requests as http_requests
+from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
@@ -111,7 +111,7 @@ EXPECTED = {
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
     "time for a body": (
-        f"{time(http_requests._GRACE_SECONDS)}, more if {size(http_requests._LEAST_BYTES_PER_SECOND)} arrive each second"
+        f"{time(http._GRACE_SECONDS)}, more if {size(http_requests._LEAST_BYTES_PER_SECOND)} arrive each second"
     ),
     "time between two requests of a connection": time(CONNECTIONS.keep_alive),
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
