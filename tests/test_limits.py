@@ -9,7 +9,8 @@ from durably import Embedded, remote_state
 from durably.client import Client
 from durably.comm import requests
 from durably.engine.api.dashboard import sign_in
-from durably.engine.api.http import discovery, messages, routes
+from durably.engine.api.http import application, syncs
+from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
@@ -107,7 +108,7 @@ EXPECTED = {
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
     "time for a body": (
-        f"{time(messages._GRACE_SECONDS)}, more if {size(messages._LEAST_BYTES_PER_SECOND)} arrive each second"
+        f"{time(http._GRACE_SECONDS)}, more if {size(http_requests._LEAST_BYTES_PER_SECOND)} arrive each second"
     ),
     "time between two requests of a connection": time(CONNECTIONS.keep_alive),
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
@@ -135,9 +136,9 @@ EXPECTED = {
     "clients that wait for changes": f"{changes.MOST_WAITERS:,}",
     "one wait for changes": time(changes.LONGEST_WAIT_SECONDS),
     "time to connect to an app": time(SETTINGS.connect_timeout),
-    "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),
+    "time for an app to answer a sync": time(syncs.TIMEOUT_SECONDS),
     "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),
-    "time for `/ready`": time(routes.READY_SECONDS),
+    "time for `/ready`": time(application.READY_SECONDS),
     "functions with metrics of their own": f"{limits.MAX_METRIC_FUNCTIONS}",
     "a request to the engine": time(Client(app_id="app").request_timeout),
     "connections to an engine, of a process": f"{http_connections.MAX_CONNECTIONS}",

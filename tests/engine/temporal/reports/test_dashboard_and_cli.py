@@ -12,8 +12,8 @@ from aiohttp import web
 
 import durably
 from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
+from durably.engine.api.http.requests import ApiKeys
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.headers import ServerKind
