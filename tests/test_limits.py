@@ -20,11 +20,8 @@ from durably.engine.sqlite import changes
 from durably.engine.sqlite.queries import search, searches
 from durably.engine.sqlite.tables import counts
 from durably.engine.sqlite.transactions import annotations
-from durably.engine.temporal import support, workers
-from durably.engine.temporal.apps import record_workflows
-from durably.engine.temporal.flow import bucket
-from durably.engine.temporal.reports import bulk
-from durably.engine.temporal.routing import wait_keys, workflows
+from durably.engine.temporal import records, support, workers
+from durably.engine.temporal.routing import bucket, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, worker_threads
@@ -161,10 +158,9 @@ EXPECTED = {
     "events, signals and slots that reach a run": f"{sizes.MAX_SIGNALS:,}",
     "bytes of a batch on Temporal": size(bucket.MAX_BATCH_BYTES),
     "slashes and dots before the wildcard of a trigger": f"{support.MAX_PATTERNS}",
-    "paths of waits for one event name that are indexed": f"{record_workflows.MAX_PATHS}",
-    "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
+    "paths of waits for one event name that are indexed": f"{records.MAX_PATHS}",
+    "a condition, with what it reads of the run's event": size(workflows.MAX_CONDITION_BYTES),
     "waits for one event and one value, or none": f"about {workflows.FULL_BYTES // 25:,}",
-    "bulk cancellations of a function that apply to new runs": f"{bulk.MAX_PRESENT_BYTES:,} bytes",
     "runs that a process keeps in memory, for each app": f"{workers.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }

@@ -24,7 +24,7 @@ from durably.engine.api.operations import Operation, blocking, operations_of
 from durably.engine.model.overview import EngineInfo
 from durably.engine.model.runs import FromStep, RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 from durably.protocol.events import Event
