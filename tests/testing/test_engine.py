@@ -13,7 +13,8 @@ import pytest
 
 import durably
 from durably.engine.model.runs import RunStatus
-from durably.testing import RunStuckError, RunUnknownError, TestEngine
+from durably.testing.engine import TestEngine
+from durably.testing.runs import RunStuckError, RunUnknownError
 
 from .shop import DAY, approve, billing, charge, client, mail, onboard, order
 
