@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 # Most tests wait for other processes, so that more of them than cores run side by side.
 TEST_PROCESSES ?= 4
 
+# Tests of the parts that other packages could break.
+LOWEST := tests/protocol tests/values tests/io tests/comm tests/frameworks tests/django tests/engine/api tests/engine/sqlite tests/otel
+
 # The port of the engine of make dev.
 PORT ?= 8288
 APP_PORT ?= 8000
@@ -17,7 +20,7 @@ APP_PORT ?= 8000
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-slow test-failed conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-slow test-lowest conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -26,7 +29,7 @@ help:
 	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken, APP_PORT=8010 if 8000 is"
 	@echo "make test           the tests, without costly variants"
 	@echo "make test-slow      the costly variants, which CI runs too"
-	@echo "make test-failed    those that failed in the last run, one after the other"
+	@echo "make test-lowest    tests of what depends on other packages, with the lowest versions that we accept"
 	@echo "make conformance-temporal  all tests of the protocol, on the engine on Temporal"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
 	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --absent'"
@@ -56,8 +59,12 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal -m "slow and not soak"
 
-test-failed: $(READY)
-	$(BIN)/python -m pytest --last-failed -m "not soak"
+# The lowest versions of direct dependencies, in an environment of their own.
+test-lowest:
+	$(PYTHON) -m venv build/lowest
+	build/lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable ".[all]" --group test
+	build/lowest/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(LOWEST)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

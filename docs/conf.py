@@ -15,7 +15,7 @@ project = "Durably"
 author = "The authors of Durably"
 release = importlib.metadata.version("durably")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_click"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_click", "sphinx_design"]
 html_theme = "furo"
 html_title = f"Durably {release}"
 exclude_patterns = ["_build"]
@@ -71,6 +71,13 @@ def _without_metadata(signature: str) -> str:
     return signature
 
 
+def shorten_docstrings_of_others(app: Any, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Leave the first line of temporalio's docstrings, which ``temporal.sync`` derives its methods from."""
+    if str(getattr(value, "__module__", "")).startswith("temporalio"):
+        lines[1:] = []
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", shorten_docstrings_of_others)
     app.connect("autodoc-process-signature", drop_metadata)
     app.connect("source-read", name_files_of_the_repository)

@@ -70,15 +70,20 @@ class App:
             raise FunctionConfigInvalidError(
                 f"Client.app_id must be a string that names the app, without control characters, not {app_id!r}"
             )
-        _check_texts(
-            api_base_url=api_base_url,
-            app_version=app_version,
-            env=env,
-            event_api_base_url=event_api_base_url,
-            event_key=event_key,
-        )
+        for name, text in {
+            "api_base_url": api_base_url,
+            "app_version": app_version,
+            "env": env,
+            "event_api_base_url": event_api_base_url,
+            "event_key": event_key,
+        }.items():
+            check_text(text, f"Client.{name}", FunctionConfigInvalidError)
+            if isinstance(text, str) and text.isspace():
+                raise FunctionConfigInvalidError(f"Client.{name} is blank: give a text, or leave it out")
         check_type(signing_key, "Client.signing_key", (str, NoneType), "a string", FunctionConfigInvalidError)
-        _check_switches(is_production=is_production, send_step_input=send_step_input, strict_replay=strict_replay)
+        switches = {"is_production": is_production, "send_step_input": send_step_input, "strict_replay": strict_replay}
+        for name, switch in switches.items():
+            check_switch(switch, f"Client.{name}", FunctionConfigInvalidError)
         if serializer is not None:
             expected = "an object with serialize and deserialize, such as PydanticSerializer()"
             check_type(serializer, "Client.serializer", Serializer, expected, FunctionConfigInvalidError)
@@ -178,20 +183,6 @@ def _seconds(timeout: Duration | None) -> float:
     if not seconds:
         raise FunctionConfigInvalidError("Client.request_timeout must be more than 0")
     return seconds
-
-
-def _check_texts(**arguments: object) -> None:
-    """Check the arguments that are strings. Raises ``FunctionConfigInvalidError``."""
-    for name, value in arguments.items():
-        check_text(value, f"Client.{name}", FunctionConfigInvalidError)
-        if isinstance(value, str) and value.isspace():
-            raise FunctionConfigInvalidError(f"Client.{name} is blank: give a text, or leave it out")
-
-
-def _check_switches(**arguments: object) -> None:
-    """Check the arguments that are booleans. Raises ``FunctionConfigInvalidError``."""
-    for name, value in arguments.items():
-        check_switch(value, f"Client.{name}", FunctionConfigInvalidError)
 
 
 class CallInfo(msgspec.Struct, frozen=True, gc=False):

@@ -262,14 +262,10 @@ class EncryptionMiddleware(MiddlewareSync):
             return fields
         return {
             name: self._cipher.encrypt(value, f"{source}: the field {name!r}")
-            if self._must_hide(name, value)
+            if value is not None and (name in self._fields or (ALL_FIELDS in self._fields and name != _ENGINES_FIELD))
             else value
             for name, value in fields.items()
         }
-
-    def _must_hide(self, name: str, value: Any) -> bool:
-        is_named = name in self._fields or (ALL_FIELDS in self._fields and name != _ENGINES_FIELD)
-        return is_named and value is not None
 
     # -- back into the app
 

@@ -21,14 +21,13 @@ from durably.functions.diagnostics import find_unserved, is_triggered_by, warn_o
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
 from durably.io.http_client import IO, Request, Response
 from durably.protocol.engine_errors import EventInvalidError
-from durably.protocol.events import Event, EventReceipt
+from durably.protocol.events import Event
 from durably.protocol.headers import Header, ServerKind, trace_headers
 from durably.protocol.options import TriggerEvent
 from durably.protocol.text import printable
 from durably.values.json_values import encode_checked
 
 from .app import App
-from .engines import InProcessEngine
 from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
 
 _ENGINES_FIELD = "_inngest"
@@ -132,7 +131,7 @@ async def send_events(
     ``EventKeyUnspecifiedError``.
     """
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
-    seed = seed or _random_seed()
+    seed = seed or _seed(time.time_ns() // 1_000_000, secrets.token_bytes(_ENTROPY_BYTES))
     if app.tracing is None:
         return await _send_through(middleware, app, batch, io, seed, None)
     with app.tracing.sending(batch) as span:
@@ -165,8 +164,14 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
     if not events:
         return []
     if app.in_process is not None:
-        # The engine adds the time to the events, by its own clock.
-        receipt = await _send_in_process(app, app.in_process, _encode(events, now=0), io, seed, traceparent)
+        # The engine adds the time to the events, by its own clock. It repeats the send while it moves from one process
+        # to another.
+        body = _encode(events, now=0)
+        sent = app.in_process.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent)
+        try:
+            receipt = await io.resolve(sent)
+        except Error as error:
+            raise _make_error(error.message, [], is_final=isinstance(error, EventInvalidError)) from None
         _warn(app, receipt.unmatched)
         return receipt.ids
     request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
@@ -195,19 +200,6 @@ def _warn(app: App, unmatched: Mapping[str, str]) -> None:
     if not app.is_served:
         unserved = [function for function in unserved if is_triggered_by(function, unmatched)]
     warn_of_unserved(unserved, app.logger)
-
-
-async def _send_in_process(
-    app: App, engine: InProcessEngine, body: bytes, io: IO, seed: str, traceparent: str | None
-) -> EventReceipt:
-    """Send to the engine in this process.
-
-    The engine repeats this while it moves from one process to another.
-    """
-    try:
-        return await io.resolve(engine.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent))
-    except Error as error:
-        raise _make_error(error.message, [], is_final=isinstance(error, EventInvalidError)) from None
 
 
 async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
@@ -288,10 +280,6 @@ def step_seed(run_id: str, hashed_step_id: str, began: int) -> str:
     """
     digest = hashlib.sha256(f"{run_id}:{hashed_step_id}".encode()).digest()
     return _seed(max(began, 1), digest[:_ENTROPY_BYTES])
-
-
-def _random_seed() -> str:
-    return _seed(time.time_ns() // 1_000_000, secrets.token_bytes(_ENTROPY_BYTES))
 
 
 def _seed(milliseconds: int, entropy: bytes) -> str:

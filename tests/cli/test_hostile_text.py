@@ -24,7 +24,6 @@ from durably.engine.model.overview import FunctionInfo
 from durably.engine.model.runs import (
     Attempt,
     Run,
-    RunLink,
     RunReport,
     RunStatus,
     RunUpdate,
@@ -52,7 +51,7 @@ json_values = st.recursive(hostile, lambda inner: st.dictionaries(hostile, inner
 
 
 def as_json(value: object) -> msgspec.Raw:
-    text = json.dumps(value).encode(errors="replace")
+    text = json.dumps(value, ensure_ascii=False).encode(errors="replace")
     return msgspec.Raw(text)
 
 
@@ -132,7 +131,7 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
         error=failed.error if status == "Failed" else None,
         awaited=message,
     )
-    link = RunLink(run_id=message, function_id=function_id, status=RunStatus(status), created_at=NOW, step=message)
+    link = run_view(id=message, function_id=function_id, status=RunStatus(status), step=message)
     report = RunReport(
         run=run,
         function_name=message,

@@ -121,8 +121,8 @@ def test_changes_of_runs_are_printed_as_json(ask: Run, dev: Command) -> None:
     again = json.loads(ask("runs", "rerun", run_id, "--json").stdout)
     assert (again["function_id"], again["original_run_id"]) == ("shop-ship", run_id)
     old = ("--function", "shop-ship", "--until", "2000-01-01T00:00:00Z", "--json")
-    for command, count in (("cancel", "cancelled"), ("replay", "replayed")):
-        assert json.loads(ask("runs", command, *old).stdout)[count] == 0
+    for command in ("cancel", "replay"):
+        assert json.loads(ask("runs", command, *old).stdout)["affected"] == 0
 
 
 def test_followed_logs_have_starts_failures_and_ends_of_runs(ask: Run, dev: Command, start: Start) -> None:

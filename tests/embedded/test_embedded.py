@@ -158,7 +158,7 @@ async def test_searching_and_waiting_for_changes(client: Client, engine: Embedde
     run = await engine.wait_for_run(run_id)
     assert (await engine.search_runs(if_exp='output.message == "on request"')).runs == [run]
     found = await engine.search_events(name="fail", is_unmatched=False)
-    assert [link.run_id for event in found.events for link in event.runs] == [run_id]
+    assert [run.id for event in found.events for run in event.runs] == [run_id]
     overview = await engine.overview()
     assert sum(each.failed for each in overview.counts) == 1
     assert [concern.subject for concern in overview.concerns] == ["app-fail"]

@@ -232,7 +232,7 @@ def describe_links(report: RunReport) -> Styled | None:
     links = [("parent", report.parent)] if report.parent else []
     links += [("child", child) for child in report.children]
     rows = [
-        [link.run_id, link.function_id, coloured_status(link.status), f"{place}: {link.relation}", link.step or ""]
+        [link.id, link.function_id, coloured_status(link.status), f"{place}: {link.relation}", link.step or ""]
         for place, link in links
     ]
     if not rows:

@@ -5,11 +5,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from durably.engine.model.runs import CancellationView, FromStep, ReplayView, Run, RunStatus
+from durably.engine.model.runs import BulkOperation, FromStep, Run, RunStatus
 from durably.protocol.text import suggest
 
 from .client import EngineClient, existing
@@ -42,8 +42,6 @@ from .text import (
     style,
     table,
 )
-
-Body = TypeVar("Body", CancellationView, ReplayView)
 
 _POLL_SECONDS = 0.1
 
@@ -82,7 +80,9 @@ def count_selected(client: "EngineClient", function_id: str, **selection: Any) -
     return found.count if found.is_complete else None
 
 
-def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"], total: int | None) -> "Body":
+def wait_for_end(
+    operation: "BulkOperation", get: Callable[[str], "BulkOperation | None"], total: int | None
+) -> "BulkOperation":
     """The bulk operation, once it has ended. Its progress is shown on a terminal."""
     with progress_line() as show_progress:
         while operation.ended_at is None:

@@ -37,7 +37,6 @@ from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_wit
 from durably.io.worker_threads import RequestContext, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
-from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind, read_trace
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.options import check_switch, check_text
@@ -293,18 +292,15 @@ class CommHandler:
     async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
         is_in_band = self._allows_in_band and req.headers.get(Header.SYNC_KIND) == SyncKind.IN_BAND
-        if isinstance(key, SignatureError) and (is_in_band or self._needs_signature(req)):
-            raise key
+        if isinstance(key, SignatureError):
+            was_signed = bool(req.headers.get(Header.SIGNATURE))
+            if is_in_band or not self._allows_unsigned_sync or (was_signed and self._is_production):
+                raise key
         warn_of_unserved(find_unserved(app_id=self.client.app_id), self.client.logger)
         syncer = Syncer(self.endpoint, self.unsigned_syncs)
         if is_in_band and key is not None:
             return syncer.in_band(req)
         return await syncer.out_of_band(req, io, is_signed=isinstance(key, str))
-
-    def _needs_signature(self, req: CommRequest) -> bool:
-        """Whether an out-of-band sync with a missing or invalid signature is refused."""
-        was_signed = bool(req.headers.get(Header.SIGNATURE))
-        return not self._allows_unsigned_sync or (was_signed and self._is_production)
 
     def _refuse_strangers(self, req: CommRequest) -> None:
         """Raises ``MethodUnsupportedError``, ``BrowserRequestError``."""
@@ -338,7 +334,9 @@ class CommHandler:
             raise QueryParamMissingError('the query parameter stepId is missing; it is "step" to discover steps')
         function = self._by_id.get(function_id) or self._not_found(function_id)
         call = await self._decode(req, function, function_id, step_id, io)
-        if self._is_streaming and not req.is_connect and self._can_stream(function, call):
+        # A sync function without a pool would block the thread that sends the spaces.
+        can_stream = function.entries[function_id].is_async or self._threads is not None
+        if self._is_streaming and not req.is_connect and can_stream:
             return self._stream(function, call, _signer(req, key) if isinstance(key, str) else None, io)
         outcome = await self._run(function, call, io)
         if not isinstance(outcome, Returned):
@@ -367,12 +365,16 @@ class CommHandler:
         steps, events, event = request.steps or {}, request.events, request.event
         if request.use_api or context.use_api:
             began = time.perf_counter()
-            steps, events = await self._fetch(request, io)
+            # The call was too large to carry its memos and events (spec §4.4.2).
+            steps = await self._fetch_part(request, "actions", decode_steps, io)
+            events = await self._fetch_part(request, "batch", decode_events, io)
             event = events[0] if events else event
             req.seconds["use_api"] = time.perf_counter() - began
         events = events or ([event] if event is not None else [])
         if not events:
             raise BodyInvalidError("invalid call: it contains no event, and does not say to fetch it (use_api)")
+        # An engine that takes checkpoints sends the ids of the call.
+        takes_checkpoints = function.sends_checkpoints and not (context.qi_id is None and context.generation_id is None)
         return FunctionCall(
             function_id=function_id,
             context=context,
@@ -384,40 +386,24 @@ class CommHandler:
             seconds=req.seconds,
             request_id=headers.get(Header.REQUEST_ID) or context.request_id,
             job_id=headers.get(Header.JOB_ID) or context.job_id,
-            checkpoints=self._checkpoints_for(request) if function.sends_checkpoints else None,
+            checkpoints=self._checkpoints if takes_checkpoints and self._checkpoints.are_possible else None,
             threads=self._threads,
             traceparent=read_trace(headers) if Header.TRACEPARENT in headers else None,
             is_engines_trace=headers.get(Header.USER_AGENT) != ENGINE_USER_AGENT,
             disable_immediate=context.disable_immediate_execution or headers.get(Header.FORCE_STEP_PLAN) == "true",
         )
 
-    def _checkpoints_for(self, request: CallRequest) -> HttpCheckpoints | None:
-        """The checkpoints of a call. ``None`` if the engine takes none.
-
-        An engine that takes checkpoints sends the ids of the call.
-        """
-        has_call_ids = request.ctx.qi_id is not None or request.ctx.generation_id is not None
-        return self._checkpoints if has_call_ids and self._checkpoints.are_possible else None
-
-    async def _fetch(self, request: CallRequest, io: IO) -> tuple[dict[str, msgspec.Raw], list[Event]]:
-        """Fetch memos and events of a call that was too large to carry them (spec §4.4.2)."""
-        steps = await self._fetch_part(request, "actions", decode_steps, io)
-        return steps, await self._fetch_part(request, "batch", decode_events, io)
-
     async def _fetch_part(self, request: CallRequest, part: str, decode: Callable[[bytes], T], io: IO) -> T:
-        try:
-            return decode(await self._request_part(request.ctx.run_id, part, io))
-        except msgspec.MsgspecError as error:
-            raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
-
-    async def _request_part(self, run_id: str, part: str, io: IO) -> bytes:
         client = self.client
-        url = f"{client.api_origin}/v0/runs/{quote(run_id, safe='')}/{part}"
+        url = f"{client.api_origin}/v0/runs/{quote(request.ctx.run_id, safe='')}/{part}"
         fetch = Request("GET", url, client.headers(), timeout=client.request_timeout)
         response = await request_with_keys(io, fetch, client.signing_keys)
         if response.status != HTTPStatus.OK:
             raise TransportError(f"cannot fetch the run's {part}: the engine answered {response.status}")
-        return response.body
+        try:
+            return decode(response.body)
+        except msgspec.MsgspecError as error:
+            raise TransportError(f"cannot read the run's {part} that the engine sent: {error}") from None
 
     async def _run(self, function: Function[Any], call: FunctionCall, io: IO) -> Outcome:
         if not function.entries[call.function_id].is_async:
@@ -442,13 +428,6 @@ class CommHandler:
                 return drive(function.call(self.client, call, _BLOCKING_IO))
         finally:
             sending_run.reset(token)
-
-    def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
-        """Whether a call can be streamed.
-
-        A sync function without a pool blocks the thread that would send the spaces.
-        """
-        return function.entries[call.function_id].is_async or self._threads is not None
 
     def _stream(self, function: Function[Any], call: FunctionCall, signer: Signer | None, io: IO) -> CommResponse:
         return CommResponse.create_streaming(

@@ -16,9 +16,8 @@ import msgspec
 from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Returned, failed, job_id_of
-from durably.engine.core.run_state import clip_retry_after
+from durably.engine.core.run_state import read_retry_after
 from durably.engine.core.transition import encode_error
-from durably.engine.model.runs import to_datetime
 from durably.engine.model.settings import Clock
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.errors import (
@@ -33,7 +32,6 @@ from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.call import CallContext, CheckpointRequest, Stack
-from durably.protocol.durations import parse_retry_after
 from durably.protocol.engine_errors import (
     DatabaseLostError,
     EngineClosedError,
@@ -194,12 +192,7 @@ def _reported_ops(found: FoundSteps, clock: Clock) -> Answer:
 
 def _retry_at(error: BaseException, clock: Clock) -> int | None:
     """Milliseconds since the epoch; ``None`` for the usual backoff."""
-    if not isinstance(error, RetryAfterError):
-        return None
-    now = to_datetime(clock.now())
-    text = retry_after_text(error)
-    wanted = None if text is None else parse_retry_after(text, now)
-    return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
+    return read_retry_after(retry_after_text(error), clock.now()) if isinstance(error, RetryAfterError) else None
 
 
 class Heartbeat:

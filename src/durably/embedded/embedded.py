@@ -148,7 +148,6 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
     - ``ImportError`` if the extra is not installed
     - ``OSError`` on Windows
     - ``RuntimeError`` under gevent and eventlet
-    - ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or a loop of links
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from durably.engine.api.interface import SyncEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.api.operations import Operation, blocking
-from durably.engine.model.runs import CancellationView, FromStep, InvokeReceipt, ReplayView, Run, RunStatus
+from durably.engine.model.runs import BulkOperation, FromStep, InvokeReceipt, Run, RunStatus
 from durably.engines import InProcessEngine
 from durably.events import as_data
 from durably.io.background_loop import get_background_loop
@@ -144,7 +144,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> CancellationView:
+    ) -> BulkOperation:
         """See ``Engine.cancel_runs``. ``started_before`` is now by default."""
         return await super().cancel_runs(
             function_id,
@@ -163,7 +163,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> ReplayView:
+    ) -> BulkOperation:
         """See ``Engine.replay_runs``. Raises ``ValueError`` for an unknown status."""
         return await super().replay_runs(
             function_id,

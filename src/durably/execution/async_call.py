@@ -116,7 +116,7 @@ class AsyncCall:
             await replay.start_new_code()
         # Use a fresh context, so that an enclosing run cannot leak into this one.
         main = contextvars.copy_context().run(self._create_main, function)
-        main.add_done_callback(self._on_main_done)
+        main.add_done_callback(lambda _: self._end(None))
         try:
             ending = await self._ended
             if ending is None:
@@ -146,9 +146,6 @@ class AsyncCall:
         except SystemExit as error:
             # ``SystemExit`` in a task would stop the server's event loop.
             raise raised_by_user(error) from None
-
-    def _on_main_done(self, main: AnyTask) -> None:
-        self._end(None)
 
     def _ending_of(self, main: AnyTask) -> Ending:
         ending = _result_of_main(main)
@@ -433,7 +430,8 @@ class AsyncCall:
     def _decide(self) -> None:
         replay, waiting, detector = self._replay, self._waiting, self._idle_detector
         assert detector is not None
-        if targets := [waiting[step_id] for step_id in replay.targets if self._is_unmemoized(step_id)]:
+        targets = [waiting[each] for each in replay.targets if each in waiting and each not in replay.memos]
+        if targets:
             self._execute_or_report(targets)
             return
         while self._memoized:
@@ -463,9 +461,6 @@ class AsyncCall:
             self._end(
                 FoundSteps([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found])
             )
-
-    def _is_unmemoized(self, hashed_id: str) -> bool:
-        return hashed_id in self._waiting and hashed_id not in self._replay.memos
 
     def _execute_or_report(self, entries: Sequence[_WaitingStep]) -> None:
         for entry in entries:

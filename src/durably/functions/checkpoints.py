@@ -201,8 +201,9 @@ class StepCheckpointer:
             if self._timers:
                 self.close()
             await self._commit(self._io)
-        elif len(self._unsent) == 1:
-            self._start_timer()
+        elif len(self._unsent) == 1 and self._context is not None and self._config.interval_seconds is not None:
+            work = self._commit_after(self._config.interval_seconds)
+            self._timers.append(self._context.run(self._io.detach, work))
         if self._must_stop:
             return None
         if self._middleware is not None:
@@ -248,10 +249,6 @@ class StepCheckpointer:
             for op in ops:
                 self._unsent.pop(op.id, None)
 
-    def _start_timer(self) -> None:
-        if self._context is not None and (seconds := self._config.interval_seconds) is not None:
-            self._timers.append(self._context.run(self._io.detach, self._commit_after(seconds)))
-
     async def _commit_after(self, seconds: float) -> None:
         while self._unsent and not self._must_stop:
             await asyncio.sleep(seconds)
@@ -271,7 +268,11 @@ class StepCheckpointer:
             return Raised(self._stale)
         unsent = list(self._unsent.values())
         if isinstance(ending, Checkpointed):
-            return FoundSteps([*unsent, *self._failed] or [_discovery()])
+            return FoundSteps(
+                [*unsent, *self._failed]
+                # An op after which the engine calls again.
+                or [StepReport(Op(id=_DISCOVERY_ID, op=Opcode.DISCOVERY_REQUEST))]
+            )
         if isinstance(ending, FoundSteps):
             return FoundSteps([*unsent, *ending.reports])
         return FoundSteps(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
@@ -301,11 +302,6 @@ def _complete(returned: Returned) -> FoundSteps | Raised:
     except OutputUnserializableError as error:
         return Raised(error)
     return FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
-
-
-def _discovery() -> StepReport:
-    """An op after which the engine calls again."""
-    return StepReport(Op(id=_DISCOVERY_ID, op=Opcode.DISCOVERY_REQUEST))
 
 
 class CallLeaseCheck:

@@ -43,7 +43,7 @@ from durably.protocol.events import Event
 from durably.protocol.limits import MAX_STEP_INPUT_BYTES
 from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
 from durably.steps import Step, StepSync
-from durably.values.codecs import Codec, Serializer, SerializerCodec, Unset
+from durably.values.codecs import SerializerCodec, Unset
 from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer, line_keeper
@@ -176,7 +176,12 @@ class Function(FunctionDefinition[T]):
                 tracer=span,
                 replace_step=call.replace_step,
                 threads=call.threads,
-                diagnostics=Diagnostics(app, entry.divergences, context.run_id, self._is_strict(app)),
+                diagnostics=Diagnostics(
+                    app,
+                    entry.divergences,
+                    context.run_id,
+                    app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay,
+                ),
                 names=entry.divergences.names,
                 clock=time.time_ns,
                 # Middleware that changes values may do so to hide them.
@@ -202,9 +207,6 @@ class Function(FunctionDefinition[T]):
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread. ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
-
-    def _is_strict(self, app: App) -> bool:
-        return app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
 
     async def _execute(
         self, app: App, call: FunctionCall, entry: Entry, replay: Replay, io: IO, middleware: MiddlewareStack | None
@@ -258,8 +260,12 @@ class Function(FunctionDefinition[T]):
 
     def _encode(self, returned: Returned, entry: Entry, app: App) -> Returned | Raised:
         try:
-            is_own = entry.handler is self._handler
-            codec = self.output_codec(app.serializer) if is_own else _failure_codec(entry, app.serializer)
+            if entry.handler is self._handler:
+                codec = self.output_codec(app.serializer)
+            else:
+                codec = function_codec(entry.source, entry.handler, Unset, app.serializer)
+                if codec is None and app.serializer is not None:
+                    codec = SerializerCodec(app.serializer, object)
             value = returned.value if codec is None else encode_as(codec, entry.source, returned.value)
             return Returned(value, entry.source)
         except Exception as error:
@@ -268,11 +274,6 @@ class Function(FunctionDefinition[T]):
 
 def _make_entry(function_id: str, handler: Callable[..., Any], source: str) -> Entry:
     return Entry(function_id, handler, is_async(handler), DivergenceLog(function_id), source)
-
-
-def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
-    codec = function_codec(entry.source, entry.handler, Unset, serializer)
-    return SerializerCodec(serializer, object) if codec is None and serializer is not None else codec
 
 
 async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Ending:
@@ -289,18 +290,15 @@ async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Endi
         if len(ending.reports) == 1:
             await middleware.transform_step(ending.reports[0])
         return ending
-    result = _result_of_function(ending)
+    if isinstance(ending, Returned):
+        result = TransformOutputResult(None, ending.value, None)
+    else:
+        assert isinstance(ending.error, Exception)
+        result = TransformOutputResult(ending.error, msgspec.UNSET, None)
     await middleware.call("transform_output", result)
     if result.error is not None:
         return Raised(result.error)
     return Returned(result.output, ending.source if isinstance(ending, Returned) else "the function")
-
-
-def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
-    if isinstance(outcome, Returned):
-        return TransformOutputResult(None, outcome.value, None)
-    assert isinstance(outcome.error, Exception)
-    return TransformOutputResult(outcome.error, msgspec.UNSET, None)
 
 
 def _describe_call(app: App, call: FunctionCall) -> CallInfo:
@@ -368,17 +366,14 @@ def _make_context(
     logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
     shared = (call.event, call.events, run_id, call.context.attempt, logger)
     ids = (call.request_id, call.job_id, call.context.max_attempts, call.function_id)
-    send = partial(_send_in_step, app, call, io, middleware)
+
+    async def send(events: Any) -> list[str]:
+        step = in_step.get()
+        assert step is not None, "only steps send"
+        seed = step_seed(run_id, step.hashed_id, call.event.ts)
+        return await send_events(app, events, io, middleware, seed)
+
     if isinstance(running, AsyncCall):
         return Context(*shared, Step(app, running, send), Group(running), *ids)
     step = StepSync(app, running, lambda events: drive(send(events)))
     return ContextSync(*shared, step, GroupSync(running), *ids)
-
-
-async def _send_in_step(
-    app: App, call: FunctionCall, io: IO, middleware: MiddlewareStack | None, events: Any
-) -> list[str]:
-    step = in_step.get()
-    assert step is not None, "only steps send"
-    seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
-    return await send_events(app, events, io, middleware, seed)

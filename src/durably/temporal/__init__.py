@@ -11,7 +11,7 @@ except ImportError as error:
 from durably.temporal.client.connection import Health, Temporal
 from durably.temporal.client.interceptors import ActivityContext
 from durably.temporal.client.sync import SyncClient, SyncWorkflowHandle
-from durably.temporal.namespace.search_attributes import DURABLY_OWNER, owned_by
+from durably.temporal.namespace import DURABLY_OWNER, owned_by
 
 from .errors import (
     SearchAttributeError,

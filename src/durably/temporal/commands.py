@@ -5,26 +5,32 @@ commands. Django's management commands take their options from them.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
-from temporalio.service import RPCError
+from temporalio.client import (
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+)
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.errors import Error
 from durably.protocol.text import printable
 from durably.temporal.client.connect_failures import explain_refusal
 from durably.temporal.client.connection import Temporal
 from durably.temporal.client.interceptors import ActivityContext
-from durably.temporal.namespace.schedules import sync_schedules
-from durably.temporal.namespace.search_attributes import declared_types, register, type_name
+from durably.temporal.namespace import declared_types, register, type_name
 from durably.temporal.worker.process import run_worker_process
 from durably.temporal.worker.workers import DEFAULT_GRACE, Workers
 
-from .declarations import with_interceptor
+from .declarations import ScheduleDeclaration, with_interceptor
 from .errors import SearchAttributeError, TemporalSettingsError
 
 _PATIENCE = timedelta(seconds=10)
@@ -159,6 +165,47 @@ def run_sync_schedules(temporal: Temporal, print_line: PrintLine, *, as_json: bo
         asyncio.run(run())
     except RPCError as error:
         raise TemporalSettingsError(explain_refusal(error.message, temporal.settings)) from error
+
+
+async def sync_schedules(temporal: Temporal) -> AsyncIterator[tuple[str, Literal["created", "updated"]]]:
+    """Create and update the server's schedules as they are declared. A paused schedule stays paused.
+
+    Yields the id and the outcome of each. Raises ``TemporalSettingsError`` for a duplicate id, a missing task queue,
+    and a declaration that the server refuses; ``TemporalUnreachableError``; ``RPCError``.
+    """
+    ids = [declared.id for declared in temporal.schedules]
+    if duplicates := {id for id in ids if ids.count(id) > 1}:
+        raise TemporalSettingsError(f'the schedule "{min(duplicates)}" is declared twice')
+    schedules = {declared.id: _make_schedule(temporal, declared) for declared in temporal.schedules}
+    client = await temporal.client()
+    for id, schedule in schedules.items():
+
+        def replace(known: ScheduleUpdateInput, schedule: Schedule = schedule) -> ScheduleUpdate:
+            schedule.state = known.description.schedule.state
+            return ScheduleUpdate(schedule)
+
+        try:
+            try:
+                await client.create_schedule(id, schedule)
+                yield id, "created"
+            except ScheduleAlreadyRunningError:
+                await client.get_schedule_handle(id).update(replace)
+                yield id, "updated"
+        except RPCError as error:
+            if error.status is not RPCStatusCode.INVALID_ARGUMENT:
+                raise
+            raise TemporalSettingsError(f'the server refuses the schedule "{id}": {error.message}') from error
+
+
+def _make_schedule(temporal: Temporal, declared: ScheduleDeclaration) -> Schedule:
+    workflow: Any = declared.workflow
+    return Schedule(
+        action=ScheduleActionStartWorkflow(
+            workflow, args=declared.args, id=declared.id, task_queue=declared.task_queue or temporal.task_queue
+        ),
+        spec=declared.spec,
+        policy=declared.policy,
+    )
 
 
 class _Group(click.Group):

@@ -1,22 +1,16 @@
-"""Declared workers and schedules, and the options and arguments of calls.
+"""Declared workers and schedules, and memos.
 
 An app declares its workers and schedules at import time, in any number of places. The options and arguments are those
 of its calls to the server. This module does not connect, and starts nothing.
 """
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypedDict
 
-from temporalio.client import ScheduleIntervalSpec, SchedulePolicy, ScheduleSpec
-from temporalio.common import (
-    Priority,
-    RetryPolicy,
-    TypedSearchAttributes,
-)
+from temporalio.client import SchedulePolicy, ScheduleSpec
 from temporalio.worker import (
     Interceptor,
     Plugin,
@@ -134,23 +128,6 @@ def with_interceptor(declarations: Iterable[WorkerDeclaration], interceptor: Int
 # Schedules
 
 
-class ScheduledWorkflowOptions(TypedDict, total=False):
-    """Options of a scheduled start.
-
-    ``temporalio.client.ScheduleActionStartWorkflow`` describes them.
-    """
-
-    execution_timeout: timedelta
-    run_timeout: timedelta
-    task_timeout: timedelta
-    retry_policy: RetryPolicy
-    memo: Mapping[str, Any]
-    typed_search_attributes: TypedSearchAttributes
-    static_summary: str
-    static_details: str
-    priority: Priority
-
-
 @dataclass(frozen=True, kw_only=True)
 class ScheduleDeclaration:
     """A schedule and the workflow that it starts.
@@ -163,38 +140,7 @@ class ScheduleDeclaration:
     args: tuple[Any, ...]
     spec: ScheduleSpec
     policy: SchedulePolicy
-    workflow_id: str
     task_queue: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def make_spec(
-    cron: str | Sequence[str] | None, every: timedelta | None, spec: ScheduleSpec | None, time_zone: str | None
-) -> ScheduleSpec:
-    """The times of a schedule.
-
-    Raises ``TemporalSettingsError`` unless exactly one of the first three is given.
-    """
-    if sum(given is not None for given in (cron, every, spec)) != 1:
-        raise TemporalSettingsError("a schedule needs exactly one of cron=, every= and spec=")
-    if spec is None:
-        expressions = [cron] if isinstance(cron, str) else list(cron or ())
-        intervals = [] if every is None else [ScheduleIntervalSpec(every=every)]
-        spec = ScheduleSpec(cron_expressions=expressions, intervals=intervals)
-    return spec if time_zone is None else replace(spec, time_zone_name=time_zone)
-
-
-def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
-    """The arguments of a scheduled start, with defaults if ``start`` is a method.
-
-    Raises ``TemporalSettingsError`` for arguments that do not fit it.
-    """
-    if isinstance(start, str):
-        return tuple(args)
-    try:
-        return tuple(with_defaults(start, args))
-    except TypeError as error:
-        raise TemporalSettingsError(f'the schedule "{id}" cannot start its workflow: {error}') from None
 
 
 RESERVED_MEMO_PREFIX = "durably-"
@@ -220,34 +166,3 @@ def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
                 "reserved for Durably: give it another name"
             )
     return memo
-
-
-# Arguments of calls
-#
-# A worker reads arguments by the type hints of the parameters only if there are as many arguments as parameters. With
-# fewer, a model or dataclass arrives as a dictionary, and the workflow's task fails again and again.
-
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def with_defaults(method: Callable[..., Any], arguments: Sequence[Any]) -> list[Any]:
-    """``arguments`` of a ``method``, completed by the parameters' defaults.
-
-    The method is a workflow's run, signal, query or update. Raises ``TypeError`` for too many or too few arguments.
-    """
-    parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
-    if any(each.kind not in _POSITIONAL for each in parameters):
-        return list(arguments)
-    name = getattr(method, "__qualname__", str(method))
-    if len(arguments) > len(parameters):
-        raise TypeError(f"{name}() takes {_count(len(parameters))}, and {len(arguments)} were given")
-    left_out = parameters[len(arguments) :]
-    if missing := [each.name for each in left_out if each.default is each.empty]:
-        raise TypeError(f"{name}() needs an argument for {', '.join(missing)}")
-    if not arguments:  # Then the worker reads nothing, and the method's own defaults apply.
-        return []
-    return [*arguments, *(each.default for each in left_out)]
-
-
-def _count(number: int) -> str:
-    return "no arguments" if number == 0 else f"{number} argument{'s' if number > 1 else ''}"

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.model.runs import Run, RunStatus, RunUpdate, StepStatus, StepView, UpdateKind, to_datetime
+from durably.engine.model.run_report import report_steps
+from durably.engine.model.runs import Run, RunStatus, RunUpdate, Step, StepStatus, UpdateKind, to_datetime
 from durably.engine.sqlite.call_dispatch import CallDispatcher
 from durably.engine.sqlite.database import connect_reader
-from durably.engine.sqlite.queries import views
+from durably.engine.sqlite.queries import runs
 from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
@@ -147,8 +148,6 @@ def _inside(update: RunUpdate) -> str:
 
 T = TypeVar("T")
 
-_PAGE = 1000
-
 
 class RunUnknownError(AssertionError):
     """An event started no run or several runs, and the test needs exactly one."""
@@ -187,39 +186,34 @@ class Inspector:
             self._connection.close()
 
     def run(self, run_id: str) -> Run:
-        run = self._read(lambda connection: views.find_run(connection, run_id, self._call_dispatcher.first_call_at))
+        run = self._read(lambda connection: runs.find_run(connection, run_id, self._call_dispatcher.first_call_at))
         assert run is not None, f"the engine no longer has run {run_id}"
         return run
 
     def runs_of_event(self, event_id: str) -> list[Run]:
-        return self._read(
-            lambda connection: views.event_runs(connection, event_id, self._call_dispatcher.first_call_at)
-        )
+        return self._read(lambda connection: runs.event_runs(connection, event_id, self._call_dispatcher.first_call_at))
 
     def runs(self, function_id: str | None) -> list[Run]:
         """All runs, oldest first."""
-        found: list[Run] = []
-        while True:
-            page = self._page(function_id, found[-1].id if found else None, _PAGE)
-            found += page
-            if len(page) < _PAGE:
-                return found[::-1]
+        first_call_at = self._call_dispatcher.first_call_at
+        return self._read(lambda connection: runs.list_runs(connection, function_id, first_call_at))[::-1]
 
     def latest_runs(self, limit: int) -> list[Run]:
         """The latest runs, oldest first."""
-        return self._page(None, None, limit)[::-1]
-
-    def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[Run]:
         first_call_at = self._call_dispatcher.first_call_at
-        return self._read(
-            lambda connection: views.list_runs(connection, None, function_id, limit, cursor, first_call_at)
-        )
+        return self._read(lambda connection: runs.list_runs(connection, None, first_call_at, limit))[::-1]
 
-    def steps(self, run_id: str) -> list[StepView]:
-        return self._read(lambda connection: views.run_steps(connection, run_id, self._call_dispatcher.is_under_way))
+    def steps(self, run_id: str) -> list[Step]:
+        dispatcher = self._call_dispatcher
+        rows = self._read(
+            lambda connection: runs.read_run_rows(
+                connection, run_id, dispatcher.first_call_at, dispatcher.called_at, False
+            )
+        )
+        return [] if rows is None else report_steps(rows)
 
     def events(self, run_id: str) -> list[Event]:
-        batch = self._read(lambda connection: views.run_batch(connection, run_id))
+        batch = self._read(lambda connection: runs.run_batch(connection, run_id))
         return msgspec.json.decode(batch or b"[]", type=list[Event])
 
     def waits(self, run_id: str) -> dict[str, OutstandingWait]:
@@ -275,31 +269,22 @@ class TestStep(msgspec.Struct, frozen=True, kw_only=True):
         return self.ended_at is not None
 
 
-def to_steps(views: list[StepView]) -> dict[str, TestStep]:
+def to_steps(steps: list[Step]) -> dict[str, TestStep]:
     """Steps by id: finished ones in the order of their memos, then unfinished ones."""
-    steps = (_to_step(view) for view in views)
-    return {step.id: step for step in steps}
-
-
-def _to_step(view: StepView) -> TestStep:
-    memo: Any = None if view.memo is None else msgspec.json.decode(view.memo)
-    error = None
-    if view.status is StepStatus.FAILED and isinstance(memo, dict):
-        memo, error = None, msgspec.convert(memo["error"], ErrorData)
-    elif view.error is not None:
-        name, _, message = view.error.partition(": ")
-        error = ErrorData(name=name, message=message)
-    return TestStep(
-        id=view.id,
-        op=view.op,
-        status=view.status,
-        attempts=view.attempts,
-        output=unwrap_memo(memo),
-        error=error,
-        created_at=view.created_at,
-        ended_at=view.ended_at,
-        due_at=view.due_at,
-    )
+    return {
+        step.id: TestStep(
+            id=step.id,
+            op=step.op,
+            status=step.status,
+            attempts=step.attempts,
+            output=None if step.output is None else msgspec.json.decode(step.output),
+            error=step.error,
+            created_at=step.created_at,
+            ended_at=step.ended_at,
+            due_at=step.due_at,
+        )
+        for step in steps
+    }
 
 
 _ANY: Any = object()

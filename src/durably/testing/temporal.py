@@ -27,7 +27,7 @@ from durably.temporal.binaries import find_program
 from durably.temporal.client.connection import runtime_of_process
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
-from durably.temporal.namespace.search_attributes import declared_types, register_and_wait
+from durably.temporal.namespace import declared_types, register_and_wait
 from durably.temporal.replay import read_histories, replay
 
 __all__ = ["MockError", "TemporalServer", "mock_activities", "replay_histories"]

@@ -78,7 +78,6 @@ _MAX_CACHED = 512
 _PLAIN = frozenset((Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn))
 _PLAIN_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
 _PLAIN_DICTS = (dict, abc.Mapping, abc.MutableMapping)
-_PATHS = (pathlib.PurePath,)
 
 
 class TypeUnsupportedError(Exception):
@@ -243,7 +242,7 @@ class _MsgspecCodec(_CheckedCodec):
         self.name = type_name(typ)
         self._type = typ
         for cls in _classes_of(msgspec.inspect.type_info(typ)):
-            if not _has_hooks(cls):
+            if not (cls is object or (isinstance(cls, type) and issubclass(cls, pathlib.PurePath))):
                 raise TypeUnsupportedError(f"JSON cannot be converted to {type_name(cls)}")
         msgspec.json.Decoder(typ)
 
@@ -348,10 +347,6 @@ def _classes_of(info: Any) -> Iterator[type]:
             if isinstance(current, msgspec.inspect.CustomType) or hasattr(cls, "__pydantic_validator__"):
                 yield typing.cast(type, cls)
             stack += [getattr(current, name) for name in current.__struct_fields__ if name != "cls"]
-
-
-def _has_hooks(cls: Any) -> bool:
-    return cls is object or (isinstance(cls, type) and issubclass(cls, _PATHS))
 
 
 def _to_json_values(value: Any) -> Any:

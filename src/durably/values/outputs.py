@@ -72,17 +72,13 @@ def to_json(value: Any, source: str, function_id: str = "") -> tuple[bytes, Any]
     try:
         data, returned, change = encode_checked(value)
     except ValueError as error:
-        raise _unserializable(source, str(error)) from None
+        raise OutputUnserializableError(
+            f"{source} returned unserializable data: {error}. Return JSON values, annotate the handler with its return "
+            "type, or set output_type"
+        ) from None
     if change is not None:
         _warn_of_change(f'{source} of function "{function_id}"' if function_id else source, change)
     return data, returned
-
-
-def _unserializable(source: str, problem: str) -> OutputUnserializableError:
-    return OutputUnserializableError(
-        f"{source} returned unserializable data: {problem}. Return JSON values, annotate the handler with its "
-        "return type, or set output_type"
-    )
 
 
 def check_found(reports: Sequence[StepReport]) -> None:

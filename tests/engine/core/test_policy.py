@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from durably.engine.core.calls import ReportedOps, read_answer
-from durably.engine.core.run_state import clip_retry_after, dev_backoff, standard_backoff, unreached_backoff
+from durably.engine.core.run_state import dev_backoff, standard_backoff, unreached_backoff
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
@@ -40,8 +40,3 @@ def test_retry_after_is_read_and_clipped(header: str, seconds: int | None) -> No
     assert isinstance(answer, ReportedOps)
     expected = None if seconds is None else round((NOW.timestamp() + seconds) * 1000)
     assert answer.retry_at == expected
-
-
-def test_retry_time_is_clipped_to_the_limits() -> None:
-    assert clip_retry_after(NOW - dt.timedelta(days=1), NOW) == NOW + dt.timedelta(seconds=1)
-    assert clip_retry_after(NOW + dt.timedelta(days=2), NOW) == NOW + dt.timedelta(hours=24)

@@ -163,10 +163,10 @@ async def test_parents_and_children_are_linked(engine: SqliteEngine, app: SmallA
     assert report.parent is None
     of_child, of_rerun = await inspect(engine, child_id), await inspect(engine, again)
     assert of_child.parent is not None
-    assert (of_child.parent.run_id, of_child.parent.relation) == (run.id, Relation.INVOKED)
+    assert (of_child.parent.id, of_child.parent.relation) == (run.id, Relation.INVOKED)
     assert (of_child.parent.step, of_child.parent.status) == ("call the child", RunStatus.FAILED)
     assert of_rerun.parent is not None
-    assert (of_rerun.parent.run_id, of_rerun.parent.relation) == (run.id, Relation.RERUN)
+    assert (of_rerun.parent.id, of_rerun.parent.relation) == (run.id, Relation.RERUN)
 
 
 async def test_no_run_has_no_report(engine: SqliteEngine) -> None:

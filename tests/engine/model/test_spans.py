@@ -2,8 +2,8 @@
 
 import datetime as dt
 
+from durably.engine.model.run_report import AttemptTimes, Interval, attempt_spans, make_span, merge, run_spans
 from durably.engine.model.runs import Span, SpanKind
-from durably.engine.model.spans import AttemptTimes, Interval, attempt_spans, make_span, merge, run_spans
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

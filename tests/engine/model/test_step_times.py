@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.model.rows import clock_shift, step_times
+from durably.engine.model.records import clock_shift, step_times
 from durably.protocol.opcodes import Op, Timing, read_timing
 
 SECOND = 1_000_000

@@ -61,7 +61,7 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         )
         assert [each.decode_output() for each in runs][1] == f"{SECRET}, said"
         page = await engine.search_events(name=event)
-        assert [each.event.data["text"] for each in page.events] == [SECRET, SECRET]
+        assert [each.data["text"] for each in page.events] == [SECRET, SECRET]
         since = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)
         assert (await engine.search_runs(if_exp=f"event.data.text == '{SECRET}'", started_after=since)).runs
 

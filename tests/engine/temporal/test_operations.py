@@ -70,16 +70,16 @@ async def test_events_are_those_that_started_runs(server: DevServer) -> None:
         for event_id in ids:
             await ended_runs(engine, event_id, 2)
         page = await engine.search_events(name=event)
-        assert [each.event.id for each in page.events] == ids[::-1]
+        assert [each.id for each in page.events] == ids[::-1]
         assert [len(each.runs) for each in page.events] == [2, 2, 2]
         assert [each.id for each in await engine.list_events(name=event, limit=2)] == ids[:0:-1]
         assert [each.id for each in await engine.list_events(name=event, cursor=ids[1])] == [ids[0]]
         first = await engine.search_events(name=event, limit=1)
         second = await engine.search_events(name=event, limit=2, cursor=first.cursor)
-        assert [each.event.id for each in (*first.events, *second.events)] == ids[::-1]
+        assert [each.id for each in (*first.events, *second.events)] == ids[::-1]
         found = await engine.search_events(name=event, if_exp="event.data.n == 1")
-        assert [each.event.id for each in found.events] == [ids[1]]
-        assert [each.event.id for each in (await engine.search_events(id=ids[0])).events] == [ids[0]]
+        assert [each.id for each in found.events] == [ids[1]]
+        assert [each.id for each in (await engine.search_events(id=ids[0])).events] == [ids[0]]
         got = await engine.get_event(ids[2])
         assert got is not None
         assert got.data == {"n": 2}

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from temporalio.common import SearchAttributeKey
 
-from durably.temporal import Temporal
+from durably.temporal import Temporal, namespace
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, expose
 from durably.temporal.gateway.lists import condition
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.namespace import search_attributes
 
 from ...waiting import async_eventually
 from ..workflows import OrderWorkflow, SleepingWorkflow
@@ -111,8 +110,8 @@ async def test_a_wrong_filter_is_a_bad_request(temporal: Temporal) -> None:
 
 async def test_lists_have_typed_filters(temporal: Temporal) -> None:
     client = await temporal.client()
-    kinds = {key.name: search_attributes.indexed_type(key) for key in KEYS}
-    await search_attributes.register_and_wait(client, kinds, dt.timedelta(seconds=10))
+    kinds = {key.name: namespace.indexed_type(key) for key in KEYS}
+    await namespace.register_and_wait(client, kinds, dt.timedelta(seconds=10))
     gateway, user = orders(temporal), uuid.uuid4().hex
     before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
     ids = set[str]()

@@ -28,7 +28,7 @@ from temporalio.common import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal import DURABLY_OWNER, SearchAttributeError, Temporal, TemporalSettingsError, owned_by
+from durably.temporal import DURABLY_OWNER, SearchAttributeError, Temporal, TemporalSettingsError, namespace, owned_by
 from durably.temporal.gateway import (
     FOR_OPERATORS,
     FOR_OWNERS,
@@ -39,8 +39,7 @@ from durably.temporal.gateway import (
     call,
     expose,
 )
-from durably.temporal.namespace import search_attributes
-from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
+from durably.temporal.namespace import OWNER_ATTRIBUTE
 
 from ...waiting import async_eventually
 from ..dev_server import DevServer
@@ -545,7 +544,7 @@ async def test_without_permission_to_register_the_log_names_the_command(
     assert (refused.status, name in json.dumps(refused.json)) == (503, False)
     assert command in caplog.text
     with pytest.raises(SearchAttributeError) as raised:
-        await search_attributes.ensure_keyword(client, name, timedelta(seconds=5))
+        await namespace.ensure_keyword(client, name, timedelta(seconds=5))
     assert command in str(raised.value)
     # A registered attribute needs no such permission.
     allowed = owned(temporal, SleepingWorkflow)
@@ -556,10 +555,10 @@ async def test_without_permission_to_register_the_log_names_the_command(
 
 async def test_attributes_are_registered_once(temporal: Temporal) -> None:
     client = await temporal.client()
-    keyword = search_attributes.KEYWORD
+    keyword = namespace.KEYWORD
     names = {f"A{uuid.uuid4().hex[:8]}": keyword, f"B{uuid.uuid4().hex[:8]}": keyword}
-    assert await search_attributes.register(client, names, timedelta(seconds=5)) == sorted(names)
-    assert await search_attributes.register(client, names, timedelta(seconds=5)) == []
+    assert await namespace.register(client, names, timedelta(seconds=5)) == sorted(names)
+    assert await namespace.register(client, names, timedelta(seconds=5)) == []
 
 
 async def test_an_update_is_found_only_by_its_own_name(temporal: Temporal) -> None:

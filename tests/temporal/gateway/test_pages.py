@@ -11,8 +11,8 @@ from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, expose
 from durably.temporal.gateway.authorization import principal_key
-from durably.temporal.gateway.pages import VARIABLE, PageTokens
 from durably.temporal.gateway.problems import Problem
+from durably.temporal.gateway.services import VARIABLE, PageTokens
 
 from ...waiting import async_eventually
 from ..app_server import AppServer

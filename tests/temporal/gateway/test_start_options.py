@@ -12,7 +12,7 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
 from ..app_server import AppServer
-from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from ..workflows import ChainWorkflow, Order, OrderWorkflow, SleepingWorkflow, StepsWorkflow, SumWorkflow
 from .gateway_client import Answer, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -90,13 +90,6 @@ async def test_a_keyed_start_ignores_a_memo_of_another_origin(temporal: Temporal
     gateway = owned(temporal, expose(OrderWorkflow, name="orders", id="o-{order_id}"))
     assert (await ask(gateway, "ada", "POST", "orders", order, key="k")).status == 409
     await handle.terminate()
-
-
-def test_a_reserved_key_of_a_schedules_memo_is_refused() -> None:
-    with pytest.raises(TemporalSettingsError, match=r'add_schedule\("sum"\) has the key "durably-schedule"'):
-        Temporal().add_schedule(
-            "sum", SumWorkflow.run, Pair(1), 1, every=timedelta(hours=1), memo={"durably-schedule": "x"}
-        )
 
 
 async def test_an_invalid_delay_is_an_error_of_the_app(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:

@@ -113,7 +113,7 @@ def test_errors_are_one_line(start: Start) -> None:
 
 @pytest.mark.slow
 def test_command_syncs_schedules(start: Start, queue: str) -> None:
-    for expected in ("created", "unchanged"):
+    for expected in ("created", "updated"):
         command = start("sync-schedules")
         assert command.wait() == 0
         assert f"{queue}-daily: {expected}\n" in command.output

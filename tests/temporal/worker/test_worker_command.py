@@ -147,7 +147,7 @@ def test_worker_serves_health_and_metrics(start: Start, shop: Path, server: DevS
 def test_worker_waits_for_an_unreachable_server(start: Start, shop: Path, tmp_path: Path) -> None:
     server = DevServer(tmp_path / "temporal.db")
     command = start("temporal", "worker", "shop", "--health", "127.0.0.1:0", TEMPORAL_ADDRESS=server.address)
-    command.until(rf"the Temporal server at {server.address} cannot be reached.* Trying again in 0.5 seconds")
+    command.until(rf"the Temporal server at {server.address} cannot be reached.* Trying again until it answers")
     origin = command.until(r"health at (http://[\d.:]+)")[1]
     assert get(f"{origin}/live")[0] == 200
     status, body = get(f"{origin}/ready")
@@ -200,12 +200,9 @@ def test_app_that_cannot_be_run_is_reported(run: Run, shop: Path, target: str, m
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("command", "status"), variants([("worker", 1), ("check", 2), ("sync-schedules", 1)], [("worker", 1)])
-)
-def test_unknown_namespace_is_reported(run: Run, shop: Path, server: DevServer, command: str, status: int) -> None:
-    result = run("temporal", command, "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
-    assert result.status == status
+def test_unknown_namespace_is_reported(run: Run, shop: Path, server: DevServer) -> None:
+    result = run("temporal", "worker", "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
+    assert result.status == 1
     error = result.stderr.splitlines()[-1]
     assert f'the server at {server.address} has no namespace "none": check TEMPORAL_NAMESPACE' in error
     assert "`temporal operator namespace create none`" in error

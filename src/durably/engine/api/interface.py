@@ -29,15 +29,14 @@ from durably.engine.model.overview import (
     SyncResult,
 )
 from durably.engine.model.runs import (
-    AttemptView,
-    CancellationView,
+    Attempt,
+    BulkOperation,
     EventPage,
     ExportedSpans,
     FromStep,
     InvokeReceipt,
     LogPage,
     MatchCount,
-    ReplayView,
     Run,
     RunCall,
     RunMetadata,
@@ -46,7 +45,7 @@ from durably.engine.model.runs import (
     RunStatus,
     RunUpdate,
     StatusCounts,
-    StepView,
+    Step,
     StoredEvent,
 )
 from durably.protocol.call import CheckpointRequest, LogLine
@@ -292,11 +291,11 @@ class Engine:
         """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
 
     @operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
-    async def run_steps(self, run_id: str) -> list[StepView]:
+    async def run_steps(self, run_id: str) -> list[Step]:
         """Finished steps in the order of their ends, then steps under way."""
 
     @operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
-    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+    async def run_attempts(self, run_id: str) -> list[Attempt]:
         """Attempts that failed and were repeated, the earliest first."""
 
     @operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
@@ -469,7 +468,7 @@ class Engine:
         started_after: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> CancellationView:
+    ) -> BulkOperation:
         """Start to cancel runs of a function.
 
         Applies to runs that were created from ``started_after`` until before ``started_before`` and whose event matches
@@ -482,11 +481,11 @@ class Engine:
         """
 
     @operation("GET /v1/cancellations")
-    async def list_cancellations(self) -> list[CancellationView]:
+    async def list_cancellations(self) -> list[BulkOperation]:
         """Bulk cancellations, newest first, and their progress."""
 
     @operation("GET /v1/cancellations/{cancellation_id}", missing="no bulk cancellation has the id {cancellation_id!r}")
-    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+    async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
         """A bulk cancellation and its progress."""
 
     @operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
@@ -506,7 +505,7 @@ class Engine:
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> ReplayView:
+    ) -> BulkOperation:
         """Start to rerun the function's runs that ended with one of the ``statuses``.
 
         ``started_before`` is by default now. The other arguments are those of ``cancel_runs``. Raises
@@ -514,11 +513,11 @@ class Engine:
         """
 
     @operation("GET /v1/replays")
-    async def list_replays(self) -> list[ReplayView]:
+    async def list_replays(self) -> list[BulkOperation]:
         """Bulk replays, newest first, and their progress."""
 
     @operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}")
-    async def get_replay(self, replay_id: str) -> ReplayView | None:
+    async def get_replay(self, replay_id: str) -> BulkOperation | None:
         """A bulk replay and its progress."""
 
     # for SDKs

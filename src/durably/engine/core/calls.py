@@ -3,7 +3,6 @@
 Pure. The source is the spec, §4.4 and §9.
 """
 
-import datetime as dt
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import re2
 import rfc8785
 
 from durably.protocol.call import CheckpointRequest, TooDeepError, decode, function_uuid
-from durably.protocol.durations import parse_retry_after
 from durably.protocol.engine_errors import CheckpointInvalidError
 from durably.protocol.errors import ErrorData, shorten_error
 from durably.protocol.headers import Header
@@ -21,7 +19,7 @@ from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op
 from durably.protocol.signatures import SignatureError, canonicalize, verify, verify_answer
 
-from .run_state import Call, Deferred, clip_retry_after
+from .run_state import Call, Deferred, read_retry_after
 
 _SDK_DECIDES = -1
 """The ``version`` that leaves the choice of the protocol's version to the app."""
@@ -318,8 +316,7 @@ def read_answer(
     if refuse is not None and (refused := refuse(status, headers, body, was_streamed)) is not None:
         return refused
     no_retry = headers.get(Header.NO_RETRY, "").strip().lower() == "true"
-    retry_after = headers.get(Header.RETRY_AFTER)
-    retry_at = _read_retry_after(retry_after, now) if retry_after else None
+    retry_at = read_retry_after(headers.get(Header.RETRY_AFTER), now)
     if not 200 <= status < 300:
         raised, written = _read_error(status, headers, body)
         return AttemptFailed(raised, no_retry, retry_at, written)
@@ -364,12 +361,6 @@ def shorten_op_error(op: Op) -> Op:
     if op.error is None or (short := shorten_error(op.error)) is op.error:
         return op
     return msgspec.structs.replace(op, error=short)
-
-
-def _read_retry_after(text: str, now_ms: int) -> int | None:
-    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
-    wanted = parse_retry_after(text, now)
-    return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
 
 
 def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[ErrorData, bytes | None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from durably.protocol.durations import DurationInvalidError, parse_retry_after, parse_timestamp
+from durably.protocol.durations import DurationInvalidError, parse_timestamp
 from durably.protocol.engine_errors import OpInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
@@ -16,7 +16,7 @@ from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 from .calls import ReportedOps
 from .expressions import ExpressionInvalidError, compile_expression
 from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
-from .run_state import Call, Deferred, RunStatus, Wait, clip_retry_after
+from .run_state import Call, Deferred, RunStatus, Wait, read_retry_after
 from .transition import Transition, data_memo, error_memo
 
 
@@ -47,9 +47,6 @@ class AnsweredCall:
 
     def is_race(self, op: Op) -> bool:
         return self.report.races or op.is_race or (self.call.race and op.id == self.call.step_id)
-
-    def wait(self, op: Op, kind: Opcode) -> None:
-        self.transition.wait(Wait(step_id=op.id, op=kind, name=step_name(op), race=self.is_race(op)))
 
 
 def apply_op(answered: AnsweredCall, op: Op) -> None:
@@ -87,7 +84,7 @@ def _step_error(answered: AnsweredCall, op: Op) -> None:
     if answered.report.no_retry or attempt + 1 >= transition.max_attempts:
         _step_failed(answered, op)
     else:
-        retry_at = _read_retry_after(op, transition) or answered.report.retry_at
+        retry_at = read_retry_after(_text(op, RETRY_AFTER_OPT), transition.now) or answered.report.retry_at
         transition.retry(
             answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op), executed=op
         )
@@ -130,28 +127,11 @@ def _step_planned(answered: AnsweredCall, op: Op) -> None:
     )
 
 
-def _sleep(answered: AnsweredCall, op: Op) -> None:
-    until = _read_sleep(op, answered.transition)
-    answered.wait(op, Opcode.SLEEP)
-    answered.transition.commands.append(Sleep(op.id, step_name(op), until))
-
-
-def _wait_for_event(answered: AnsweredCall, op: Op) -> None:
-    command = _read_event_wait(op, answered.transition)
-    answered.wait(op, Opcode.WAIT_FOR_EVENT)
-    answered.transition.commands.append(command)
-
-
-def _wait_for_signal(answered: AnsweredCall, op: Op) -> None:
-    command = _read_signal_wait(op, answered.transition)
-    answered.wait(op, Opcode.WAIT_FOR_SIGNAL)
-    answered.transition.commands.append(command)
-
-
-def _invoke(answered: AnsweredCall, op: Op) -> None:
-    command = _read_invoke(op, answered.transition)
-    answered.wait(op, Opcode.INVOKE_FUNCTION)
-    answered.transition.commands.append(command)
+def _wait(answered: AnsweredCall, op: Op) -> None:
+    kind, transition = Opcode(op.op), answered.transition
+    command = _READ_WAIT[kind](op, transition)
+    transition.wait(Wait(step_id=op.id, op=kind, name=step_name(op), race=answered.is_race(op)))
+    transition.commands.append(command)
 
 
 def _request(answered: AnsweredCall, op: Op) -> None:
@@ -245,7 +225,9 @@ def _add_deferred(transition: Transition, op: Op) -> bool:
 
 
 def _abort_deferred(transition: Transition, op: Op) -> bool:
-    target = _read_defer_abort(op)
+    target = _text(op, "target_hashed_id")
+    if not target:
+        raise OpInvalidError("the abort op has no target step")
     before = transition.defers.get(target)
     if before is None or not before.is_abortable:
         return False
@@ -257,21 +239,9 @@ def _abort_deferred(transition: Transition, op: Op) -> bool:
 # options of ops
 
 
-def _read_sleep(op: Op, transition: Transition) -> int:
-    """The end of a sleep.
-
-    The Python SDK sends it in ``name``, others in ``opts.duration``.
-    """
-    text = _text(op, "duration") or op.name or "0s"
-    return _until(op, text, transition)
-
-
-def _read_retry_after(op: Op, transition: Transition) -> int | None:
-    """The time at which a failed step asks to be retried, if it does."""
-    text = _text(op, RETRY_AFTER_OPT)
-    at = dt.datetime.fromtimestamp(transition.now / 1000, dt.UTC)
-    wanted = parse_retry_after(text, at) if text else None
-    return None if wanted is None else round(clip_retry_after(wanted, at).timestamp() * 1000)
+def _read_sleep(op: Op, transition: Transition) -> Sleep:
+    """Read a sleep. The Python SDK sends its end in ``name``, others in ``opts.duration``."""
+    return Sleep(op.id, step_name(op), _until(op, _text(op, "duration") or op.name or "0s", transition))
 
 
 def _read_event_wait(op: Op, transition: Transition) -> AwaitEvent:
@@ -337,14 +307,6 @@ def _read_defer(op: Op) -> Defer:
     return Defer(op.id, function_id, msgspec.json.encode(data))
 
 
-def _read_defer_abort(op: Op) -> str:
-    """The hashed id of the deferred step."""
-    target = _text(op, "target_hashed_id")
-    if not target:
-        raise OpInvalidError("the abort op has no target step")
-    return target
-
-
 def _long_timeout(op: Op, transition: Transition) -> int:
     timeout = _text(op, "timeout")
     if timeout:
@@ -375,6 +337,13 @@ def _text(op: Op, option: str) -> str:
 
 # the table of ops
 
+_READ_WAIT: dict[Opcode, Callable[[Op, Transition], Sleep | AwaitEvent | AwaitSignal | Invoke]] = {
+    Opcode.SLEEP: _read_sleep,
+    Opcode.WAIT_FOR_EVENT: _read_event_wait,
+    Opcode.WAIT_FOR_SIGNAL: _read_signal_wait,
+    Opcode.INVOKE_FUNCTION: _read_invoke,
+}
+
 _HANDLERS: dict[str, Callable[[AnsweredCall, Op], None]] = {
     Opcode.STEP: _step_run,
     Opcode.STEP_RUN: _step_run,
@@ -382,10 +351,10 @@ _HANDLERS: dict[str, Callable[[AnsweredCall, Op], None]] = {
     Opcode.STEP_FAILED: _step_failed,
     Opcode.STEP_PLANNED: _step_planned,
     Opcode.STEP_NOT_FOUND: _step_not_found,
-    Opcode.SLEEP: _sleep,
-    Opcode.WAIT_FOR_EVENT: _wait_for_event,
-    Opcode.WAIT_FOR_SIGNAL: _wait_for_signal,
-    Opcode.INVOKE_FUNCTION: _invoke,
+    Opcode.SLEEP: _wait,
+    Opcode.WAIT_FOR_EVENT: _wait,
+    Opcode.WAIT_FOR_SIGNAL: _wait,
+    Opcode.INVOKE_FUNCTION: _wait,
     Opcode.AI_GATEWAY: _request,
     Opcode.GATEWAY: _request,
     Opcode.RUN_COMPLETE: _run_complete,
@@ -401,14 +370,8 @@ EXECUTED = frozenset({Opcode.STEP, Opcode.STEP_RUN})
 REQUESTS = frozenset({Opcode.AI_GATEWAY, Opcode.GATEWAY})
 """Ops for which the engine itself makes a request."""
 
-ASKING = REQUESTS | {
-    Opcode.STEP_PLANNED,
-    Opcode.SLEEP,
-    Opcode.WAIT_FOR_EVENT,
-    Opcode.WAIT_FOR_SIGNAL,
-    Opcode.INVOKE_FUNCTION,
-}
+ASKING = REQUESTS | {Opcode.STEP_PLANNED, *_READ_WAIT}
 """Ops that request something from the engine. Several in one answer mean that the run has parallel branches."""
 
-STARTING = EXECUTED | ASKING | {Opcode.WAIT_FOR_SIGNAL}
+STARTING = EXECUTED | ASKING
 """Ops that add a step to a run."""

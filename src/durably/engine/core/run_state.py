@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from durably.protocol.durations import parse_retry_after
 from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import (
     BACKOFF_JITTER_SECONDS,
@@ -250,9 +251,13 @@ def unreached_backoff(failures: int, jitter: float) -> dt.timedelta:
     return dt.timedelta(seconds=min(0.5 * 2.0 ** min(failures, 10), 10.0) * (1 + jitter / 4))
 
 
-def clip_retry_after(wanted: dt.datetime, now: dt.datetime) -> dt.datetime:
-    """The retry time that an app requests, within the protocol's limits.
+def read_retry_after(text: str | None, now: int) -> int | None:
+    """The retry time that an app requests, within the protocol's limits: one second and 24 hours from ``now``.
 
-    The limits are one second and 24 hours from ``now``.
+    ``None`` if there is none. Both times are milliseconds since the epoch.
     """
-    return min(max(wanted, now + RETRY_AFTER_MIN), now + RETRY_AFTER_MAX)
+    at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
+    wanted = parse_retry_after(text, at) if text else None
+    if wanted is None:
+        return None
+    return round(min(max(wanted, at + RETRY_AFTER_MIN), at + RETRY_AFTER_MAX).timestamp() * 1000)

@@ -10,7 +10,7 @@ import msgspec
 
 from durably.protocol.sync import FunctionConfig
 
-from .runs import RunLink, RunStatus
+from .runs import Run, RunStatus
 
 
 class App(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +206,7 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     function_id: str
     schedule: str
     next_ticks: list[dt.datetime]
-    last_runs: list[RunLink]
+    last_runs: list[Run]
     is_paused: bool
 
 

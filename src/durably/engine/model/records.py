@@ -1,9 +1,12 @@
-"""Times, arguments and errors of steps and attempts, as they are stored.
+"""Rows of steps, attempts and waits, as every engine stores them, and how a change of a run makes them.
 
-Only reports of runs use them. They are made from data that the machine and the app have anyway.
+They are made from data that the machine and the app have anyway. Only reports of runs read them. Times are milliseconds
+since the epoch, but ``ran_from`` and ``ran_for`` are microseconds: when the app began to execute a step, and how long
+that took. ``called_at`` is when the call that reported it was made. An app's clock may be wrong, so an app's times are
+moved into the interval in which the engine knows that the app ran.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -13,21 +16,11 @@ from durably.engine.core.inputs import Answered, AnsweredTogether, Checkpointed,
 from durably.engine.core.run_state import RunState
 from durably.engine.core.transition import excerpt
 from durably.protocol.errors import ErrorData
-from durably.protocol.opcodes import Opcode, Timing, hash_step_id, read_timing
+from durably.protocol.opcodes import Op, Opcode, Timing, hash_step_id, read_timing
 from durably.protocol.text import get_logger, keep_ends
 
-from .rows import (
-    NO_CALL,
-    AttemptRow,
-    CallTimes,
-    EndedWait,
-    MemoTimes,
-    OpenWait,
-    UnfinishedStep,
-    clock_shift,
-    step_times,
-)
-
+UNREACHED_ERRORS = frozenset({"AppUnreachableError", "FunctionNotServedError", "CallReturnedError"})
+"""Names of errors of calls that did not reach the app. Such a call uses no attempt up."""
 MAX_ARGUMENT_BYTES = 256 * 1024
 """Maximum size of a step's arguments that are kept."""
 MAX_ERROR_TEXT = 16 * 1024
@@ -42,22 +35,108 @@ _logger = get_logger("durably.engine")
 _memo_decoder = msgspec.json.Decoder(dict[str, ErrorData])
 
 
-class ChangingRun(Protocol):
-    """A run while an input is applied to it.
+class MemoTimes(msgspec.Struct, frozen=True, gc=False):
+    """Times and topic of a step that has ended."""
 
-    - ``input``: Causes the change, which began at ``began``.
-    - ``called_at``: The start time of the call that ended, if known.
-    - ``call``: The times of this call, read at first use.
-    - ``before``: The state before the change.
-    - ``ended_waits``: The waits that the change has ended.
-    """
+    created_at: int
+    ended_at: int
+    called_at: int | None = None
+    ran_from: int | None = None
+    ran_for: int | None = None
+    topic: str | None = None
+
+
+class StepRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A finished step without its memo."""
+
+    step_id: str
+    name: str
+    op: Opcode
+    attempts: int
+    failed: bool
+    times: MemoTimes
+    is_copied: bool = False
+    """A rerun took it over from the original run."""
+    arguments: bytes | None = None
+    """JSON."""
+
+
+class UnfinishedStep(msgspec.Struct, frozen=True, gc=False):
+    """A step that had not ended when its run did."""
+
+    step_id: str
+    name: str
+    op: Opcode
+    created_at: int
+    attempts: int = 0
+    due: int | None = None
+    """When its call was due, its sleep would have ended, or its wait would have timed out."""
+    topic: str | None = None
+
+
+class AttemptRow(msgspec.Struct, frozen=True, gc=False):
+    """A failed attempt."""
+
+    step_id: str
+    attempt: int
+    name: str
+    ended_at: int
+    error: str
+    """One short line."""
+    data: bytes | None
+    """The error as JSON."""
+    queued_at: int | None = None
+    called_at: int | None = None
+    ran_from: int | None = None
+    ran_for: int | None = None
+    retry_at: int | None = None
+    """When the next attempt was or is due."""
+
+
+class WaitTimes(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Times and topic of a wait or sleep, open or ended."""
+
+    created_at: int
+    due: int | None = None
+    """When it times out, or a sleep ends."""
+    topic: str | None = None
+    """The awaited event, signal or run."""
+    called_at: int | None = None
+    """When the call was made that requested it."""
+
+
+class CallTimes(msgspec.Struct, frozen=True, gc=False):
+    """The known times of a call that has reported steps."""
+
+    called_at: int | None = None
+    earliest: int = 0
+    """No step began before it, in microseconds."""
+    shift: int = 0
+    """Microseconds to add to the app's times."""
+    answered: tuple[int, ...] = ()
+    """The generations that have ended."""
+    is_alone: bool = False
+    """The call ran only this step, so the step took as long as the call."""
+
+
+_NO_CALL = CallTimes()
+"""For changes of a run that no call causes."""
+
+
+class ChangingRun(Protocol):
+    """A run while an input is applied to it."""
 
     input: Input | None
+    """Causes the change, which began at ``began``."""
     called_at: int | None
+    """The start time of the call that ended, if known."""
     began: int
     call: CallTimes | None
+    """The times of this call, read at first use."""
     before: RunState
-    ended_waits: dict[str, EndedWait]
+    """The state before the change."""
+    ended_waits: dict[str, WaitTimes]
+    """The waits that the change has ended."""
 
     @property
     def id(self) -> str: ...
@@ -83,7 +162,7 @@ def _read_call_times(run_input: Input | None, called_at: int | None, began: int,
         case AnsweredTogether():
             answers = run_input.answers
         case _:
-            return NO_CALL
+            return _NO_CALL
     ops = [op for each in answers if isinstance(each.answer, ReportedOps) for op in each.answer.ops]
     if called_at is not None:
         called_at = min(called_at, now)
@@ -215,7 +294,7 @@ def _shorten(text: str | None) -> str | None:
     return None if text is None else keep_ends(text, MAX_ERROR_TEXT, "not kept")
 
 
-def unfinished_steps(waits: Mapping[str, OpenWait], live: ChangingRun, now: int) -> list[UnfinishedStep]:
+def unfinished_steps(waits: Mapping[str, WaitTimes], live: ChangingRun, now: int) -> list[UnfinishedStep]:
     """The steps that were under way when the run ended.
 
     ``waits`` are those of the run before its end.
@@ -239,3 +318,28 @@ def unfinished_steps(waits: Mapping[str, OpenWait], live: ChangingRun, now: int)
             attempts = wait.attempt + 1
             left.append(UnfinishedStep(wait.step_id, wait.name, wait.op, row.created_at, attempts, row.due, row.topic))
     return left
+
+
+def clock_shift(ops: Iterable[Op], earliest: int, latest: int) -> int:
+    """The microseconds to add to the times of an app.
+
+    The times then lie between ``earliest`` and ``latest``. The result is 0 for an app whose clock agrees with the
+    engine's.
+    """
+    starts, ends = [], []
+    for op in ops:
+        timing = read_timing(op.timing)
+        if timing is not None:
+            starts.append(timing.a // 1000)
+            ends.append((timing.a + timing.b) // 1000)
+    if not starts:
+        return 0
+    if max(ends) > latest:
+        return latest - max(ends)
+    return max(0, earliest - min(starts))
+
+
+def step_times(start: int, duration: int, earliest: int, latest: int) -> tuple[int, int]:
+    """Start and duration of a step, within ``earliest`` and ``latest``."""
+    start = min(max(start, earliest), latest)
+    return start, min(max(duration, 0), latest - start)

@@ -16,33 +16,14 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 
-_error_decoder = msgspec.json.Decoder(ErrorData)
-_memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+# times
 
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def describe_error(encoded: bytes | msgspec.Raw) -> str:
-    """``Name: message`` for an error in JSON."""
-    error = _error_decoder.decode(encoded)
-    return f"{error.name or 'Error'}: {error.message or ''}"
-
-
-def describe_failed_memo(memo: bytes) -> str:
-    return describe_error(_memo_decoder.decode(memo)["error"])
-
-
 def to_datetime(milliseconds: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
-
-
-def from_microseconds(microseconds: int) -> dt.datetime:
-    return _EPOCH + dt.timedelta(microseconds=microseconds)
-
-
-def to_microseconds(time: dt.datetime) -> int:
-    return (time - _EPOCH) // dt.timedelta(microseconds=1)
 
 
 def to_milliseconds(time: dt.datetime) -> int:
@@ -57,40 +38,15 @@ def to_optional_milliseconds(time: dt.datetime | None) -> int | None:
     return None if time is None else to_milliseconds(time)
 
 
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "internal_id", "event_id": "id"}):
-    """An event as it was received.
+def from_microseconds(microseconds: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(microseconds=microseconds)
 
-    ``id`` is the engine's own (a ULID), ``event_id`` the sender's if it has one. ``notes`` are sentences on the event's
-    effects other than runs, and on why it started no run; lists omit them.
-    """
 
-    id: str
-    event_id: str
-    name: str
-    data: Any
-    ts: int
-    received_at: dt.datetime
-    user: Any = None
-    v: str | None = None
-    notes: list[str] = []
+def to_microseconds(time: dt.datetime) -> int:
+    return (time - _EPOCH) // dt.timedelta(microseconds=1)
 
-    @classmethod
-    def of(cls, id: str, event: Event, received_at: dt.datetime) -> "StoredEvent":
-        return cls(
-            id=id,
-            event_id=event.id or id,
-            name=event.name,
-            data=event.data,
-            ts=event.ts,
-            received_at=received_at,
-            user=event.user,
-            v=event.v,
-        )
 
-    @property
-    def event(self) -> Event:
-        """The event as functions get it."""
-        return Event(name=self.name, data=self.data, id=self.event_id, ts=self.ts, user=self.user, v=self.v)
+# runs
 
 
 class StepStatus(StrEnum):
@@ -106,181 +62,18 @@ class StepStatus(StrEnum):
 
 
 class RunWait(msgspec.Struct, frozen=True, kw_only=True):
-    """The sleep, wait or retry after which an idle run continues.
+    """The sleep, wait or retry after which an idle run continues."""
 
-    - ``kind``: ``SLEEPING``, ``WAITING`` or ``RETRYING``.
-    - ``step``: Empty for a retry of the function's own code.
-    - ``due_at``: When a sleep ends, a wait times out, or the next attempt is made.
-    - ``awaited``: The event name or signal.
-    - ``error``: The error of the previous attempt.
-    """
-
-    kind: "StepStatus"
+    kind: StepStatus
+    """``SLEEPING``, ``WAITING`` or ``RETRYING``."""
     step: str
+    """Empty for a retry of the function's own code."""
     due_at: dt.datetime | None
+    """When a sleep ends, a wait times out, or the next attempt is made."""
     awaited: str | None = None
+    """The event name or signal."""
     error: str | None = None
-
-
-class Run(
-    msgspec.Struct,
-    frozen=True,
-    kw_only=True,
-    rename={"id": "run_id", "created_at": "run_started_at", "rerun_of": "original_run_id"},
-):
-    """A run of a function.
-
-    - ``output``: JSON: the function's result or, of a failed run, ``{name, message, stack, …}``.
-    - ``started_at``: When the first call was made.
-    - ``attempt``: The attempt of the call under way, from 0.
-    - ``event_id``, ``event_name``: The first of ``event_ids``, and its name.
-    - ``failed_attempts``: The number of attempts that another followed, ``None`` on Temporal.
-    - ``waiting``: The earliest sleep, wait or retry of an idle run.
-    """
-
-    id: str
-    function_id: str
-    app_id: str
-    status: RunStatus
-    event_ids: list[str]
-    event_id: str | None = None
-    event_name: str | None = None
-    created_at: dt.datetime
-    started_at: dt.datetime | None
-    ended_at: dt.datetime | None
-    output: msgspec.Raw | None
-    attempt: int
-    max_attempts: int
-    rerun_of: str | None
-    failed_attempts: int | None = None
-    waiting: RunWait | None = None
-
-    def decode_output(self) -> Any:
-        """The output as Python objects; ``None`` if there is none."""
-        return None if self.output is None else msgspec.json.decode(self.output)
-
-
-class RunCall(msgspec.Struct, frozen=True, kw_only=True, rename={"job_id": "id", "due_at": "at"}):
-    """A call of a run: scheduled for ``due_at``, or under way if ``in_flight``.
-
-    ``position`` is its position among the run's calls. ``step_id`` is the hashed id of the step it targets, or ``step``
-    if it discovers steps. ``error`` is the error of the previous attempt.
-    """
-
-    job_id: str
-    position: int
-    kind: str = "edge"
-    step_id: str
-    step_name: str | None
-    generation: int
-    attempt: int
-    due_at: dt.datetime
-    in_flight: bool
-    error: str | None
-
-
-class SpanKind(StrEnum):
-    """The kind of a part of a step's or run's time.
-
-    ``QUEUED``: waits for a call. ``RUNNING``: the app runs its code. ``RETRYING``: backoff after a failed attempt.
-    ``SLEEPING``: a sleep. ``WAITING``: for an event, a signal or an invoked function.
-    """
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    RETRYING = "retrying"
-    SLEEPING = "sleeping"
-    WAITING = "waiting"
-
-
-class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A span of time.
-
-    ``end`` is ``None`` if it has not ended; ``attempt`` counts from 0.
-    """
-
-    kind: SpanKind
-    start: dt.datetime
-    end: dt.datetime | None
-    attempt: int | None = None
-
-
-class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt that was or will be followed by another.
-
-    ``attempt`` counts from 0. ``is_unreached``: the call did not reach the app, so that the next call made the same
-    attempt.
-    """
-
-    attempt: int
-    ended_at: dt.datetime
-    error: ErrorData
-    is_unreached: bool = False
-
-
-class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt that was or will be followed by another.
-
-    ``attempt`` counts from 0. ``step`` is the step's id as the user wrote it, ``None`` for the function's own code.
-    ``error`` is ``"Name: message"``.
-    """
-
-    step: str | None
-    attempt: int
-    ended_at: dt.datetime
-    error: str
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A step in full detail.
-
-    - ``spans``: In the order of time.
-    - ``input``: A JSON array of arguments, if the SDK sends it.
-    - ``output``: JSON, or ``None`` (also for null).
-    - ``awaited``: The event name, signal or function id that a wait is for.
-    - ``child_run_id``: The invoked run.
-    - ``is_copied``: The step has the result of the run that this one repeats, and no spans.
-    - ``error``: The error of the last attempt.
-    """
-
-    id: str
-    hashed_id: str
-    op: Opcode
-    status: StepStatus
-    attempts: int
-    created_at: dt.datetime
-    ended_at: dt.datetime | None
-    due_at: dt.datetime | None
-    spans: list[Span]
-    failed_attempts: list[Attempt]
-    input: msgspec.Raw | None = None
-    output: msgspec.Raw | None = None
-    error: ErrorData | None = None
-    awaited: str | None = None
-    child_run_id: str | None = None
-    is_copied: bool = False
-
-
-class StepView(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a run.
-
-    - ``id``: The step's id as the user wrote it.
-    - ``hashed_id``: The id on the wire.
-    - ``attempts``: The number of attempts made.
-    - ``due_at``: When a sleep ends, a wait times out, or the next attempt is made.
-    - ``memo``: JSON, in the form in which apps get it: ``{"data": …}``, ``{"error": …}``, the awaited event, or null.
-    """
-
-    id: str
-    hashed_id: str
-    op: Opcode
-    status: StepStatus
-    attempts: int
-    created_at: dt.datetime
-    ended_at: dt.datetime | None
-    due_at: dt.datetime | None
-    memo: msgspec.Raw | None
-    error: str | None
+    """The error of the previous attempt."""
 
 
 class Relation(StrEnum):
@@ -308,45 +101,207 @@ def relation_by(event_name: str) -> Relation:
     return _RELATIONS.get(event_name, Relation.SENT_EVENT)
 
 
-class RunLink(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that another one names.
+class Run(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"id": "run_id", "created_at": "run_started_at", "rerun_of": "original_run_id"},
+):
+    """A run of a function."""
 
-    ``step`` is the step through which one started the other, if it is known.
-    """
-
-    run_id: str
+    id: str
     function_id: str
+    app_id: str
     status: RunStatus
+    event_ids: list[str]
+    event_id: str | None = None
+    """The first of ``event_ids``."""
+    event_name: str | None = None
     created_at: dt.datetime
+    started_at: dt.datetime | None = None
+    """When the first call was made."""
+    ended_at: dt.datetime | None = None
+    output: msgspec.Raw | None = None
+    """JSON: the function's result or, of a failed run, ``{name, message, stack, …}``."""
+    attempt: int = 0
+    """The attempt of the call under way, from 0."""
+    max_attempts: int
+    rerun_of: str | None = None
+    failed_attempts: int | None = None
+    """The number of attempts that another followed, ``None`` on Temporal."""
+    waiting: RunWait | None = None
+    """The earliest sleep, wait or retry of an idle run."""
     relation: Relation | None = None
+    """Of the parent and the children in a report: how one started the other."""
     step: str | None = None
+    """Of these: the step through which one started the other, if it is known."""
+
+    def decode_output(self) -> Any:
+        """The output as Python objects; ``None`` if there is none."""
+        return None if self.output is None else msgspec.json.decode(self.output)
+
+
+class RunCall(msgspec.Struct, frozen=True, kw_only=True, rename={"job_id": "id", "due_at": "at"}):
+    """A call of a run: scheduled for ``due_at``, or under way if ``in_flight``."""
+
+    job_id: str
+    position: int
+    """Among the run's calls."""
+    kind: str = "edge"
+    step_id: str
+    """The hashed id of the step that it targets, or ``step`` if it discovers steps."""
+    step_name: str | None
+    generation: int
+    attempt: int
+    due_at: dt.datetime
+    in_flight: bool
+    error: str | None
+    """The error of the previous attempt."""
+
+
+# steps and attempts
+
+
+class SpanKind(StrEnum):
+    """The kind of a part of a step's or run's time."""
+
+    QUEUED = "queued"
+    """It waits for a call."""
+    RUNNING = "running"
+    """The app runs its code."""
+    RETRYING = "retrying"
+    """Backoff after a failed attempt."""
+    SLEEPING = "sleeping"
+    WAITING = "waiting"
+    """For an event, a signal or an invoked function."""
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A span of time."""
+
+    kind: SpanKind
+    start: dt.datetime
+    end: dt.datetime | None
+    """``None`` if it has not ended."""
+    attempt: int | None = None
+    """From 0."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """A failed attempt that was or will be followed by another."""
+
+    step: str | None = None
+    """The step's id as the user wrote it, ``None`` for the function's own code."""
+    attempt: int
+    """From 0."""
+    ended_at: dt.datetime
+    error: ErrorData
+    is_unreached: bool = False
+    """The call did not reach the app, so that the next call made the same attempt."""
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """A step of a run."""
+
+    id: str
+    """As the user wrote it."""
+    hashed_id: str
+    """The id on the wire."""
+    op: Opcode
+    status: StepStatus
+    attempts: int
+    """The number of attempts made."""
+    created_at: dt.datetime
+    ended_at: dt.datetime | None = None
+    due_at: dt.datetime | None = None
+    """When a sleep ends, a wait times out, or the next attempt is made."""
+    spans: list[Span] = []
+    """In the order of time."""
+    failed_attempts: list[Attempt] = []
+    input: msgspec.Raw | None = None
+    """A JSON array of arguments, if the SDK sends it."""
+    output: msgspec.Raw | None = None
+    """JSON, or ``None`` (also for null)."""
+    error: ErrorData | None = None
+    """The error of the last attempt, if it failed."""
+    awaited: str | None = None
+    """The event name, signal or function id that a wait is for."""
+    child_run_id: str | None = None
+    """The invoked run."""
+    is_copied: bool = False
+    """The step has the result of the run that this one repeats, and no spans."""
+
+
+# events
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "internal_id", "event_id": "id"}):
+    """An event as it was received."""
+
+    id: str
+    """The engine's own id (a ULID)."""
+    event_id: str
+    """The sender's id if the event has one."""
+    name: str
+    data: Any
+    ts: int
+    received_at: dt.datetime
+    user: Any = None
+    v: str | None = None
+    notes: list[str] = []
+    """Sentences on its effects other than runs, and on why it started no run. Lists omit them."""
+    runs: list[Run] = []
+    """Of an event that a search found: the first 50 runs that it started."""
+    is_unmatched: bool = False
+    """Of these: it had no effect, and its name triggers no function now. The engine's own events never are."""
+    ended: int = 0
+    """Of these: the number of waits that it ended and of runs that it cancelled; 0 on Temporal, which does not know."""
+
+    @classmethod
+    def of(cls, id: str, event: Event, received_at: dt.datetime) -> "StoredEvent":
+        return cls(
+            id=id,
+            event_id=event.id or id,
+            name=event.name,
+            data=event.data,
+            ts=event.ts,
+            received_at=received_at,
+            user=event.user,
+            v=event.v,
+        )
+
+    @property
+    def event(self) -> Event:
+        """The event as functions get it."""
+        return Event(name=self.name, data=self.data, id=self.event_id, ts=self.ts, user=self.user, v=self.v)
+
+
+# reports and pages
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A run in full detail.
-
-    - ``spans``: The run's own: the known calls of the app, the time in which it waited for a call, and the backoff of
-      the function's own code.
-    - ``failed_attempts``: Attempts of the function's own code.
-    - ``app_version``: The version of the app when the run was created.
-    - ``logs``: Empty unless the engine keeps them, as in development.
-    - ``children``: The earliest 200, without functions that ``inngest/function.finished`` triggers.
-    - ``unavailable``: Why the engine cannot read the run's steps now. The report has no steps, attempts and logs then.
-    """
+    """A run in full detail."""
 
     run: Run
     function_name: str
     app_version: str | None
+    """The version of the app when the run was created."""
     spans: list[Span]
+    """The run's own: the known calls of the app, the time in which it waited for a call, and the backoff of the
+    function's own code."""
     steps: list[Step]
     failed_attempts: list[Attempt]
+    """Those of the function's own code."""
     events: list[StoredEvent]
-    parent: RunLink | None
-    children: list[RunLink]
+    parent: Run | None
+    children: list[Run]
+    """The earliest 200, without functions that ``inngest/function.finished`` triggers."""
     has_more_children: bool
     logs: list[LogLine]
+    """Empty unless the engine keeps them, as in development."""
     error: ErrorData | None = None
     unavailable: str | None = None
+    """Why the engine cannot read the run's steps now. The report has no steps, attempts and logs then."""
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -358,66 +313,46 @@ class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Lines in the order of their arrival.
-
-    ``position`` is that of the next lines.
-    """
+    """Lines in the order of their arrival."""
 
     entries: list[LogEntry]
     position: int
+    """The position of the next lines."""
 
 
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs that a search found, newest first.
-
-    ``cursor`` continues the search; ``None`` if there are no more. A search looks at a limited number of runs:
-    ``searched_until`` is the creation time of the oldest one that it looked at, if it stopped there.
-    """
+    """Runs that a search found, newest first."""
 
     runs: list[Run]
     cursor: str | None
+    """Continues the search; ``None`` if there are no more."""
     searched_until: dt.datetime | None = None
-
-
-class EventReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An event and the runs that it started.
-
-    ``runs`` are the first 50. ``ended`` is the number of waits that it ended and of runs that it cancelled; 0 on
-    Temporal, where it is not known. ``is_unmatched``: the event had no effect, and its name triggers no function now.
-    The engine's own events are never unmatched.
-    """
-
-    event: StoredEvent
-    runs: list[RunLink]
-    is_unmatched: bool
-    ended: int = 0
+    """The creation time of the oldest run that was looked at, if the search stopped there because of its limit."""
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
     """Events that a search found, newest first; see ``RunPage``."""
 
-    events: list[EventReport]
+    events: list[StoredEvent]
     cursor: str | None
     searched_until: dt.datetime | None = None
 
 
 class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
-    """A number of runs, such as those to which a bulk operation would apply.
-
-    ``is_complete`` is false if the number is a lower bound.
-    """
+    """A number of runs, such as those to which a bulk operation would apply."""
 
     count: int
     is_complete: bool
+    """False if the number is a lower bound."""
 
 
 class StatusCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of runs by status.
-
-    Statuses that the engine does not distinguish are missing.
-    """
+    """Numbers of runs by status. Statuses that the engine does not distinguish are missing."""
 
     counts: dict[RunStatus, MatchCount]
+
+
+# arguments and results of operations
 
 
 class FromStep(msgspec.Struct, frozen=True):
@@ -437,55 +372,42 @@ class FromStep(msgspec.Struct, frozen=True):
 
 
 class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True, rename={"event_id": "id"}):
-    """The result of an invocation.
-
-    ``run_id`` is ``None`` if flow control starts no run, or has not started it yet. ``status`` repeats the HTTP status.
-    """
+    """The result of an invocation."""
 
     event_id: str
     run_id: str | None
+    """``None`` if flow control starts no run, or has not started it yet."""
     status: int = 200
+    """Repeats the HTTP status."""
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of a function, selected by creation time and event.
-
-    The runs were created from ``started_after`` until before ``started_before``, and the expression is true for their
-    event.
-    """
+    """Runs of a function, selected by creation time and event."""
 
     function_id: str
     started_before: dt.datetime
+    """Selects runs that were created before it."""
     started_after: dt.datetime | None = None
+    """Selects runs that were created then or later."""
     expression: str | None = None
+    """Is true for the event of a selected run."""
 
 
-class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True, rename={"expression": "if"}):
-    """A bulk cancellation or replay of a function's runs.
-
-    It applies to runs created from ``started_after`` until before ``started_before`` for whose event the expression is
-    true. A replay only applies to runs that ended with one of ``statuses``. ``affected`` is the number of its runs so
-    far. ``ended_at`` is when all existing runs were processed; a cancellation applies to new ones until
-    ``started_before``.
-    """
+class BulkOperation(msgspec.Struct, frozen=True, kw_only=True, rename={"expression": "if"}):
+    """A bulk cancellation or replay of a function's runs; see ``Selection``."""
 
     id: str
     function_id: str
     started_after: dt.datetime | None
     started_before: dt.datetime
     expression: str | None
-    statuses: tuple[RunStatus, ...]
+    statuses: tuple[RunStatus, ...] = ()
+    """A replay applies to runs that ended with one of them; a cancellation has none."""
     created_at: dt.datetime
     ended_at: dt.datetime | None
+    """When all existing runs were processed. A cancellation applies to new ones until ``started_before``."""
     affected: int
-
-
-class CancellationView(BulkOperationView, frozen=True, kw_only=True, rename={"affected": "cancelled"}):
-    affected: int
-
-
-class ReplayView(BulkOperationView, frozen=True, kw_only=True, rename={"affected": "replayed"}):
-    affected: int
+    """The number of its runs so far."""
 
 
 class RunMetadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -496,14 +418,15 @@ class RunMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExportedSpans(msgspec.Struct, frozen=True, kw_only=True):
-    """One export of spans by an SDK (OTLP).
-
-    ``body`` is JSON. For another content type, it is the body as a base64 string.
-    """
+    """One export of spans by an SDK (OTLP)."""
 
     received_at: dt.datetime
     content_type: str
     body: msgspec.Raw
+    """JSON. For another content type, the body as a base64 string."""
+
+
+# updates
 
 
 class UpdateKind(StrEnum):
@@ -530,30 +453,28 @@ END_UPDATES = {
 
 
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """An update of a run. Subscribers get it after the commit.
-
-    - ``step``: The step's id as the user wrote it, ``None`` for the function's own code.
-    - ``attempt``: The failed attempt, from 0.
-    - ``due_at``: When the next attempt is made, a sleep ends or a wait times out.
-    - ``output``: JSON: of a step its memo, of a run the function's result.
-    - ``error``: ``"Name: message"``.
-    - ``created_at``: When the run was triggered.
-    - ``event_id``: In the ends of runs, the id of the event that triggered the run.
-    """
+    """An update of a run. Subscribers get it after the commit."""
 
     kind: UpdateKind
     at: dt.datetime
     run_id: str
     function_id: str
     step: str | None = None
+    """The step's id as the user wrote it, ``None`` for the function's own code."""
     op: Opcode | None = None
     attempt: int | None = None
+    """The failed attempt, from 0."""
     due_at: dt.datetime | None = None
+    """When the next attempt is made, a sleep ends or a wait times out."""
     output: msgspec.Raw | None = None
+    """JSON: of a step its memo, of a run the function's result."""
     error: str | None = None
+    """``"Name: message"``."""
     app_id: str = ""
     created_at: dt.datetime | None = None
+    """When the run was triggered."""
     event_id: str | None = None
+    """In the ends of runs, the id of the event that triggered the run."""
 
     @classmethod
     def started(cls, run: Run) -> Self:
@@ -577,3 +498,25 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
             created_at=run.created_at,
             event_id=run.event_id,
         )
+
+
+_error_decoder = msgspec.json.Decoder(ErrorData)
+_memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def decode_error(encoded: bytes | msgspec.Raw) -> ErrorData:
+    """An error as an app wrote it."""
+    try:
+        return _error_decoder.decode(encoded)
+    except msgspec.MsgspecError:
+        return ErrorData(message=bytes(encoded).decode(errors="replace"))
+
+
+def describe_error(encoded: bytes | msgspec.Raw) -> str:
+    """``Name: message`` for an error in JSON."""
+    error = _error_decoder.decode(encoded)
+    return f"{error.name or 'Error'}: {error.message or ''}"
+
+
+def describe_failed_memo(memo: bytes) -> str:
+    return describe_error(_memo_decoder.decode(memo)["error"])

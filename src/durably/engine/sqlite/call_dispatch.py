@@ -19,7 +19,7 @@ from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.model.settings import Clock
 from durably.engine.sqlite.call_queue import CallLoad, ReadyCalls
 from durably.engine.sqlite.outbox import ScheduledCall, ScheduledRequest
-from durably.engine.sqlite.queries.views import pending_input, read_batch
+from durably.engine.sqlite.queries.runs import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import read_run_state
 from durably.engine.sqlite.transactions import operations, runs
@@ -268,7 +268,7 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
         also=calls[1:],
         max_attempts=state.max_attempts,
         disable_immediate=state.disable_immediate,
-        events=read_batch(connection, run_key) if is_batch else [event],
+        events=[body for _, body in read_batch(connection, run_key)] if is_batch else [event],
         memos=[(step_id, memo) for _, step_id, memo in memos],
         defers=state.defers,
         step_input=None if step_input is None else pending_input(step_input, {step_id for _, step_id, _ in memos}),

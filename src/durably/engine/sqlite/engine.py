@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,16 @@ from durably.engine.model.overview import (
     SyncResult,
 )
 from durably.engine.model.registry import read_sync
+from durably.engine.model.run_report import RunRows, report_attempts, report_run, report_steps
 from durably.engine.model.runs import (
-    AttemptView,
-    CancellationView,
+    Attempt,
+    BulkOperation,
     EventPage,
     ExportedSpans,
     FromStep,
     InvokeReceipt,
     LogPage,
     MatchCount,
-    ReplayView,
     Run,
     RunCall,
     RunMetadata,
@@ -53,7 +53,7 @@ from durably.engine.model.runs import (
     RunUpdate,
     Selection,
     StatusCounts,
-    StepView,
+    Step,
     StoredEvent,
     to_datetime,
     to_optional_milliseconds,
@@ -61,7 +61,6 @@ from durably.engine.model.runs import (
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.unmatched import UnmatchedEvents
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.queries.functions import count_matching_runs
 from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
 from durably.engine.sqlite.queries.search_pages import Budget
 from durably.engine.sqlite.tables.runs import find_run_key
@@ -78,13 +77,14 @@ from durably.protocol.headers import ServerKind, read_trace
 from durably.protocol.sync import SyncRequest
 
 from .overviews import Overviews
-from .queries import run_report, views
+from .queries import functions, runs
 from .runtime import Runtime
 from .transactions import annotations, bulk_operations, event_routing, operations
-from .transactions.bulk_operations import check_condition, check_selection, check_statuses
+from .transactions.bulk_operations import BulkOperationKind, check_condition, check_selection, check_statuses
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
+_MILLISECOND = timedelta(milliseconds=1)
 _PORTION_BYTES = 256 * 1024
 """Bytes of event data that are checked at a time, which takes about 1 ms."""
 
@@ -217,7 +217,7 @@ class SqliteEngine(LocalEngine):
         sent = await self._transact(event_routing.send, checked, id_seed, sender, traceparent)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
-        awaited = await self._read(views.awaited_names)
+        awaited = await self._read(runs.awaited_names)
         unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry.known_names(awaited))
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
@@ -245,7 +245,21 @@ class SqliteEngine(LocalEngine):
         cursor: str | None = None,
         id_suffix: str | None = None,
     ) -> list[StoredEvent]:
-        return await self._read(views.list_events, name, received_after, received_before, limit, cursor, id_suffix)
+        events: list[StoredEvent] = []
+        after = to_optional_milliseconds(received_after)
+        while len(events) < limit:
+            wanted = EventFilter(
+                name=name,
+                received_after=None if after is None else after + 1,
+                received_before=to_optional_milliseconds(received_before),
+                id=id_suffix,
+                has_runs=False,
+            )
+            page = await self._search_events(wanted, limit - len(events), cursor)
+            events += page.events
+            if (cursor := page.cursor) is None:
+                break
+        return events
 
     async def search_events(
         self,
@@ -267,6 +281,9 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp),
             id=id or None,
         )
+        return await self._search_events(wanted, limit, cursor)
+
+    async def _search_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
         return await self._read(
@@ -274,18 +291,18 @@ class SqliteEngine(LocalEngine):
         )
 
     async def get_event(self, event_id: str) -> StoredEvent | None:
-        event = await self._read(views.find_event, event_id)
+        event = await self._read(runs.find_event, event_id)
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
         notes, awaited = await self._read(
-            lambda connection: (_read_notes(connection, event.id), views.awaited_names(connection))
+            lambda connection: (_read_notes(connection, event.id), runs.awaited_names(connection))
         )
         return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
-        return await self._read(views.event_runs, event_id, self._dispatcher.first_call_at)
+        return await self._read(runs.event_runs, event_id, self._dispatcher.first_call_at)
 
     # runs
 
@@ -299,16 +316,20 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[Run]:
-        return await self._read(
-            views.list_runs,
-            status,
-            function_id,
-            limit,
-            cursor,
-            self._dispatcher.first_call_at,
-            started_after,
-            id_suffix,
-        )
+        found: list[Run] = []
+        while len(found) < limit:
+            page = await self.search_runs(
+                status=status,
+                function_id=function_id,
+                started_after=started_after and started_after + _MILLISECOND,
+                id=id_suffix,
+                limit=limit - len(found),
+                cursor=cursor,
+            )
+            found += page.runs
+            if (cursor := page.cursor) is None:
+                break
+        return found
 
     async def search_runs(
         self,
@@ -356,7 +377,7 @@ class SqliteEngine(LocalEngine):
         return await self._read(count_by_status, wanted, self._dispatcher.first_call_at)
 
     async def get_run(self, run_id: str) -> Run | None:
-        return await self._read(views.find_run, run_id, self._dispatcher.first_call_at)
+        return await self._read(runs.find_run, run_id, self._dispatcher.first_call_at)
 
     async def wait_for_run(self, run_id: str) -> Run:
         """Also raises ``EngineClosedError`` if the engine closes first."""
@@ -371,18 +392,24 @@ class SqliteEngine(LocalEngine):
                     return run
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
 
-    async def run_steps(self, run_id: str) -> list[StepView]:
-        return await self._read(views.run_steps, run_id, self._dispatcher.is_under_way)
+    async def run_steps(self, run_id: str) -> list[Step]:
+        rows = await self._read_run_rows(run_id, has_context=False)
+        return [] if rows is None else report_steps(rows)
 
-    async def run_attempts(self, run_id: str) -> list[AttemptView]:
-        return await self._read(views.run_attempts, run_id)
+    async def run_attempts(self, run_id: str) -> list[Attempt]:
+        rows = await self._read_run_rows(run_id, has_context=False)
+        return [] if rows is None else report_attempts(rows)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
-        return await self._read(views.run_calls, run_id, self._dispatcher.is_under_way)
+        return await self._read(runs.run_calls, run_id, self._dispatcher.called_at)
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
-        dispatcher = self._dispatcher
-        return await self._read(run_report.read_run_report, run_id, dispatcher.first_call_at, dispatcher.called_at)
+        rows = await self._read_run_rows(run_id, has_context=True)
+        return None if rows is None else report_run(rows)
+
+    async def _read_run_rows(self, run_id: str, *, has_context: bool) -> RunRows | None:
+        first_call_at, called_at = self._dispatcher.first_call_at, self._dispatcher.called_at
+        return await self._read(runs.read_run_rows, run_id, first_call_at, called_at, has_context)
 
     async def cancel_run(self, run_id: str) -> bool:
         return await self._transact(operations.cancel, run_id)
@@ -420,8 +447,7 @@ class SqliteEngine(LocalEngine):
         return await self._overviews.function_loads(since, until)
 
     async def inspect_function(self, function_id: str, *, since: datetime | None = None) -> FunctionReport | None:
-        functions = await self._read(views.list_functions)
-        function = next((each for each in functions if each.id == function_id), None)
+        function = next((each for each in await self.list_functions() if each.id == function_id), None)
         return None if function is None else await self._overviews.function_report(function, since)
 
     async def inspect_apps(self) -> list[AppReport]:
@@ -445,7 +471,9 @@ class SqliteEngine(LocalEngine):
         times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
         condition = await _read_condition(if_exp)
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
-        return await self._read(count_matching_runs, function_id, statuses, times, condition, first_call_at, budget)
+        return await self._read(
+            functions.count_matching_runs, function_id, statuses, times, condition, first_call_at, budget
+        )
 
     async def list_logs(
         self,
@@ -455,7 +483,7 @@ class SqliteEngine(LocalEngine):
         position: int | None = None,
         limit: int = 100,
     ) -> LogPage:
-        return await self._read(run_report.list_logs, run_id, function_id, position, limit)
+        return await self._read(runs.list_logs, run_id, function_id, position, limit)
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
         """Also raises ``EngineClosedError`` if the engine closes first."""
@@ -465,8 +493,8 @@ class SqliteEngine(LocalEngine):
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         try:
-            functions = read_sync(request, in_process=in_process)
-            result = await self._transact(operations.sync, request, functions)
+            synced = read_sync(request, in_process=in_process)
+            result = await self._transact(operations.sync, request, synced)
         except ConfigInvalidError as error:
             refused = error.message
             with contextlib.suppress(EngineError):
@@ -476,7 +504,7 @@ class SqliteEngine(LocalEngine):
         return result
 
     async def list_functions(self) -> list[FunctionInfo]:
-        return await self._read(views.list_functions)
+        return await self._read(functions.list_functions)
 
     async def pause_function(self, function_id: str) -> None:
         await self._transact(bulk_operations.pause, function_id)
@@ -485,10 +513,10 @@ class SqliteEngine(LocalEngine):
         await self._transact(bulk_operations.resume, function_id)
 
     async def list_apps(self) -> list[App]:
-        return await self._read(views.list_apps)
+        return await self._read(functions.list_apps)
 
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
-        return await self._read(views.list_app_functions, app_id)
+        return await self._read(functions.list_app_functions, app_id)
 
     # bulk operations
 
@@ -500,10 +528,10 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> CancellationView:
+    ) -> BulkOperation:
         selection = self._select(function_id, app_id, started_after, started_before, if_exp)
         started = await self._transact(bulk_operations.cancel_runs, selection)
-        return views.bulk_operation_view(started, CancellationView)
+        return functions.to_bulk_operation(started)
 
     def _select(
         self,
@@ -524,10 +552,10 @@ class SqliteEngine(LocalEngine):
         check_selection(selection)
         return selection
 
-    async def list_cancellations(self) -> list[CancellationView]:
-        return await self._read(views.list_cancellations)
+    async def list_cancellations(self) -> list[BulkOperation]:
+        return await self._read(functions.list_bulk_operations, BulkOperationKind.CANCEL)
 
-    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+    async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
         return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
@@ -542,16 +570,16 @@ class SqliteEngine(LocalEngine):
         started_before: datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> ReplayView:
+    ) -> BulkOperation:
         check_statuses(statuses)
         selection = self._select(function_id, app_id, started_after, started_before, if_exp)
         started = await self._transact(bulk_operations.replay_runs, selection, statuses)
-        return views.bulk_operation_view(started, ReplayView)
+        return functions.to_bulk_operation(started)
 
-    async def list_replays(self) -> list[ReplayView]:
-        return await self._read(views.list_replays)
+    async def list_replays(self) -> list[BulkOperation]:
+        return await self._read(functions.list_bulk_operations, BulkOperationKind.REPLAY)
 
-    async def get_replay(self, replay_id: str) -> ReplayView | None:
+    async def get_replay(self, replay_id: str) -> BulkOperation | None:
         return next((each for each in await self.list_replays() if each.id == replay_id), None)
 
     # for SDKs
@@ -561,10 +589,10 @@ class SqliteEngine(LocalEngine):
             raise StaleCallError("the call is stale: its run has failed")
 
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._read(views.run_batch, run_id))
+        return _raw(await self._read(runs.run_batch, run_id))
 
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._read(views.run_actions, run_id))
+        return _raw(await self._read(runs.run_actions, run_id))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
         return await self._transact(annotations.add_metadata, run_id, bytes(body))

@@ -27,9 +27,15 @@ from durably.engine.model.runs import to_datetime, to_optional_milliseconds
 from durably.engine.model.settings import Clock
 from durably.engine.model.unmatched import explain_unmatched
 from durably.engine.sqlite.queries import loads
-from durably.engine.sqlite.queries.functions import PlannedSchedule, percentile, planned_schedules, sample_durations
+from durably.engine.sqlite.queries.functions import (
+    PlannedSchedule,
+    list_apps,
+    percentile,
+    planned_schedules,
+    sample_durations,
+)
 from durably.engine.sqlite.queries.loads import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
-from durably.engine.sqlite.queries.views import awaited_names, list_apps
+from durably.engine.sqlite.queries.runs import awaited_names
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.counts import (
     COLUMNS,

@@ -11,7 +11,7 @@ import msgspec
 
 from durably.engine.core.run_state import Call
 from durably.engine.model.settings import Clock, Timer
-from durably.engine.sqlite.queries.views import read_run_state_of
+from durably.engine.sqlite.queries.runs import read_run_state_of
 from durably.protocol.text import get_logger
 
 from .outbox import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, ThrottleTimer

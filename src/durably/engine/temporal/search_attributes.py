@@ -12,7 +12,7 @@ from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSear
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.temporal.messages import RunInput
-from durably.temporal.namespace.search_attributes import indexed_type, register_and_wait
+from durably.temporal.namespace import indexed_type, register_and_wait
 
 APP = SearchAttributeKey.for_keyword("DurablyApp")
 FUNCTION = SearchAttributeKey.for_keyword("DurablyFunction")

@@ -37,14 +37,13 @@ from durably.engine.model.overview import (
 from durably.engine.model.registry import read_sync
 from durably.engine.model.requests import OutboundClient
 from durably.engine.model.runs import (
-    AttemptView,
-    CancellationView,
+    Attempt,
+    BulkOperation,
     EventPage,
     FromStep,
     InvokeReceipt,
     LogPage,
     MatchCount,
-    ReplayView,
     Run,
     RunCall,
     RunMetadata,
@@ -54,7 +53,7 @@ from durably.engine.model.runs import (
     RunUpdate,
     Selection,
     StatusCounts,
-    StepView,
+    Step,
     StoredEvent,
     to_datetime,
 )
@@ -369,10 +368,10 @@ class WorkflowEngine(LocalEngine):
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
-    async def run_steps(self, run_id: str) -> list[StepView]:
+    async def run_steps(self, run_id: str) -> list[Step]:
         return await self._reports.steps(run_id)
 
-    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+    async def run_attempts(self, run_id: str) -> list[Attempt]:
         return await self._reports.attempts(run_id)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
@@ -508,7 +507,7 @@ class WorkflowEngine(LocalEngine):
         started_after: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> CancellationView:
+    ) -> BulkOperation:
         selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
         return await self._bulk.cancel(selection, wall_clock())
 
@@ -531,11 +530,11 @@ class WorkflowEngine(LocalEngine):
         check_selection(selection)
         return selection
 
-    async def list_cancellations(self) -> list[CancellationView]:
-        return await self._bulk.all(CancellationView)
+    async def list_cancellations(self) -> list[BulkOperation]:
+        return await self._bulk.all(is_replay=False)
 
-    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
-        return await self._bulk.find(cancellation_id, CancellationView)
+    async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
+        return await self._bulk.find(cancellation_id, is_replay=False)
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
         await self._bulk.stop(cancellation_id)
@@ -549,16 +548,16 @@ class WorkflowEngine(LocalEngine):
         started_before: dt.datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> ReplayView:
+    ) -> BulkOperation:
         check_statuses(statuses)
         selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
         return await self._bulk.replay(selection, tuple(statuses), wall_clock())
 
-    async def list_replays(self) -> list[ReplayView]:
-        return await self._bulk.all(ReplayView)
+    async def list_replays(self) -> list[BulkOperation]:
+        return await self._bulk.all(is_replay=True)
 
-    async def get_replay(self, replay_id: str) -> ReplayView | None:
-        return await self._bulk.find(replay_id, ReplayView)
+    async def get_replay(self, replay_id: str) -> BulkOperation | None:
+        return await self._bulk.find(replay_id, is_replay=True)
 
     # events
 

@@ -121,16 +121,18 @@ async def connect_with_retries(
 ) -> Client:
     """Connect by ``Temporal.connect`` once the server answers, with the SDK's own retries of calls.
 
-    ``note`` gets the error of each failed attempt. Raises ``TemporalSettingsError`` and ``TemporalCredentialsError``
-    immediately, because waiting does not help.
+    ``note`` gets the error of the first failed attempt, and later ones with another reason. Raises
+    ``TemporalSettingsError`` and ``TemporalCredentialsError`` immediately, because waiting does not help.
     """
-    pause = FIRST_PAUSE_SECONDS
+    pause, noted = FIRST_PAUSE_SECONDS, ""
     while True:
         try:
             return await connect(retry_config=RetryConfig(), interceptors=interceptors)
         except TemporalCredentialsError:
             raise
         except TemporalUnreachableError as error:
-            note(error)
+            if error.message != noted:
+                noted = error.message
+                note(error)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

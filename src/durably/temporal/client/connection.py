@@ -27,7 +27,7 @@ from typing import Any, Unpack
 
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import workflow
-from temporalio.client import Client, Interceptor, Plugin, SchedulePolicy, ScheduleSpec
+from temporalio.client import Client, Interceptor, Plugin, ScheduleIntervalSpec, SchedulePolicy, ScheduleSpec
 from temporalio.common import MetricMeter, SearchAttributeKey
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
@@ -37,15 +37,11 @@ from durably.io.background_loop import get_background_loop
 from durably.temporal.compat import never_free
 from durably.temporal.declarations import (
     ScheduleDeclaration,
-    ScheduledWorkflowOptions,
     WorkerDeclaration,
     WorkerOptions,
-    check_memo,
-    make_spec,
-    scheduled_arguments,
 )
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace.search_attributes import DeclaredAttribute, log_errors
+from durably.temporal.namespace import DeclaredAttribute, log_errors
 from durably.temporal.settings import ConnectionSettings, check_address, prefix_of, resolve
 from durably.temporal.worker.workers import Lifespan
 
@@ -225,39 +221,33 @@ class Temporal:
         id: str,
         start: str | Callable[..., Any],
         *args: Any,
-        cron: str | Sequence[str] | None = None,
+        cron: str | None = None,
         every: timedelta | None = None,
-        spec: ScheduleSpec | None = None,
         time_zone: str | None = None,
         policy: SchedulePolicy | None = None,
-        workflow_id: str | None = None,
         task_queue: str | None = None,
-        **options: Unpack[ScheduledWorkflowOptions],
     ) -> None:
         """Declare a schedule, which starts a workflow.
 
-        An example: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
-
-        - Exactly one of ``cron``, ``every`` and ``spec`` gives the times, in ``time_zone`` (default: UTC).
-        - Workflow ids consist of ``workflow_id`` (default: the schedule's id) and the time.
-        - Parameters of ``start`` without an argument get their current defaults.
+        An example: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``. Either ``cron``
+        or ``every`` gives the times, in ``time_zone`` (default: UTC). Workflow ids consist of ``id`` and the time. Give
+        all arguments of ``start``, because a worker reads fewer ones without their types.
 
         ``durably temporal sync-schedules module:temporal`` writes schedules to the server. Raises
-        ``TemporalSettingsError``, also for arguments that do not fit.
+        ``TemporalSettingsError`` unless exactly one of ``cron`` and ``every`` is given.
         """
         if workflow.unsafe.in_sandbox():
             return
-        check_memo(options.get("memo", {}), f'add_schedule("{id}")')
+        if (cron is None) == (every is None):
+            raise TemporalSettingsError(f'the schedule "{id}" needs either cron= or every=')
+        spec = ScheduleSpec(
+            cron_expressions=[cron] if cron is not None else [],
+            intervals=[ScheduleIntervalSpec(every)] if every is not None else [],
+            time_zone_name=time_zone,
+        )
         self.schedules.append(
             ScheduleDeclaration(
-                id=id,
-                workflow=start,
-                args=scheduled_arguments(id, start, args),
-                spec=make_spec(cron, every, spec, time_zone),
-                policy=policy or SchedulePolicy(),
-                workflow_id=workflow_id or id,
-                task_queue=task_queue,
-                options=dict(options),
+                id=id, workflow=start, args=args, spec=spec, policy=policy or SchedulePolicy(), task_queue=task_queue
             )
         )
 

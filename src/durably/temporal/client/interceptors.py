@@ -25,7 +25,7 @@ from temporalio.common import TypedSearchAttributes
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
 from durably.execution.step import is_async
-from durably.temporal.namespace.search_attributes import DURABLY_OWNER, OWNER_ATTRIBUTE, ensure_keyword
+from durably.temporal.namespace import DURABLY_OWNER, OWNER_ATTRIBUTE, ensure_keyword
 from durably.temporal.request_log import note_workflow, noted_workflows, request_id, with_request_id
 
 _NOTED = ("cancel_workflow", "describe_workflow", "query_workflow", "signal_workflow", "terminate_workflow")

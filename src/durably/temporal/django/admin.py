@@ -29,8 +29,8 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.client.sync import SyncWorkflowHandle
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.authorization import principal_key
-from durably.temporal.gateway.pages import Pages, PageTokens
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
+from durably.temporal.gateway.services import Pages, PageTokens
 
 from .conf import DEFAULT_CONNECTION, connections, project_secrets
 from .models import Workflow

@@ -16,7 +16,7 @@ from temporalio.service import RPCError
 from durably.errors import Error
 from durably.temporal.declarations import by_task_queue
 from durably.temporal.errors import TemporalUnreachableError
-from durably.temporal.namespace.search_attributes import find_errors
+from durably.temporal.namespace import find_errors
 
 from .conf import DEFAULT_CONNECTION, connections
 from .views import codec_servers

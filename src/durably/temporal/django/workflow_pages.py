@@ -35,9 +35,9 @@ from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.events import Brief
 from durably.temporal.gateway.lists import SERVER_STATUSES, condition, pending_activities, status_of
 from durably.temporal.gateway.messages import HistoryEvent, PendingActivity
-from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.namespace.inspection import is_open, missing_worker
+from durably.temporal.gateway.services import Pages
+from durably.temporal.namespace import is_open, missing_worker
 
 from .conf import connection_settings
 

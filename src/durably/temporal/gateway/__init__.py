@@ -12,7 +12,6 @@ except ImportError as error:
 from durably.io.background_loop import iterate_sync
 
 from .authorization import Action, Authorize
-from .call import Limits
 from .exposure import (
     FOR_OPERATORS,
     FOR_OWNERS,
@@ -24,6 +23,7 @@ from .exposure import (
 from .gateway import Gateway
 from .messages import GatewayRequest, GatewayResponse
 from .problems import Unauthenticated
+from .services import Limits
 
 __all__ = [
     "FOR_OPERATORS",

@@ -24,7 +24,7 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
-from durably.temporal.namespace.inspection import missing_worker
+from durably.temporal.namespace import missing_worker
 
 from .authorization import owner_of
 from .call import CLOSED, Call, RunClosedError, is_closed
@@ -106,22 +106,18 @@ async def _outcome(call: Call, handle: WorkflowUpdateHandle[Any]) -> Any:
 
     The name is compared last: the history contains an update once a worker has accepted it.
     """
+    value, failure = None, None
     try:
         value = await handle.result()
-    except WorkflowUpdateFailedError:
-        await _check_name(call)
-        raise
-    await _check_name(call)
+    except WorkflowUpdateFailedError as error:
+        failure = error
+    if update_id := call.ids.get("update_id"):
+        name = await find_update_name(call.history(), update_id)
+        if name not in (None, call.handler.name):
+            raise not_found("there is no such update here")
+    if failure is not None:
+        raise failure
     return value
-
-
-async def _check_name(call: Call) -> None:
-    update_id = call.ids.get("update_id")
-    if update_id is None:
-        return
-    name = await find_update_name(call.history(), update_id)
-    if name not in (None, call.handler.name):
-        raise not_found("there is no such update here")
 
 
 def _earlier_update(call: Call, update_id: str) -> WorkflowUpdateHandle[Any]:
@@ -267,27 +263,26 @@ async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:
 
 
 async def pause(call: Call) -> GatewayResponse:
-    service = call.client.workflow_service
-    if (await call.describe()).status is PAUSED:
-        raise Problem(HTTPStatus.CONFLICT, "workflow-paused", "the workflow is already paused")
-    return await _send_pause(call, PauseWorkflowExecutionRequest, service.pause_workflow_execution)
+    return await _set_paused(call, True)
 
 
 async def resume(call: Call) -> GatewayResponse:
-    service = call.client.workflow_service
-    description = await call.describe()
-    if not is_closed(description) and description.status is not PAUSED:
-        raise Problem(HTTPStatus.CONFLICT, "workflow-not-paused", "the workflow is not paused")
-    return await _send_pause(call, UnpauseWorkflowExecutionRequest, service.unpause_workflow_execution)
+    return await _set_paused(call, False)
 
 
-async def _send_pause(call: Call, make: Callable[..., Any], ask: Callable[..., Awaitable[Any]]) -> GatewayResponse:
-    """Raises the problem 409 for a closed workflow, 501 for an old server."""
-    request_id = str(uuid.uuid4())
+async def _set_paused(call: Call, is_paused: bool) -> GatewayResponse:
+    """Raises the problem 409 for a workflow that is closed, or is so already; 501 for an old server."""
+    request_id, service = str(uuid.uuid4()), call.client.workflow_service
+    make: Any = PauseWorkflowExecutionRequest if is_paused else UnpauseWorkflowExecutionRequest
+    ask: Any = service.pause_workflow_execution if is_paused else service.unpause_workflow_execution
 
     async def send(run: WorkflowHandle[Any, Any]) -> None:
-        if is_closed(await call.describe()):
+        description = await call.describe()
+        if is_closed(description):
             raise RunClosedError
+        if (description.status is PAUSED) is is_paused:
+            kind, detail = ("workflow-paused", "already") if is_paused else ("workflow-not-paused", "not")
+            raise Problem(HTTPStatus.CONFLICT, kind, f"the workflow is {detail} paused")
         request = make(
             namespace=call.client.namespace,
             workflow_id=run.id,
@@ -301,16 +296,12 @@ async def _send_pause(call: Call, make: Callable[..., Any], ask: Callable[..., A
     try:
         await call.ask_open_run(send)
     except RPCError as error:
-        if error.status is RPCStatusCode.UNIMPLEMENTED:
-            raise _pauses_are_unsupported() from error
-        raise
+        if error.status is not RPCStatusCode.UNIMPLEMENTED:
+            raise
+        raise Problem(
+            HTTPStatus.NOT_IMPLEMENTED,
+            "pause-not-supported",
+            "the Temporal server cannot pause workflows: it is too old, or frontend.WorkflowPauseEnabled is off in its "
+            "dynamic configuration",
+        ) from error
     return _accepted(call)
-
-
-def _pauses_are_unsupported() -> Problem:
-    return Problem(
-        HTTPStatus.NOT_IMPLEMENTED,
-        "pause-not-supported",
-        "the Temporal server cannot pause workflows: it is too old, or frontend.WorkflowPauseEnabled is off in its "
-        "dynamic configuration",
-    )

@@ -21,7 +21,7 @@ from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
 from durably.protocol.options import check_function, check_type
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
-from durably.temporal.namespace.search_attributes import check_owner, describe_shared_text
+from durably.temporal.namespace import check_owner, describe_shared_text
 
 from .exposure import Exposure, Operation
 from .messages import CallBlocking

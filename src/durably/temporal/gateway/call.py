@@ -1,34 +1,28 @@
-"""A validated request about workflows, for the functions of endpoints, and what all requests of a gateway share."""
+"""A validated request about workflows, for the functions of endpoints."""
 
 import functools
 import re
-import threading
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, TypeVar
-from weakref import WeakSet, WeakValueDictionary
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
-from temporalio.common import MetricMeter, TypedSearchAttributes
+from temporalio.common import TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.client.connection import GATEWAY_LATENCY, Temporal
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import is_open
+from durably.temporal.namespace import is_open
 
-from .authorization import Access, Action, Facts, Identify, no_such_workflow, owner_of, principal_key
+from .authorization import Access, Action, Facts, no_such_workflow, owner_of, principal_key
 from .endpoints import Endpoint
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, RunHistory, shown_memo
 from .inputs import Handler
 from .messages import GatewayRequest
-from .pages import Pages, PageTokens
-from .problems import RETRY_AFTER, Problem, logger, to_problem
+from .problems import Problem, logger, to_problem
+from .services import Limits, Pages, Services, StreamSlot
 
 T = TypeVar("T")
 
@@ -39,132 +33,6 @@ STARTS = frozenset({Operation.START, Operation.SIGNAL_WITH_START})
 
 _MAXIMUM_RUNS = 5
 """Maximum number of runs to try, if each continues as new before it gets the request."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of a gateway.
-
-    - ``rpc_timeout``: for each request to the server.
-    - ``max_wait``: maximum wait for a result, in seconds.
-    - ``max_body``: bytes of a request.
-    - ``max_values``: elements of lists and objects in a request, at all levels.
-    - ``stream_limit``: seconds for which an event stream is open.
-    - ``keep_alive``: maximum silence of a stream, in seconds.
-    - ``max_streams``: streams of a principal in each process.
-    """
-
-    rpc_timeout: timedelta = timedelta(seconds=10)
-    max_wait: float = 60.0
-    max_body: int = 2 * 1024 * 1024
-    max_values: int = 100_000
-    stream_limit: float = 600.0
-    keep_alive: float = 5.0
-    max_streams: int = 100
-
-
-class Metrics:
-    """Metrics of requests, for ``Temporal.serve_metrics``.
-
-    It is created before a fork. Each process has its own meter, with instruments of its own.
-    """
-
-    def __init__(self, temporal: Temporal) -> None:
-        self._temporal = temporal
-        self._lock = threading.Lock()
-        self._meter: MetricMeter | None = None
-        self._held = Counter[Endpoint]()
-
-    def count(self, endpoint: Endpoint | None, status: int, start: float) -> None:
-        """Count a response. ``start`` is the ``time.perf_counter()`` of the request."""
-        self._make_instruments()
-        place = ("unmatched", "") if endpoint is None else (endpoint.label, endpoint.workflow_type)
-        labels = {"route": place[0], "workflow_type": place[1], "status": str(int(status))}
-        self._requests.add(1, labels)
-        self._latency.record(timedelta(seconds=time.perf_counter() - start), labels)
-
-    @contextmanager
-    def waiting(self, endpoint: Endpoint) -> Iterator[None]:
-        """A context in which a request waits for a workflow."""
-        self._make_instruments()
-        labels = {"route": endpoint.label, "workflow_type": endpoint.workflow_type}
-        self._hold(endpoint, 1, labels)
-        try:
-            yield
-        finally:
-            self._hold(endpoint, -1, labels)
-
-    def _hold(self, endpoint: Endpoint, more: int, labels: Mapping[str, str]) -> None:
-        with self._lock:
-            self._held[endpoint] += more
-            self._waiting.set(self._held[endpoint], labels)
-
-    def _make_instruments(self) -> None:
-        try:
-            meter = self._temporal.meter
-        except TemporalSettingsError:
-            meter = MetricMeter.noop  # The connection reports the error.
-        if meter is self._meter:
-            return
-        self._requests = meter.create_counter("durably_gateway_requests", "Requests with a response.")
-        self._latency = meter.create_histogram_timedelta(
-            GATEWAY_LATENCY, "From a request to its response, or to the start of its stream.", "duration"
-        )
-        self._waiting = meter.create_gauge("durably_gateway_waiting", "Open long polls and streams.")
-        self._meter = meter
-
-
-class StreamSlot:
-    """An open stream, until it is released or collected: some streams are never closed."""
-
-    def __init__(self, others: "WeakSet[StreamSlot]") -> None:
-        self._others = others
-        others.add(self)
-
-    def release(self) -> None:
-        """Can be called several times."""
-        self._others.discard(self)
-
-
-class StreamSlots:
-    """The open streams of each principal in this process. Thread-safe."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        # Only the slots reference a principal's set, so principals without streams use no memory.
-        self._open: WeakValueDictionary[str, WeakSet[StreamSlot]] = WeakValueDictionary()
-
-    def take(self, principal_key: str) -> StreamSlot:
-        """Count a stream. Raises the problem 429 for one too many."""
-        with self._lock:
-            slots = self._open.get(principal_key)
-            if slots is None:
-                slots = self._open[principal_key] = WeakSet()
-            if len(slots) >= self._limit:
-                raise Problem(
-                    HTTPStatus.TOO_MANY_REQUESTS,
-                    "too-many-streams",
-                    f"{self._limit} event streams are open, the maximum for one principal: close one, or raise "
-                    "Limits(max_streams=…) in the app",
-                    headers={"Retry-After": RETRY_AFTER},
-                    limit=self._limit,
-                )
-            return StreamSlot(slots)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Services:
-    """What all requests of a gateway share."""
-
-    temporal: Temporal
-    limits: Limits
-    owner_attribute: str
-    identify: Identify | None
-    metrics: Metrics
-    page_tokens: PageTokens
-    stream_slots: StreamSlots | None
-    """``None`` for a gateway that is open to all: its callers are not distinguished."""
 
 
 @dataclass(frozen=True)

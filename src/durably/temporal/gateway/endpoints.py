@@ -1,4 +1,4 @@
-"""Endpoints: what a route of the table in ``routes`` is for one exposure, for routing, OpenAPI and FastAPI.
+"""Endpoints: what a route of the gateway's table is for one exposure, for routing, OpenAPI and FastAPI.
 
 A ``Route`` is a row of the table. An ``Endpoint`` is a route of one exposure, with the name of a signal, query or
 update filled in: each has its own path and types.

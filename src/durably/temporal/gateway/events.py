@@ -28,11 +28,12 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.converter import DataConverter
 
-from .call import Call, StreamSlot
+from .call import Call
 from .lists import pending_activities
 from .messages import GatewayResponse, HistoryEvent, HistoryPage, Pending, RawHistoryPage, Run, answer, to_json
 from .problems import causes, to_problem
 from .runs import NextRun, Position, find_run, next_run, parse_position, wait_for_result
+from .services import StreamSlot
 
 MAX_PAGE_SIZE = 1000
 PAGE_SIZE = 100
@@ -75,16 +76,6 @@ async def _fetch(call: Call) -> tuple[Sequence[RawEvent], str | None]:
     return events.current_page or (), pages.give(run_id + b" " + following if following else None)
 
 
-_NAMES = (
-    ("activity_type", "name"),
-    ("workflow_type", "name"),
-    ("signal_name", None),
-    ("timer_id", None),
-    ("marker_name", None),
-)
-"""Fields with the name of an activity, workflow, signal or timer."""
-
-
 class Brief:
     """Converts events in order: only the first event of an activity has a name.
 
@@ -96,37 +87,32 @@ class Brief:
         self._names: dict[int, str] = {}
 
     async def event(self, raw: RawEvent) -> HistoryEvent:
-        attributes = getattr(raw, raw.WhichOneof("attributes") or "", None)
-        failure = getattr(attributes, "failure", None) if _has(attributes, "failure") else None
+        attributes: Any = getattr(raw, raw.WhichOneof("attributes") or "", None)
+
+        def value(*fields: str) -> Any:
+            """The first of these fields that is set."""
+            return next((found for field in fields if (found := getattr(attributes, field, None))), None)
+
+        begun_by = value("scheduled_event_id", "initiated_event_id", "accepted_event_id")
+        named = value("activity_type", "workflow_type", "signal_name", "timer_id", "marker_name")
+        name = getattr(named, "name", named)
+        if raw.HasField("workflow_execution_update_accepted_event_attributes"):
+            name = attributes.accepted_request.input.name
+        if name:
+            self._names[raw.event_id] = name
+        has_failure = "failure" in getattr(attributes, "DESCRIPTOR", RawEvent.DESCRIPTOR).fields_by_name
+        failure = None
+        if has_failure and attributes.HasField("failure"):
+            failure = causes(await self._converter.decode_failure(attributes.failure))
         return HistoryEvent(
             id=raw.event_id,
             time=raw.event_time.ToDatetime(dt.UTC),
             type=EventType.Name(raw.event_type).removeprefix("EVENT_TYPE_").lower(),
-            name=self._name(raw, attributes),
-            begun_by=_first(attributes) or None,
-            attempt=getattr(attributes, "attempt", 0) or None,
-            failure=None if failure is None else causes(await self._converter.decode_failure(failure)),
+            name=name or self._names.get(begun_by),
+            begun_by=begun_by,
+            attempt=value("attempt"),
+            failure=failure,
         )
-
-    def _name(self, raw: RawEvent, attributes: Any) -> str | None:
-        name = None
-        for field, inner in _NAMES:
-            value = getattr(attributes, field, None)
-            name = name or (getattr(value, inner) if inner and value is not None else value)
-        if raw.HasField("workflow_execution_update_accepted_event_attributes"):
-            name = raw.workflow_execution_update_accepted_event_attributes.accepted_request.input.name
-        if name:
-            self._names[raw.event_id] = name
-        return name or self._names.get(_first(attributes))
-
-
-def _first(attributes: Any) -> int:
-    fields = ("scheduled_event_id", "initiated_event_id", "accepted_event_id")
-    return next((number for field in fields if (number := getattr(attributes, field, 0))), 0)
-
-
-def _has(attributes: Any, field: str) -> bool:
-    return attributes is not None and field in attributes.DESCRIPTOR.fields_by_name and attributes.HasField(field)
 
 
 _HEADERS = {
@@ -168,44 +154,40 @@ async def events(call: Call) -> GatewayResponse:
         if following is None:
             return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-store"})
         stream = _Stream(call, following.position, _run(seen, following))
-    held = _held(call, stream, first, slot)
-    return GatewayResponse(status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: held)
+    messages = _follow(call, stream, first, slot)
+    return GatewayResponse(status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: messages)
 
 
-async def _held(
+async def _follow(
     call: Call, stream: "_Stream", first: list[bytes], slot: StreamSlot | None
 ) -> AsyncGenerator[bytes, None]:
-    """The messages, counted as an open stream until it ends or is collected."""
+    """The messages, counted as an open stream until it ends or is collected.
+
+    It waits for a server that is down: a 503 would stop browsers permanently.
+    """
     try:
         with call.waiting():
-            async with contextlib.aclosing(_follow(stream, first)) as messages:
-                async for message in messages:
-                    yield message
+            for message in first:
+                yield message
+            stream.start()
+            while True:
+                try:
+                    async with contextlib.aclosing(stream.messages()) as messages:
+                        async for message in messages:
+                            yield message
+                    return
+                except _LimitReached:
+                    return
+                except Exception as error:
+                    problem = to_problem(error)
+                    if not problem.passes or time.monotonic() > stream.end:
+                        yield stream.last_id() + b"event: problem\ndata: " + problem.response().body + b"\n\n"
+                        return
+                yield b": the Temporal server does not answer\n\n"
+                await asyncio.sleep(_PAUSE)
     finally:
         if slot is not None:
             slot.release()
-
-
-async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes, None]:
-    """Wait for a server that is down. A 503 would stop browsers permanently."""
-    for message in first:
-        yield message
-    stream.start()
-    while True:
-        try:
-            async with contextlib.aclosing(stream.messages()) as messages:
-                async for message in messages:
-                    yield message
-            return
-        except _LimitReached:
-            return
-        except Exception as error:
-            problem = to_problem(error)
-            if not problem.passes or time.monotonic() > stream.end:
-                yield stream.last_id() + b"event: problem\ndata: " + problem.response().body + b"\n\n"
-                return
-        yield b": the Temporal server does not answer\n\n"
-        await asyncio.sleep(_PAUSE)
 
 
 class _Stream:
@@ -213,7 +195,7 @@ class _Stream:
 
     def __init__(self, call: Call, seen: Position, announced: Run | None) -> None:
         self._call, self._seen, self._announced = call, seen, announced
-        self._sent: Pending | None = None
+        self._pending: Pending | None = None
         self.end = self._last_time = 0.0
 
     def start(self) -> None:
@@ -229,56 +211,42 @@ class _Stream:
             if self._announced is not None:
                 yield _message("run", self._announced, self._seen)
                 self._announced = None
-            last: RawEvent | None = None
-            async with contextlib.aclosing(self._events_of_run()) as messages:
-                async for event, message in messages:
-                    last = event
+            brief, last = Brief(self._call.client.data_converter), None
+            async with contextlib.aclosing(_history(self._call, self._seen.run_id, self.end)) as history:
+                async for raw in history:
+                    last = raw or last
+                    message = await (self._still_pending() if raw is None else self._message_of(raw, brief))
                     if message:
                         self._last_time = time.monotonic()
                         yield message
             following = await next_run(self._call, self._seen.run_id, last)
             if following is None:
                 break
-            self._announced, self._seen, self._sent = _run(self._seen, following), following.position, None
+            self._announced, self._seen, self._pending = _run(self._seen, following), following.position, None
         run_id = self._seen.run_id
         done = await wait_for_result(self._call, run_id, self._call.limits.max_wait)
         if done is not None:
             yield _message("result", done, Position(run_id, is_end=True))
 
-    async def _events_of_run(self) -> AsyncGenerator[tuple[RawEvent | None, bytes], None]:
-        """Each event with its message, which may be empty."""
-        brief = Brief(self._call.client.data_converter)
-        last: RawEvent | None = None
-        async with contextlib.aclosing(_history(self._call, self._seen.run_id, self.end)) as history:
-            async for raw in history:
-                if raw is None:
-                    yield last, await self._pending()
-                    continue
-                if raw.event_type == EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
-                    # The workflow may have another owner now.
-                    await self._call.describe_run(self._seen.run_id)
-                last, event = raw, await brief.event(raw)
-                if event.id > self._seen.event_id and event.type not in _NOISE:
-                    self._seen = Position(self._seen.run_id, event.id)
-                    yield last, _message(event.type, event, self._seen)
-                else:
-                    is_silent = time.monotonic() - self._last_time > self._call.limits.keep_alive
-                    yield last, _STILL_HERE if is_silent else b""
+    async def _message_of(self, raw: RawEvent, brief: Brief) -> bytes:
+        """The message of an event, which may be empty."""
+        if raw.event_type == EventType.EVENT_TYPE_UPSERT_WORKFLOW_SEARCH_ATTRIBUTES:
+            # The workflow may have another owner now.
+            await self._call.describe_run(self._seen.run_id)
+        event = await brief.event(raw)
+        if event.id > self._seen.event_id and event.type not in _NOISE:
+            self._seen = Position(self._seen.run_id, event.id)
+            return _message(event.type, event, self._seen)
+        return _STILL_HERE if time.monotonic() - self._last_time > self._call.limits.keep_alive else b""
 
-    async def _pending(self) -> bytes:
-        pending = await _pending(self._call, self._seen.run_id)
-        message = _message("pending", pending) if pending != self._sent else _STILL_HERE
-        self._sent = pending
-        return message
+    async def _still_pending(self) -> bytes:
+        description = await self._call.handle(self._seen.run_id).describe(rpc_timeout=self._call.rpc_timeout)
+        before, self._pending = self._pending, Pending(pending_activities=await pending_activities(description))
+        return _message("pending", self._pending) if self._pending != before else _STILL_HERE
 
 
 def _run(previous: Position, following: NextRun) -> Run:
     return Run(run_id=following.position.run_id, previous_run_id=previous.run_id, cause=following.cause)
-
-
-async def _pending(call: Call, run_id: str) -> Pending:
-    description = await call.handle(run_id).describe(rpc_timeout=call.rpc_timeout)
-    return Pending(pending_activities=await pending_activities(description))
 
 
 class _LimitReached(Exception):

@@ -1,4 +1,4 @@
-"""The gateway: from a request to a response, independent of frameworks.
+"""The gateway: its table of endpoints, and the path from a request to a response, independent of frameworks.
 
 First a request is matched with an endpoint and validated, without the server. Then ``authorize`` decides. Then the
 endpoint's function, such as ``starting.start``, calls the server.
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from http import HTTPStatus
 from types import NoneType
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, Field, ValidationError
 from temporalio.common import SearchAttributeKey
 
 from durably.execution import drive
@@ -21,7 +21,7 @@ from durably.protocol.headers import is_of_another_site
 from durably.protocol.options import check_function, check_text, check_type
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
+from durably.temporal.namespace import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
 from durably.temporal.request_log import (
     HTTP_HEADER,
     current_request_id,
@@ -30,18 +30,105 @@ from durably.temporal.request_log import (
     web_request,
 )
 
+from . import actions, events, lists, runs, starting
 from .authorization import Authorize, Guard, Identify, access_of, check_principal, is_anonymous, principal_key
-from .call import STARTS, Call, Limits, Metrics, Services, StreamSlots
-from .endpoints import Endpoint, Endpoints, Key, Match
-from .exposure import Exposure
+from .call import STARTS, Call
+from .endpoints import Bodies, Endpoint, EndpointParameter, Endpoints, Key, Match, Route
+from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, keyed_request
 from .inputs import check_id
-from .messages import GatewayRequest, GatewayResponse, has_more_values
+from .messages import (
+    Accepted,
+    Completed,
+    Description,
+    GatewayRequest,
+    GatewayResponse,
+    HistoryPage,
+    Page,
+    QueryAnswer,
+    RawHistoryPage,
+    Reason,
+    ResetRequest,
+    Started,
+    UpdateAccepted,
+    UpdateDone,
+    has_more_values,
+)
 from .openapi import Documents, SecuritySchemes
-from .pages import PageTokens, Secret
 from .problems import Problem, bad_request, invalid_input, to_problem, too_large, too_many_values
-from .routes import ROUTES
-from .starting import choose_id, start_values
+from .services import Limits, Metrics, PageTokens, Secret, Services, StreamSlots
+
+# The table of endpoints, in the order of routing
+
+OK, ACCEPTED = HTTPStatus.OK, HTTPStatus.ACCEPTED
+
+_RUN = EndpointParameter("run_id", "query", str, "A run of the workflow; by default the latest.")
+_WAIT = EndpointParameter("wait", "query", Annotated[int, Field(ge=0)], "Seconds to wait for a result.", 0)
+_PREFER = EndpointParameter("Prefer", "header", str, "wait=N waits N seconds for the result.")
+_KEY = EndpointParameter("Idempotency-Key", "header", str, "A repeated request with this key is executed once.")
+_PAGE = EndpointParameter("page", "query", str, "The next_page of the previous page.")
+_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was received.")
+
+
+def _page_size(maximum: int, default: int) -> EndpointParameter:
+    kind = Annotated[int, Field(ge=1, le=maximum)]
+    return EndpointParameter("page_size", "query", kind, f"1 to {maximum}.", default)
+
+
+_STATUSES: Any = Literal[tuple(lists.STATUSES.values())]
+_LIST = (
+    EndpointParameter("status", "query", _STATUSES),
+    EndpointParameter("started_after", "query", AwareDatetime, "With an offset from UTC."),
+    EndpointParameter("started_before", "query", AwareDatetime, "With an offset from UTC."),
+    _page_size(lists.MAX_PAGE_SIZE, lists.PAGE_SIZE),
+    _PAGE,
+)
+_UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
+
+# fmt: off
+ROUTES = (
+    Route(Operation.START, "POST", "", starting.start, "Start {workflow}",
+          {ACCEPTED: Started, OK: Completed}, (_KEY, _PREFER), Bodies.INPUT, Key.USED),
+    Route(Operation.LIST, "GET", "", lists.list_workflows, "List {exposure}",
+          {OK: Page}, _LIST),
+    # Before the routes with an id, which it shadows.
+    Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}", starting.signal_with_start,
+          "Signal {name}, and first start {workflow} if it is not running",
+          {ACCEPTED: Accepted}, (_KEY,), Bodies.WITH_START, Key.USED),
+    Route(Operation.DESCRIBE, "GET", "{workflow_id}", lists.describe, "Status, times and pending activities",
+          {OK: Description}, (_RUN,)),
+    Route(Operation.RESULT, "GET", "{workflow_id}/result", runs.result, "The result, as soon as it is known",
+          {OK: Completed, ACCEPTED: Started}, (_RUN, _WAIT)),
+    Route(Operation.SIGNAL, "POST", "{workflow_id}/signals/{name}", actions.signal, "Signal {name}",
+          {ACCEPTED: Accepted}, (_RUN, _KEY), Bodies.INPUT, Key.USED),
+    Route(Operation.QUERY, "GET", "{workflow_id}/queries/{name}", actions.query, "Query {name}",
+          {OK: QueryAnswer}, (_RUN,)),
+    Route(Operation.QUERY, "POST", "{workflow_id}/queries/{name}", actions.query, "Query {name}",
+          {OK: QueryAnswer}, (_RUN,), Bodies.INPUT),
+    Route(Operation.UPDATE, "POST", "{workflow_id}/updates/{name}", actions.update, "Update {name}",
+          {OK: UpdateDone, ACCEPTED: UpdateAccepted}, (_RUN, _KEY, _PREFER), Bodies.INPUT, Key.USED),
+    Route(Operation.UPDATE, "GET", "{workflow_id}/updates/{name}/{update_id}", actions.update,
+          "The result of an update {name}",
+          {OK: UpdateDone, ACCEPTED: UpdateAccepted}, (_RUN, _WAIT)),
+    Route(Operation.CANCEL, "POST", "{workflow_id}/cancel", actions.cancel, "Request its cancellation",
+          {ACCEPTED: Accepted}, (_RUN,), Reason),
+    Route(Operation.TERMINATE, "POST", "{workflow_id}/terminate", actions.terminate, "End it immediately",
+          {ACCEPTED: Accepted}, (_RUN,), Reason),
+    Route(Operation.RESET, "POST", "{workflow_id}/reset", actions.reset, "Continue from an earlier point, in a new run",
+          {ACCEPTED: Accepted}, (_RUN,), ResetRequest, Key.REFUSED),
+    Route(Operation.PAUSE, "POST", "{workflow_id}/pause", actions.pause, "Pause it until it is resumed",
+          {ACCEPTED: Accepted}, (_RUN,), Reason, problems=_UNSUPPORTED),
+    Route(Operation.RESUME, "POST", "{workflow_id}/resume", actions.resume, "Resume it after a pause",
+          {ACCEPTED: Accepted}, (_RUN,), Reason, problems=_UNSUPPORTED),
+    Route(Operation.HISTORY, "GET", "{workflow_id}/history", events.history, "Its events, in brief",
+          {OK: HistoryPage}, (_RUN, _page_size(events.MAX_PAGE_SIZE, events.PAGE_SIZE), _PAGE)),
+    Route(Operation.RAW_HISTORY, "GET", "{workflow_id}/history/raw", events.raw_history,
+          "Its events with inputs and results, for replayers",
+          {OK: RawHistoryPage}, (_RUN, _page_size(events.MAX_PAGE_SIZE, events.MAX_PAGE_SIZE), _PAGE)),
+    Route(Operation.EVENTS, "GET", "{workflow_id}/events", events.events, "Live progress, as server-sent events",
+          {OK: Bodies.STREAM, HTTPStatus.NO_CONTENT: Bodies.NONE}, (_RUN, _LAST_EVENT)),
+)
+# fmt: on
 
 _REQUEST_ID = HTTP_HEADER.lower()
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
@@ -169,7 +256,7 @@ class Gateway:
             workflow_id=match.ids.get("workflow_id", ""),
         )
         if is_start:
-            call.workflow_id = choose_id(call)
+            call.workflow_id = starting.choose_id(call)
         if not self._guard.is_open:
             await self._guard.check(call.action(), io, request.call_blocking)
             if call.keyed is not None and is_anonymous(request.principal):
@@ -182,7 +269,7 @@ class Gateway:
                     'string for each, such as principal=lambda request: "everyone"',
                 )
         if is_start:
-            call.start_values = start_values(call)
+            call.start_values = starting.start_values(call)
         work = self._perform(call)
         return await (work if io is None else io.resolve(work))
 

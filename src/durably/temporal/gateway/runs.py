@@ -24,7 +24,7 @@ from temporalio.client import (
 
 from durably.temporal.compat import PAUSED
 from durably.temporal.errors import scrub
-from durably.temporal.namespace.inspection import is_open
+from durably.temporal.namespace import is_open
 
 from .call import Call
 from .messages import Completed, GatewayResponse, Links, Started, answer

@@ -14,8 +14,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import is_open
-from durably.temporal.namespace.search_attributes import REGISTER_COMMANDS, commands, indexed_type, owned_by
+from durably.temporal.namespace import REGISTER_COMMANDS, commands, indexed_type, is_open, owned_by
 
 from .call import Call, StartValues
 from .idempotency import MARK, find_repetition, is_repetition, one_request
@@ -224,9 +223,13 @@ def _check_attributes(call: Call, error: RPCError, attributes: TypedSearchAttrib
 
 
 async def signal_with_start(call: Call) -> GatewayResponse:
-    keyed, signal = call.keyed, call.handler
-    latest = await _latest(call)
-    _check_signal(call, latest)
+    keyed, signal, latest = call.keyed, call.handler, None
+    try:
+        latest = await _describe(call, None)
+        _check_signal(call, latest)
+    except RPCError as error:
+        if to_problem(error).status is not HTTPStatus.NOT_FOUND:
+            raise
     is_replay = False
     if keyed is not None and latest is not None and not is_open(latest.status):
         # The server does not store the signals of a closed run, so it would start another one.
@@ -247,19 +250,8 @@ async def signal_with_start(call: Call) -> GatewayResponse:
     return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay, location=call.location)
 
 
-def _check_signal(call: Call, latest: WorkflowExecutionDescription | None) -> None:
+def _check_signal(call: Call, latest: WorkflowExecutionDescription) -> None:
     """Raises a problem if the signal would reach a workflow of another type or owner."""
-    if latest is None:
-        return
     is_other_type = is_open(latest.status) and latest.workflow_type != call.exposure.workflow_type
     if is_other_type or not call.reaches(latest):
         raise already_started(call.workflow_id)
-
-
-async def _latest(call: Call) -> WorkflowExecutionDescription | None:
-    try:
-        return await _describe(call, None)
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND and to_problem(error).status is HTTPStatus.NOT_FOUND:
-            return None
-        raise

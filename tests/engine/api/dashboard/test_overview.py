@@ -16,7 +16,7 @@ from durably.engine.api.dashboard.overview import (
 )
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import FunctionLoad, RunCounts, ScheduleInfo
-from durably.engine.model.runs import RunLink
+from durably.engine.model.runs import Run
 
 SINCE = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
@@ -96,7 +96,15 @@ def test_the_smallest_range_that_contains_all_distances() -> None:
 
 def schedule(*ticks: dt.datetime, runs: int = 0) -> ScheduleInfo:
     last = [
-        RunLink(run_id=f"R{n}", function_id="f", status=RunStatus.COMPLETED, created_at=SINCE - n * MINUTE)
+        Run(
+            id=f"R{n}",
+            function_id="f",
+            app_id="a",
+            status=RunStatus.COMPLETED,
+            event_ids=[],
+            created_at=SINCE - n * MINUTE,
+            max_attempts=1,
+        )
         for n in range(1, runs + 1)
     ]
     return ScheduleInfo(function_id="f", schedule="* * * * *", next_ticks=list(ticks), last_runs=last, is_paused=False)

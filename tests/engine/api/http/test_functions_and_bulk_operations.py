@@ -97,7 +97,7 @@ async def test_failed_runs_are_replayed(dev: Harness, serve_functions: ServeFunc
             await anext(updates)
     assert (await dev.ended(again[0].id)).status == "Completed"
     status, body = await dev.json("GET", f"/v1/replays/{replay_id}")
-    assert (body["data"]["replayed"], body["data"]["statuses"]) == (1, ["Failed"])
+    assert (body["data"]["affected"], body["data"]["statuses"]) == (1, ["Failed"])
     status, body = await dev.json("GET", "/v1/replays")
     assert [one["id"] for one in body["data"]] == [replay_id]
     status, _ = await dev.json("GET", "/v1/replays/none")

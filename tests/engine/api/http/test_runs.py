@@ -42,7 +42,7 @@ async def test_a_run_is_shown_with_its_steps(dev: Harness, serve_functions: Serv
     _, steps = await dev.json("GET", f"/v1/runs/{run.id}/steps")
     [charge] = steps["data"]
     assert (charge["id"], charge["op"], charge["status"]) == ("charge", "StepRun", "completed")
-    assert charge["memo"] == {"data": {"charged": 3}}
+    assert charge["output"] == {"charged": 3}
 
 
 async def test_inputs_of_a_run_can_be_fetched(dev: Harness, serve_functions: ServeFunctions) -> None:

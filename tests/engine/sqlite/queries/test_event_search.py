@@ -10,7 +10,7 @@ import pytest
 
 from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
-from durably.engine.model.runs import EventReport
+from durably.engine.model.runs import StoredEvent
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search_pages
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
@@ -32,7 +32,7 @@ def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def find_all(connection: sqlite3.Connection, wanted: EventFilter, limit: int) -> Iterator[EventReport]:
+def find_all(connection: sqlite3.Connection, wanted: EventFilter, limit: int) -> Iterator[StoredEvent]:
     cursor: str | None = None
     while True:
         search = EventSearch(connection, wanted, TRIGGERING.__contains__, lambda key: None, Budget(0))
@@ -77,8 +77,8 @@ def test_search_finds_the_same_as_a_scan_of_all_events(tmp_path: Path, portion: 
             and wanted.is_unmatched in (None, not runs_of(history, event) and event.name not in TRIGGERING)
         }
         found = list(find_all(connection, wanted, chosen.choice((1, 4, 50))))
-        assert {report.event.id: [run.run_id for run in report.runs] for report in found} == expected
-        assert [report.event.id for report in found] == list(expected)
+        assert {event.id: [run.id for run in event.runs] for event in found} == expected
+        assert [event.id for event in found] == list(expected)
     connection.close()
 
 
@@ -87,7 +87,7 @@ def test_events_are_found_by_their_ids(tmp_path: Path, portion: int) -> None:
     connection = history.write(tmp_path / "engine.db")
 
     def found(text: str) -> list[str]:
-        return [report.event.id for report in find_all(connection, EventFilter(id=text), 50)]
+        return [event.id for event in find_all(connection, EventFilter(id=text), 50)]
 
     event = next(event for event in history.events if event.sender_id is not None)
     assert found(event.id) == found(event.id[-8:].lower()) == found(event.id[:24]) == [event.id]
@@ -104,7 +104,7 @@ def test_a_page_of_large_events_ends_early(tmp_path: Path, monkeypatch: pytest.M
     page = search.read(50, None)
     assert 1 <= len(page.events) < 5
     assert page.cursor is not None
-    assert [report.event.id for report in find_all(connection, EventFilter(), 50)] == [
+    assert [event.id for event in find_all(connection, EventFilter(), 50)] == [
         event.id for event in reversed(history.events)
     ]
     with pytest.raises(SelectionInvalidError):
@@ -134,12 +134,12 @@ async def test_an_event_is_unmatched_if_it_has_no_effect(
     unknown = await send(engine, "unknown", n=1)
     refused = await send(engine, "picky", n=1)
     unmatched = await client.search_events(is_unmatched=True)
-    assert [report.event.id for report in unmatched.events] == [unknown, late]
+    assert [event.id for event in unmatched.events] == [unknown, late]
     others = await client.search_events(is_unmatched=False, limit=100)
-    assert {going, stopping, refused} <= {report.event.id for report in others.events}
+    assert {going, stopping, refused} <= {event.id for event in others.events}
     assert all(not report.is_unmatched for report in others.events)
     (page,) = (await client.search_events(if_exp="event.data.n == 1", name="unknown")).events
     assert page.event.data == {"n": 1}
     with pytest.raises(SelectionInvalidError, match="over `event` alone"):
         await client.search_events(if_exp="async.data.n == 1")
-    assert (await client.search_events(name="work")).events[0].runs[0].run_id == second
+    assert (await client.search_events(name="work")).events[0].runs[0].id == second

@@ -127,7 +127,7 @@ async def test_schedules_have_their_next_ticks_and_last_runs(path: Path, app: Sm
         while not (daily := (await engine.list_schedules())[0]).last_runs:
             await engine.wait_for_changes(after=(await engine.wait_for_changes()).position)
         (link,) = daily.last_runs
-        run = await engine.get_run(link.run_id)
+        run = await engine.get_run(link.id)
         assert run is not None
         assert run.function_id == "app-nightly"
         await engine.pause_function("app-nightly")

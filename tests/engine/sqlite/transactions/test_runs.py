@@ -12,6 +12,7 @@ from durably.engine.model.runs import RunStatus, StepStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op
 
@@ -71,7 +72,11 @@ async def test_a_step_is_tried_again_and_its_error_can_be_caught(engine: SqliteE
     assert [call.ctx.attempt for call in app.calls] == [0, 1, 0]
     assert {call.ctx.max_attempts for call in app.calls} == {2}
     (step,) = await engine.run_steps(run.id)
-    assert (step.status, step.attempts, step.error) == (StepStatus.FAILED, 2, "ZeroDivisionError: division by zero")
+    assert (step.status, step.attempts, step.error) == (
+        StepStatus.FAILED,
+        2,
+        ErrorData(name="ZeroDivisionError", message="division by zero"),
+    )
 
 
 async def test_a_failed_function_fails_its_run_and_wakes_its_failure_handler(
@@ -344,7 +349,7 @@ async def test_live_run_shows_its_steps(engine: SqliteEngine, app: SmallApp) -> 
     await step_is(engine, run_id, "retrying", "retrying", "failed")
     steps = {step.id: step for step in await engine.run_steps(run_id)}
     assert set(steps) == {"retrying", "done", "asleep", "waiting"}
-    assert steps["retrying"].error == "ZeroDivisionError: division by zero"
+    assert steps["retrying"].error == ErrorData(name="ZeroDivisionError", message="division by zero")
     due = steps["waiting"].due_at
     assert due is not None
     assert due - steps["waiting"].created_at == dt.timedelta(hours=2)

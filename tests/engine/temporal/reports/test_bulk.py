@@ -75,7 +75,7 @@ async def test_a_rerun_from_a_step_has_the_results_before_it(server: DevServer) 
         assert report is not None
         assert [(step.id, step.is_copied) for step in report.steps] == [("first", True), ("second", False)]
         assert report.parent is not None
-        assert (report.parent.run_id, report.parent.relation) == (run.id, Relation.RERUN)
+        assert (report.parent.id, report.parent.relation) == (run.id, Relation.RERUN)
         with pytest.raises(StepNotFoundError, match="has no finished step 'third': it has 'first', 'second'"):
             await engine.rerun(run.id, from_step=FromStep("third"))
 

@@ -67,8 +67,8 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         assert reply.awaited == f"{event}-none"
         assert SpanKind.RUNNING in {span.kind for span in report.spans}
         assert [(each.id, each.data) for each in report.events] == [(event_id, {"n": 7})]
-        assert [(each.step, each.error) for each in await engine.run_attempts(run.id)] == [
-            ("flaky", "RetryAfterError: not yet")
+        assert [(each.step, each.error.name, each.error.message) for each in await engine.run_attempts(run.id)] == [
+            ("flaky", "RetryAfterError", "not yet")
         ]
         assert [step.id for step in await engine.run_steps(run.id)] == ["flaky", "nap", "ask", "reply"]
         assert await engine.run_calls(run.id) == []
@@ -85,7 +85,7 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         of_child = await engine.inspect_run(report.children[0].run_id)
         assert of_child is not None
         assert of_child.parent is not None
-        assert (of_child.parent.run_id, of_child.parent.step) == (run.id, "ask")
+        assert (of_child.parent.id, of_child.parent.step) == (run.id, "ask")
 
         events = msgspec.json.decode(await engine.run_batch(run.id) or b"")
         assert [each["data"] for each in events] == [{"n": 7}]

@@ -105,7 +105,7 @@ async def show_form(visit: Visit) -> DashboardResponse:
         name, text = event.name, write_object(event.data)
     elif name and visit.info.offers("search_events"):
         page = await visit.engine.search_events(name=name, limit=1)
-        text = write_last(page.events[0].event) if page.events else "{}"
+        text = write_last(page.events[0]) if page.events else "{}"
     return await _form_page(visit, name, text)
 
 

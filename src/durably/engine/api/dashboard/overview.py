@@ -20,7 +20,7 @@ from durably.engine.model.overview import (
     RunCounts,
     ScheduleInfo,
 )
-from durably.engine.model.runs import RunLink, RunStatus
+from durably.engine.model.runs import Run, RunStatus
 
 from .messages import DashboardResponse
 from .visit import Live, PageError, Route, Visit
@@ -253,7 +253,7 @@ class ScheduleLine(msgspec.Struct, frozen=True):
     name: str
     fields: str
     zone: str
-    last: list[tuple[float, RunLink]]
+    last: list[tuple[float, Run]]
     next: list[tuple[float, dt.datetime]]
     past: list["PastRuns"]
     onward: float | None

@@ -6,7 +6,7 @@ functions and literals are checked once, at compile time.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .functions import (
@@ -35,6 +35,7 @@ from .functions import (
     subtract,
 )
 from .syntax import (
+    MAX_DEPTH,
     Binary,
     Call,
     Chain,
@@ -106,9 +107,18 @@ class Compiler:
         self._has_async = has_async
         self._has_output = has_output
         self._scope: dict[str, int] = {}
+        self._depth = 0
 
     def compile(self, node: Node) -> Evaluate:
-        """Compile a tree. Raises ``ExpressionSyntaxError``."""
+        """Compile a tree. Raises ``ExpressionSyntaxError``, also for a tree that is nested too deeply."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ExpressionSyntaxError(f"it is nested more than {MAX_DEPTH} levels deep")
+        evaluate = self._compile(node)
+        self._depth -= 1
+        return evaluate
+
+    def _compile(self, node: Node) -> Evaluate:
         match node:
             case Literal(value=value):
                 return _compile_literal(value)
@@ -126,7 +136,8 @@ class Compiler:
                 operand = self.compile(node.operand)
                 return _compile_not(operand) if node.operator == "!" else lambda frame: negate(operand(frame))
             case Conditional():
-                return _compile_conditional(*map(self.compile, (node.condition, node.then, node.otherwise)))
+                condition, then, otherwise = map(self.compile, (node.condition, node.then, node.otherwise))
+                return lambda frame: then(frame) if is_truthy(condition(frame)) else otherwise(frame)
             case Call():
                 return self._compile_call(node)
             case ListOf():
@@ -160,6 +171,8 @@ class Compiler:
         while isinstance(operand, Field):
             names.append(operand.name)
             operand = operand.operand
+        if len(names) > MAX_DEPTH:
+            raise ExpressionSyntaxError(f"it is nested more than {MAX_DEPTH} levels deep")
         self._note_field(operand, names[-1])
         return _compile_fields(self.compile(operand), tuple(reversed(names)))
 
@@ -315,10 +328,6 @@ def _compile_not(operand: Evaluate) -> Evaluate:
     return negated
 
 
-def _compile_conditional(condition: Evaluate, then: Evaluate, otherwise: Evaluate) -> Evaluate:
-    return lambda frame: then(frame) if is_truthy(condition(frame)) else otherwise(frame)
-
-
 def _compile_map(entries: list[tuple[Evaluate, Evaluate]]) -> Evaluate:
     def build(frame: Frame) -> Any:
         built = {}
@@ -395,37 +404,31 @@ def _each(slot: int, frame: Frame, elements: Any) -> Any:
         yield element
 
 
-def _compile_exists(slot: int, condition: Evaluate) -> _Loop:
-    return lambda frame, elements: any(is_truthy(condition(frame)) for _ in _each(slot, frame, elements))
+def _compile_mapping(slot: int, *bodies: Evaluate) -> _Loop:
+    *conditions, result = bodies
+    return lambda frame, elements: [
+        _or_null(result(frame))
+        for _ in _each(slot, frame, elements)
+        if all(is_truthy(condition(frame)) for condition in conditions)
+    ]
 
 
-def _compile_for_all(slot: int, condition: Evaluate) -> _Loop:
-    return lambda frame, elements: all(is_truthy(condition(frame)) for _ in _each(slot, frame, elements))
+def _compile_quantifier(combine: Callable[[Iterator[bool]], bool]) -> Callable[[int, Evaluate], _Loop]:
+    def compile_loop(slot: int, condition: Evaluate) -> _Loop:
+        return lambda frame, elements: combine(is_truthy(condition(frame)) for _ in _each(slot, frame, elements))
 
-
-def _compile_exists_one(slot: int, condition: Evaluate) -> _Loop:
-    return lambda frame, elements: sum(is_truthy(condition(frame)) for _ in _each(slot, frame, elements)) == 1
+    return compile_loop
 
 
 def _compile_filter(slot: int, condition: Evaluate) -> _Loop:
     return lambda frame, elements: [item for item in _each(slot, frame, elements) if is_truthy(condition(frame))]
 
 
-def _compile_mapping(slot: int, *bodies: Evaluate) -> _Loop:
-    *conditions, result = bodies
-    if not conditions:
-        return lambda frame, elements: [_or_null(result(frame)) for _ in _each(slot, frame, elements)]
-    condition = conditions[0]
-    return lambda frame, elements: [
-        _or_null(result(frame)) for _ in _each(slot, frame, elements) if is_truthy(condition(frame))
-    ]
-
-
 _MACROS: dict[str, tuple[tuple[int, ...], Callable[..., _Loop]]] = {
-    "exists": ((2,), _compile_exists),
-    "all": ((2,), _compile_for_all),
-    "exists_one": ((2,), _compile_exists_one),
-    "existsOne": ((2,), _compile_exists_one),
+    "exists": ((2,), _compile_quantifier(any)),
+    "all": ((2,), _compile_quantifier(all)),
+    "exists_one": ((2,), _compile_quantifier(lambda found: sum(found) == 1)),
+    "existsOne": ((2,), _compile_quantifier(lambda found: sum(found) == 1)),
     "filter": ((2,), _compile_filter),
     "map": ((2, 3), _compile_mapping),
 }

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorCode
@@ -113,14 +113,12 @@ MAX_DEPTH = 50
 @dataclass(frozen=True, slots=True)
 class Literal:
     value: Any
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
     name: str
     position: Position
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +127,12 @@ class Field:
 
     operand: "Node"
     name: str
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     operand: "Node"
     key: "Node"
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +143,22 @@ class Call:
     target: "Node | None"
     arguments: tuple["Node", ...]
     position: Position
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
     items: tuple["Node", ...]
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class MapOf:
     entries: tuple[tuple["Node", "Node"], ...]
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Unary:
     operator: str
     operand: "Node"
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +166,6 @@ class Binary:
     operator: str
     left: "Node"
     right: "Node"
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +177,6 @@ class Chain:
 
     operator: str
     terms: tuple["Node", ...]
-    depth: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,61 +184,50 @@ class Conditional:
     condition: "Node"
     then: "Node"
     otherwise: "Node"
-    depth: int = 1
 
 
 Node = Literal | Name | Field | Index | Call | ListOf | MapOf | Unary | Binary | Chain | Conditional
 
 
 class _TreeBuilder:
-    """Creates nodes, bottom-up, as the parser reduces.
-
-    Refuses trees that become too deep.
-    """
+    """Creates nodes, bottom-up, as the parser reduces."""
 
     def conditional(self, parts: list[Any]) -> Node:
-        condition, then, otherwise = parts
-        return Conditional(condition, then, otherwise, depth=_depth_over(parts))
+        return Conditional(*parts)
 
     def chain(self, parts: list[Any]) -> Node:
-        terms = tuple(parts[::2])
-        return Chain(str(parts[1]), terms, depth=_depth_over(terms))
+        return Chain(str(parts[1]), tuple(parts[::2]))
 
     def sum(self, parts: list[Any]) -> Node:
         left, operator, right = parts
-        if operator == "+" and isinstance(left, Chain) and left.operator == "+":
-            return Chain("+", (*left.terms, right), depth=max(left.depth, right.depth + 1))
-        if operator == "+":
-            return Chain("+", (left, right), depth=_depth_over((left, right)))
-        return self.binary(parts)
+        if operator != "+":
+            return self.binary(parts)
+        terms = left.terms if isinstance(left, Chain) and left.operator == "+" else (left,)
+        return Chain("+", (*terms, right))
 
     def binary(self, parts: list[Any]) -> Node:
         left, operator, right = parts
-        return Binary(str(operator), left, right, depth=_depth_over((left, right)))
+        return Binary(str(operator), left, right)
 
     def unary(self, parts: list[Any]) -> Node:
         operator, operand = parts
         if operator == "-" and isinstance(operand, Literal) and type(operand.value) in (int, float):
             return Literal(-operand.value)
-        return Unary(str(operator), operand, depth=_depth_over((operand,)))
+        return Unary(str(operator), operand)
 
     def field(self, parts: list[Any]) -> Node:
-        operand, name = parts
-        return Field(operand, str(name), depth=_depth_over((operand,)))
+        return Field(parts[0], str(parts[1]))
 
     def index(self, parts: list[Any]) -> Node:
-        operand, key = parts
-        return Index(operand, key, depth=_depth_over(parts))
+        return Index(*parts)
 
     def method(self, parts: list[Any]) -> Node:
         target, name, arguments = parts
-        arguments = tuple(arguments or ())
-        return Call(str(name), target, arguments, _position(name), depth=_depth_over((target, *arguments)))
+        return Call(str(name), target, tuple(arguments or ()), _position(name))
 
     def call(self, parts: list[Any]) -> Node:
         name, arguments = parts
-        arguments = tuple(arguments or ())
-        return Call(str(name), None, arguments, _position(name), depth=_depth_over(arguments))
+        return Call(str(name), None, tuple(arguments or ()), _position(name))
 
     def name(self, parts: list[Any]) -> Node:
         return Name(str(parts[0]), _position(parts[0]))
@@ -261,8 +240,7 @@ class _TreeBuilder:
         return items
 
     def list_of(self, parts: list[Any]) -> Node:
-        items = tuple(parts[0] or ())
-        return ListOf(items, depth=_depth_over(items))
+        return ListOf(tuple(parts[0] or ()))
 
     entries = items
 
@@ -270,8 +248,7 @@ class _TreeBuilder:
         return tuple(parts)
 
     def map_of(self, parts: list[Any]) -> Node:
-        entries = cast(tuple[tuple[Node, Node], ...], tuple(parts[0] or ()))
-        return MapOf(entries, depth=_depth_over([node for pair in entries for node in pair]))
+        return MapOf(tuple(parts[0] or ()))
 
     def true(self, parts: list[Any]) -> Node:
         return Literal(True)
@@ -297,13 +274,6 @@ class _TreeBuilder:
             return Literal(decode_string(str(parts[0])))
         except ValueError as error:
             raise ExpressionSyntaxError(str(error), _position(parts[0])) from None
-
-
-def _depth_over(nodes: Any) -> int:
-    depth = 1 + max((node.depth for node in nodes), default=0)
-    if depth > MAX_DEPTH:
-        raise ExpressionSyntaxError(f"it is nested more than {MAX_DEPTH} levels deep")
-    return depth
 
 
 def _position(token: Any) -> Position:
@@ -337,7 +307,7 @@ def _load_parser() -> Callable[[str], Node]:
 def parse(text: str) -> Node:
     """Parse an expression.
 
-    Raises ``ExpressionSyntaxError`` for a string that is not an expression, too long, or too deeply nested.
+    Raises ``ExpressionSyntaxError`` for a string that is not an expression, or too long.
     """
     if len(text) > MAX_LENGTH:
         raise ExpressionSyntaxError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")

@@ -8,29 +8,28 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.runs import EventPage, EventReport, RunLink
+from durably.engine.model.runs import EventPage, Run, StoredEvent
 from durably.protocol.events import INTERNAL_PREFIX
 
-from .run_report import run_links
+from .runs import FirstCallAt, runs_of_keys, to_event
 from .search_pages import (
+    AFTER_IDS,
     AFTER_KEYS,
     Budget,
     Page,
     Searched,
     Walk,
     farthest,
-    is_key_cursor,
     key_range,
     listed_walk,
     match_ids,
     page_of_ids,
     read_cursor,
-    read_id_cursor,
     read_page,
 )
-from .views import FirstCallAt, event_view
 
 MOST_RUNS = 50
 """Maximum number of runs of one event on a page."""
@@ -53,6 +52,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     - ``received_after``, ``received_before``: A half-open interval, in milliseconds since the epoch.
     - ``condition``: Over ``event``.
     - ``id``: The id of the engine or of the sender, or the beginning or the end of the engine's.
+    - ``has_runs``: With the runs that they started.
     """
 
     name: str | None = None
@@ -61,6 +61,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
     is_unmatched: bool | None = None
     condition: Expression | None = None
     id: str | None = None
+    has_runs: bool = True
 
 
 class EventSearch:
@@ -89,7 +90,7 @@ class EventSearch:
             sent = self._connection.execute(
                 "SELECT key FROM events WHERE sender_id = ? LIMIT ?", (wanted.id, _MOST_OF_ID)
             ).fetchall()
-            if not sent and not is_key_cursor(cursor):
+            if not sent:
                 return self._search_by_part_of_id(wanted.id.upper(), limit, cursor)
             walks = [listed_walk("events", [key for (key,) in sent])]
         else:
@@ -100,18 +101,19 @@ class EventSearch:
                     0, Walk(key="events.key", source=named, clause="name = ?", parts=[(wanted.name,)], rows=named)
                 )
         low, high = key_range(self._connection, "events", "received_at", wanted.received_after, wanted.received_before)
-        high = min(high, read_cursor(cursor))
+        high = min(high, read_cursor(self._connection, "events", cursor))
         walk, end = farthest(self._connection, walks, low, high)
         return _to_events(self._page(walk, low, end, high, limit))
 
     def _search_by_part_of_id(self, text: str, limit: int, cursor: str | None) -> EventPage:
         if not (text.isascii() and text.isalnum()):
             return EventPage(events=[], cursor=None)
-        matches = match_ids(self._connection, "events", text, read_id_cursor(cursor), limit)
+        read_cursor(self._connection, "events", cursor)
+        matches = match_ids(self._connection, "events", text, cursor or AFTER_IDS, limit)
         page = self._page(listed_walk("events", matches.keys), 0, 0, AFTER_KEYS, limit)
-        return _to_events(page_of_ids(self._connection, "events", page, matches.end))
+        return _to_events(page_of_ids(page, matches.end))
 
-    def _page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[EventReport]:
+    def _page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[StoredEvent]:
         searched = Searched("events", "received_at", low, end, high)
         rows = self._rows(walk, end, high)
         return read_page(self._connection, rows, self._match, searched, limit, self._budget, lambda row: len(row[3]))
@@ -135,7 +137,7 @@ class EventSearch:
             values,
         )
 
-    def _match(self, row: Any) -> EventReport | None:
+    def _match(self, row: Any) -> StoredEvent | None:
         """The event of a row, if it matches the conditions that SQL does not compare."""
         key, event_id, received_at, body, has_no_effect, name, ended = row
         is_unmatched = bool(has_no_effect) and not self._is_triggering(name)
@@ -146,18 +148,18 @@ class EventSearch:
             self._budget.spend()
             if not condition.matches(msgspec.json.decode(body, type=dict[str, Any]), now=self._budget.now):
                 return None
-        runs = [] if has_no_effect else self._runs(key)
-        event = event_view(event_id, received_at, body)
-        return EventReport(event=event, runs=runs, is_unmatched=is_unmatched, ended=ended or 0)
+        runs = [] if has_no_effect or not self._wanted.has_runs else self._runs(key)
+        event = to_event(event_id, received_at, body)
+        return replace(event, runs=runs, is_unmatched=is_unmatched, ended=ended or 0)
 
-    def _runs(self, event_key: int) -> list[RunLink]:
+    def _runs(self, event_key: int) -> list[Run]:
         keys = self._connection.execute(
             "SELECT key FROM runs WHERE event_key = ? UNION SELECT run_key FROM run_events WHERE event_key = ? "
             "ORDER BY 1 LIMIT ?",
             (event_key, event_key, MOST_RUNS),
         ).fetchall()
-        return run_links(self._connection, [key for (key,) in keys], self._first_call_at)
+        return runs_of_keys(self._connection, [key for (key,) in keys], self._first_call_at)
 
 
-def _to_events(page: Page[EventReport]) -> EventPage:
+def _to_events(page: Page[StoredEvent]) -> EventPage:
     return EventPage(events=page.items, cursor=page.cursor, searched_until=page.searched_until)

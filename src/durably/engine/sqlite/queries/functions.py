@@ -1,4 +1,4 @@
-"""Queries for reports of functions: durations, numbers of runs, schedules.
+"""Queries for apps and functions: what apps serve, bulk operations, durations, numbers of runs, schedules.
 
 They run in the reader's threads. Times are milliseconds since the epoch.
 """
@@ -8,17 +8,21 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.overview import StepTimes
-from durably.engine.model.runs import MatchCount, RunLink
+from durably.engine.model.overview import App, FunctionInfo, StepTimes
+from durably.engine.model.runs import BulkOperation, MatchCount, Run, to_datetime, to_optional_datetime
+from durably.engine.sqlite.transactions.bulk_operations import BulkOperation as BulkOperationRow
+from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, read_bulk_operations
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import decode_function
+from durably.protocol.text import redact_url
 
-from .run_report import run_links
+from .runs import FirstCallAt, runs_of_keys
 from .search_pages import Budget, key_range
-from .views import FirstCallAt
 
 MOST_SAMPLED = 100
 """Number of ended runs whose durations a report has."""
@@ -29,6 +33,87 @@ _MOST_STEPS = 5_000
 MOST_MATCHED = 20_000
 """Number of a function's runs that a count looks at."""
 _MOST_CRON_RUNS, _CRON_RUNS_LOOKED_AT = 5, 200
+
+
+# apps
+
+
+def list_apps(connection: sqlite3.Connection) -> list[App]:
+    query = (
+        "SELECT id, url, sdk, framework, version, synced_at, "
+        "(SELECT count(*) FROM functions WHERE app_id = apps.id AND is_active) FROM apps ORDER BY id"
+    )
+    return [
+        App(
+            id=app_id,
+            url=url,
+            sdk=sdk,
+            framework=framework,
+            version=version,
+            synced_at=to_datetime(synced_at),
+            function_count=count,
+        )
+        for app_id, url, sdk, framework, version, synced_at, count in connection.execute(query)
+    ]
+
+
+def list_functions(connection: sqlite3.Connection, app_id: str | None = None) -> list[FunctionInfo]:
+    """The functions of an app, or of all."""
+    rows = connection.execute(
+        "SELECT id, app_id, config, pauses.paused_at IS NOT NULL FROM functions "
+        "LEFT JOIN pauses ON pauses.function_id = functions.id WHERE is_active AND (?1 IS NULL OR app_id = ?1) "
+        "ORDER BY app_id, position",
+        (app_id,),
+    )
+    return [_to_function(*row) for row in rows]
+
+
+def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionInfo] | None:
+    """The functions of an app; ``None`` if no such app has synced."""
+    if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
+        return None
+    return list_functions(connection, app_id)
+
+
+def _to_function(function_id: str, app_id: str, encoded: bytes, is_paused: int) -> FunctionInfo:
+    config = decode_function(encoded)
+    # URLs may contain an app's password.
+    steps = {
+        name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
+        for name, step in config.steps.items()
+    }
+    return FunctionInfo(
+        id=function_id,
+        name=config.name or function_id,
+        app_id=app_id,
+        config=replace(config, steps=steps),
+        is_paused=bool(is_paused),
+    )
+
+
+# bulk operations
+
+
+def list_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperation]:
+    """Newest first."""
+    return [to_bulk_operation(row) for row in reversed(read_bulk_operations(connection, kind))]
+
+
+def to_bulk_operation(row: BulkOperationRow) -> BulkOperation:
+    return BulkOperation(
+        id=row.id,
+        function_id=row.function_id,
+        started_after=to_optional_datetime(row.started_after),
+        started_before=to_datetime(row.started_before),
+        expression=row.expression,
+        statuses=row.statuses or (),
+        created_at=to_datetime(row.created_at),
+        ended_at=to_optional_datetime(row.ended_at),
+        affected=row.affected,
+    )
+
+
+# durations, numbers of runs, schedules
 
 
 class Durations(msgspec.Struct, frozen=True):
@@ -155,7 +240,7 @@ class PlannedSchedule(msgspec.Struct, frozen=True):
     function_id: str
     schedule: str
     at: int
-    last_runs: list[RunLink]
+    last_runs: list[Run]
 
 
 def planned_schedules(connection: sqlite3.Connection, first_call_at: FirstCallAt) -> list[PlannedSchedule]:
@@ -169,7 +254,7 @@ def planned_schedules(connection: sqlite3.Connection, first_call_at: FirstCallAt
             runs[function_id] = _cron_runs(connection, function_id)
     return [
         PlannedSchedule(
-            function_id, schedule, at, run_links(connection, runs[function_id].get(schedule, []), first_call_at)
+            function_id, schedule, at, runs_of_keys(connection, runs[function_id].get(schedule, []), first_call_at)
         )
         for function_id, schedule, at in planned
     ]

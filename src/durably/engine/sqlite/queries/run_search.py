@@ -14,6 +14,7 @@ from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.runs import MatchCount, Run, RunPage, StatusCounts
 
+from .runs import RUN_COLUMNS, FirstCallAt, to_run
 from .search_pages import (
     AFTER_IDS,
     AFTER_KEYS,
@@ -22,17 +23,14 @@ from .search_pages import (
     Searched,
     Walk,
     farthest,
-    is_key_cursor,
     key_range,
     listed_walk,
     match_ids,
     page_of_ids,
     read_cursor,
-    read_id_cursor,
     read_page,
     short_walk,
 )
-from .views import RUN_COLUMNS, FirstCallAt, run_view
 
 LONGEST_OUTPUT = 16 * 1024
 """Bytes of the longest output on a page of runs."""
@@ -84,7 +82,7 @@ def search_runs(
     if wanted.id is None:
         return rows.search(index_walks(connection, wanted), limit, cursor)
     events = _events_of_id(connection, wanted.id)
-    if events is None and not is_key_cursor(cursor):
+    if events is None:
         found = _search_by_part_of_id(connection, wanted.id.upper(), limit, cursor, rows)
         if found is not None:
             return found
@@ -185,7 +183,7 @@ class _Rows:
         """The next page of a search that may walk any of these indexes."""
         wanted = self._wanted
         low, high = key_range(self._connection, "runs", "created_at", wanted.started_after, wanted.started_before)
-        high = min(high, read_cursor(cursor))
+        high = min(high, read_cursor(self._connection, "runs", cursor))
         walk, end = farthest(self._connection, walks, low, high)
         return _to_runs(self.page(walk, low, end, high, limit))
 
@@ -218,7 +216,7 @@ class _Rows:
             if not condition.matches(fields, value, now=self._budget.now):
                 return None
         shown = output if output is not None and len(output) <= LONGEST_OUTPUT else None
-        return run_view(self._connection, (*columns, shown), self._first_call_at)
+        return to_run(self._connection, (*columns, shown), self._first_call_at)
 
     def _live_status(self, key: int, started_at: int | None) -> RunStatus:
         """The status of a run that has not ended. The database stores its start late."""
@@ -254,11 +252,12 @@ def _search_by_part_of_id(
     """
     if not (text.isascii() and text.isalnum()):
         return RunPage(runs=[], cursor=None)
-    matches = match_ids(connection, "runs", text, read_id_cursor(cursor), limit)
-    if cursor is None and not matches.keys and match_ids(connection, "events", text, AFTER_IDS, 1).keys:
+    read_cursor(connection, "runs", cursor)
+    matches = match_ids(connection, "runs", text, cursor or AFTER_IDS, limit)
+    if not matches.keys and matches.end is None and match_ids(connection, "events", text, AFTER_IDS, 1).keys:
         return None
     page = rows.page(listed_walk("runs", matches.keys), 0, 0, AFTER_KEYS, limit)
-    return _to_runs(page_of_ids(connection, "runs", page, matches.end))
+    return _to_runs(page_of_ids(page, matches.end))
 
 
 MOST_COUNTED = 1_000

@@ -25,8 +25,6 @@ ID_PORTION = 50_000
 """Number of ids that a request reads to find those that end in a string."""
 AFTER_KEYS, AFTER_IDS = 2**62, "~"
 """Positions after all keys, and after all ids."""
-_ID_LENGTH = 26
-_MOST_DIGITS = 18
 _CLOCK_STEP_MILLISECONDS = 10_000
 """Keys grow with time, except if the clock was set back. Steps of up to 10 s do not hide rows from a search by time."""
 
@@ -99,27 +97,16 @@ def farthest(
     return found
 
 
-def read_cursor(cursor: str | None) -> int:
-    """The key before which a walk continues. Raises ``SelectionInvalidError``."""
+def read_cursor(connection: sqlite3.Connection, table: str, cursor: str | None) -> int:
+    """The key before which a search continues. A cursor is the id of a row. Raises ``SelectionInvalidError``."""
     if cursor is None:
         return AFTER_KEYS
-    if is_key_cursor(cursor):
-        return int(cursor)
-    raise _unknown(cursor)
-
-
-def is_key_cursor(cursor: str | None) -> bool:
-    """Whether a cursor is that of a walk, and not one of a search by id."""
-    return cursor is not None and cursor.isascii() and cursor.isdigit() and len(cursor) <= _MOST_DIGITS
-
-
-def read_id_cursor(cursor: str | None) -> str:
-    """The id before which a search by id continues. Raises ``SelectionInvalidError``."""
-    if cursor is None:
-        return AFTER_IDS
-    if len(cursor) == _ID_LENGTH and cursor.isascii() and cursor.isalnum():
-        return cursor
-    raise _unknown(cursor)
+    row = connection.execute(f"SELECT key FROM {table} WHERE id = ?", (cursor,)).fetchone()
+    if row is None:
+        raise SelectionInvalidError(
+            f"the cursor {cursor!r} is not one that this search has returned, or what it names is deleted: search again"
+        )
+    return int(row[0])
 
 
 def read_id_time(item_id: str) -> dt.datetime | None:
@@ -128,10 +115,6 @@ def read_id_time(item_id: str) -> dt.datetime | None:
         return to_datetime(ULID.from_str(item_id).milliseconds)
     except (ValueError, OverflowError):
         return None
-
-
-def _unknown(cursor: str) -> SelectionInvalidError:
-    return SelectionInvalidError(f"the cursor {cursor!r} is not one that this search has returned: search again")
 
 
 def key_at(connection: sqlite3.Connection, table: str, column: str, time: int) -> int:
@@ -271,7 +254,7 @@ def read_page(
         if item is not None:
             size += bytes_of(row)
             if items and (len(items) == limit or size > MOST_PAGE_BYTES):
-                return Page(items, str(last))
+                return Page(items, _row_at(connection, searched, last)[0])
             items.append(item)
             last = row[0]
         if budget.is_spent:
@@ -279,20 +262,20 @@ def read_page(
             break
     if end <= searched.low:
         return Page(items, None)
-    return Page(items, str(end), _time_at(connection, searched, end))
+    return Page(items, *_row_at(connection, searched, end))
 
 
-def page_of_ids(connection: sqlite3.Connection, table: str, page: Page[Item], end: str | None) -> Page[Item]:
+def _row_at(connection: sqlite3.Connection, searched: Searched, key: int) -> tuple[str, dt.datetime]:
+    """The id and the time of a row."""
+    query = f"SELECT id, {searched.column} FROM {searched.table} WHERE key = ?"
+    row_id, time = connection.execute(query, (key,)).fetchone()
+    return row_id, to_datetime(time)
+
+
+def page_of_ids(page: Page[Item], end: str | None) -> Page[Item]:
     """A page of a search by id, which continues before an id.
 
-    ``end`` is the id at which the search for ids ended. If the page ends before it, its cursor is the key of a row.
+    ``end`` is the id at which the search for ids ended, if the page does not end before it.
     """
-    if page.cursor is not None:
-        (end,) = connection.execute(f"SELECT id FROM {table} WHERE key = ?", (int(page.cursor),)).fetchone()
+    end = page.cursor or end
     return Page(page.items, end, None if end is None else read_id_time(end))
-
-
-def _time_at(connection: sqlite3.Connection, searched: Searched, key: int) -> dt.datetime | None:
-    query = f"SELECT {searched.column} FROM {searched.table} WHERE key >= ? ORDER BY key LIMIT 1"
-    row = connection.execute(query, (key,)).fetchone()
-    return to_datetime(row[0]) if row else None

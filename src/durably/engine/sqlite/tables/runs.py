@@ -16,7 +16,7 @@ from durably.engine.core.run_state import (
     encode_origin,
     encode_run_state,
 )
-from durably.engine.model.rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
+from durably.engine.model.records import AttemptRow, MemoTimes, UnfinishedStep, WaitTimes
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.opcodes import Opcode
 
@@ -82,12 +82,12 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
     called_at: int | None = None
 
 
-def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, OpenWait]:
+def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, WaitTimes]:
     """The waits of a run, by step."""
     rows = connection.execute(
         "SELECT step_id, created_at, due, topic, called_at FROM waits WHERE run_key = ?", (run_key,)
     )
-    return {step_id: OpenWait(*values) for step_id, *values in rows}
+    return {step_id: WaitTimes(*values) for step_id, *values in rows}
 
 
 class RunStore:
@@ -367,15 +367,15 @@ class RunStore:
             ),
         )
 
-    def take_wait(self, run_key: int, step_id: str) -> EndedWait | None:
+    def take_wait(self, run_key: int, step_id: str) -> WaitTimes | None:
         """Remove a wait."""
         row = self._connection.execute(
-            "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at, topic, called_at",
+            "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at, due, topic, called_at",
             (run_key, step_id),
         ).fetchone()
-        return EndedWait(*row) if row else None
+        return WaitTimes(*row) if row else None
 
-    def waits_of(self, run_key: int) -> dict[str, OpenWait]:
+    def waits_of(self, run_key: int) -> dict[str, WaitTimes]:
         """The waits of a run, by step."""
         return open_waits(self._connection, run_key)
 

@@ -16,8 +16,8 @@ from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.run_state import Call, Origin, Policy, RunState, RunStatus, origin_of
 from durably.engine.model.events import Entropy, ReceivedEvent, make_id, make_internal_event
+from durably.engine.model.records import CallTimes, WaitTimes
 from durably.engine.model.registry import Registry
-from durably.engine.model.rows import CallTimes, EndedWait
 from durably.engine.model.tracing import EndedRun, EngineTracing, trace_of_run
 from durably.engine.sqlite.outbox import Outbox, ThrottleTimer, schedule_call
 from durably.engine.sqlite.tables.flow import FlowStore, SqliteQueueRows
@@ -233,7 +233,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     input: Input | None = None
     called_at: int | None = None
     call: CallTimes | None = None
-    ended_waits: dict[str, EndedWait] = {}
+    ended_waits: dict[str, WaitTimes] = {}
     is_changing: bool = False
     call_place: int | None = None
 

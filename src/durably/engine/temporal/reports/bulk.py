@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from temporalio import activity
@@ -18,9 +18,8 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.model.events import ENTROPY_BYTES, make_id
 from durably.engine.model.registry import CANCELLED_IN_BULK
 from durably.engine.model.runs import (
-    CancellationView,
+    BulkOperation,
     FromStep,
-    ReplayView,
     Selection,
     to_datetime,
     to_milliseconds,
@@ -50,7 +49,6 @@ from .run_search import RunSearch
 from .run_views import RunViews, memo_of, status_of
 
 _MOST_NAMED = 20
-View = TypeVar("View", CancellationView, ReplayView)
 _TOGETHER = 100
 """Runs of one page."""
 MAX_PRESENT_BYTES = 400_000
@@ -131,19 +129,19 @@ class Bulk:
         self._reruns = reruns
         self._cancellations = cancellations
 
-    async def cancel(self, selection: Selection, now: int) -> CancellationView:
+    async def cancel(self, selection: Selection, now: int) -> BulkOperation:
         """Raises ``FunctionNotFoundError`` and ``SelectionInvalidError``."""
         _check_room(await self._functions.get(selection.function_id), now)
-        return _view(await self._start(selection, (), now), CancellationView)
+        return _view(await self._start(selection, (), now))
 
-    async def replay(self, selection: Selection, statuses: tuple[RunStatus, ...], now: int) -> ReplayView:
+    async def replay(self, selection: Selection, statuses: tuple[RunStatus, ...], now: int) -> BulkOperation:
         """Raises ``FunctionNotFoundError`` and ``FunctionPausedError``."""
         record = await self._functions.get(selection.function_id)
         if record.is_paused:
             raise FunctionPausedError(
                 f"the function {selection.function_id!r} is paused; resume it before you run anything again"
             )
-        return _view(await self._start(selection, statuses, now), ReplayView)
+        return _view(await self._start(selection, statuses, now))
 
     async def _start(self, selection: Selection, statuses: tuple[RunStatus, ...], now: int) -> BulkRecord:
         record = BulkRecord(
@@ -165,11 +163,11 @@ class Bulk:
         )
         return record
 
-    async def find(self, bulk_id: str, view: type[View]) -> View | None:
+    async def find(self, bulk_id: str, *, is_replay: bool) -> BulkOperation | None:
         record = await self._find(bulk_id)
-        if record is None or record.is_stopped or record.is_replay is not (view is ReplayView):
+        if record is None or record.is_stopped or record.is_replay is not is_replay:
             return None
-        return _view(record, view)
+        return _view(record)
 
     async def _find(self, bulk_id: str) -> BulkRecord | None:
         described = await describe(self._client, bulk_workflow_id(bulk_id))
@@ -178,18 +176,18 @@ class Bulk:
         record: BulkRecord = await described.memo_value(BULK, type_hint=BulkRecord)
         return record
 
-    async def all(self, view: type[View]) -> list[View]:
+    async def all(self, *, is_replay: bool) -> list[BulkOperation]:
         """All operations, newest first. The index lags."""
         ids = {each.id async for each in self._client.list_workflows("WorkflowType = 'durably.Bulk'")}
         prefix = bulk_workflow_id("")
         found = await asyncio.gather(
-            *(self.find(each.removeprefix(prefix), view) for each in sorted(ids, reverse=True))
+            *(self.find(each.removeprefix(prefix), is_replay=is_replay) for each in sorted(ids, reverse=True))
         )
         return [each for each in found if each is not None]
 
     async def stop(self, bulk_id: str) -> None:
         """Raises ``CancellationNotFoundError``."""
-        if await self.find(bulk_id, CancellationView) is None:
+        if await self.find(bulk_id, is_replay=False) is None:
             raise CancellationNotFoundError(f"there is no bulk cancellation with the id {bulk_id!r}")
         workflow_id = bulk_workflow_id(bulk_id)
         try:
@@ -250,7 +248,7 @@ class Bulk:
         return False
 
 
-def _view(record: BulkRecord, view: type[View]) -> View:
+def _view(record: BulkRecord) -> BulkOperation:
     fields: dict[str, Any] = {
         "id": record.id,
         "function_id": record.function_id,
@@ -262,7 +260,7 @@ def _view(record: BulkRecord, view: type[View]) -> View:
         "ended_at": to_optional_datetime(record.ended_at),
         "affected": record.affected,
     }
-    return view(**fields)
+    return BulkOperation(**fields)
 
 
 def _filter_of(record: BulkRecord) -> RunFilter:

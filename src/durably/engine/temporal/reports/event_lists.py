@@ -8,7 +8,7 @@ import msgspec
 from temporalio.client import WorkflowExecution
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.runs import EventPage, EventReport, Run, StoredEvent, to_datetime, to_milliseconds
+from durably.engine.model.runs import EventPage, Run, StoredEvent, to_datetime, to_milliseconds
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.temporal.messages import EventRecord
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
@@ -65,12 +65,12 @@ class EventLists:
             if not started:
                 raise SelectionInvalidError(f"the cursor {cursor!r} does not name an event of this engine (any more)")
             position = started[-1]
-        events: list[EventReport] = []
+        events: list[StoredEvent] = []
         while True:
             page = await self._page(wanted, limit - len(events), position)
             events += page.events
             if page.cursor is None or len(events) >= limit:
-                return [each.event for each in events[:limit]]
+                return events[:limit]
             position = await self._views.describe(page.cursor)
 
     async def search(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
@@ -89,7 +89,7 @@ class EventLists:
         return await self._page(wanted, limit, position)
 
     async def _page(self, wanted: EventFilter, limit: int, position: WorkflowExecution | None) -> EventPage:
-        events: list[EventReport] = []
+        events: list[StoredEvent] = []
         last: WorkflowExecution | None = None
         seen = 0
         of_runs = RunFilter(
@@ -143,10 +143,10 @@ class EventLists:
                 return event_view(event)
         return None
 
-    async def _report(self, event: StoredEvent) -> EventReport:
+    async def _report(self, event: StoredEvent) -> StoredEvent:
         started = (await self._started_by(event.id))[:_MOST_RUNS]
         links = [await self._views.link(each, has_relation=False) for each in started]
-        return EventReport(event=event, runs=links, is_unmatched=False)
+        return msgspec.structs.replace(event, runs=links)
 
 
 def event_view(event: EventRecord) -> StoredEvent:

@@ -11,7 +11,7 @@ from temporalio.client import Client
 
 from durably.engine.model.overview import App, FunctionInfo, ScheduleInfo
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.runs import RunLink, to_datetime
+from durably.engine.model.runs import Run, to_datetime
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
@@ -123,14 +123,14 @@ class FunctionLists:
                 )
         return sorted(views, key=lambda view: (view.function_id, view.schedule))
 
-    async def _cron_runs(self, function_id: str) -> dict[str, list[RunLink]]:
+    async def _cron_runs(self, function_id: str) -> dict[str, list[Run]]:
         """The last runs that schedules of a function started, by schedule."""
         wanted = RunFilter(function_id=function_id, event_name=InternalEvent.SCHEDULED_TIMER)
-        found: dict[str, list[RunLink]] = {}
+        found: dict[str, list[Run]] = {}
         seen = 0
         async for each in self._lists.walk(wanted):
             link = await self._views.link(each, has_relation=False)
-            given = await self._views.input(link.run_id)
+            given = await self._views.input(link.id)
             if given is not None:
                 event = msgspec.json.decode(given.events[0].body)
                 found.setdefault(event.get("data", {}).get("cron", ""), []).append(link)

@@ -14,25 +14,22 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.calls import join_memos
-from durably.engine.core.run_state import RunState
-from durably.engine.model.rows import AttemptRow, MemoRow
+from durably.engine.model.records import AttemptRow, StepRow
+from durably.engine.model.run_report import RunRows, report_attempts, report_calls, report_run, report_steps
 from durably.engine.model.runs import (
-    AttemptView,
+    Attempt,
     LogEntry,
     LogPage,
     Run,
     RunCall,
-    RunLink,
     RunReport,
     RunStatus,
-    StepView,
+    Step,
     to_datetime,
     to_milliseconds,
     to_optional_datetime,
 )
-from durably.engine.model.step_reports import RunFacts, StepReporter, report_run
-from durably.engine.model.step_views import call_views, called_step, finished_step, waiting_step
-from durably.engine.temporal.ids import CALL_ID_PREFIX, run_id_of, run_workflow_id
+from durably.engine.temporal.ids import CALL_ID_PREFIX, run_workflow_id
 from durably.engine.temporal.reports.event_lists import event_view
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
@@ -44,18 +41,6 @@ _QUERY_TIMEOUT = dt.timedelta(seconds=10)
 _SUMMARY_TIMEOUT = dt.timedelta(seconds=3)
 _MOST_CHILDREN = 200
 _NO_WORKERS = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION)
-
-
-class _Recorded(msgspec.Struct):
-    """The record of a run, and its finished steps with their memos.
-
-    ``state`` is set for a live run.
-    """
-
-    record: RecordPage
-    failed: list[AttemptRow]
-    steps: list[tuple[MemoRow, bytes]]
-    state: RunState | None
 
 
 class RunReports:
@@ -91,40 +76,18 @@ class RunReports:
             waiting=summary.waiting,
         )
 
-    async def steps(self, run_id: str) -> list[StepView]:
-        described = await self._views.describe(run_id)
-        if described is None:
-            return []
-        recorded = await self._read(described)
-        views = [
-            finished_step(
-                row.step_id,
-                row.name,
-                row.op,
-                row.attempts,
-                row.failed,
-                row.times.created_at,
-                row.times.ended_at,
-                memo,
-            )
-            for row, memo in recorded.steps
-        ]
-        state = recorded.state
-        if state is not None:
-            calls, waits = _calls_under_way(described), recorded.record.waits
-            views += [called_step(call, call.generation in calls) for call in state.calls if call.name]
-            views += [waiting_step(wait, waits[wait.step_id]) for wait in state.waits if wait.step_id in waits]
-        return views
+    async def steps(self, run_id: str) -> list[Step]:
+        rows = await self._rows(run_id)
+        return [] if rows is None else report_steps(rows)
 
-    async def attempts(self, run_id: str) -> list[AttemptView]:
-        if await self._views.describe(run_id) is None:
-            return []
-        _, failed = await self._read_record(run_id)
-        ordered = sorted(failed, key=lambda row: (row.ended_at, row.name, row.attempt))
-        return [
-            AttemptView(step=row.name or None, attempt=row.attempt, ended_at=to_datetime(row.ended_at), error=row.error)
-            for row in ordered
-        ]
+    async def attempts(self, run_id: str) -> list[Attempt]:
+        rows = await self._rows(run_id)
+        return [] if rows is None else report_attempts(rows)
+
+    async def _rows(self, run_id: str) -> RunRows | None:
+        """The rows of a run without its events, parent and children. Raises ``RunUnavailableError``."""
+        described = await self._views.describe(run_id)
+        return None if described is None else await self._read(described, await self._view_now(described))
 
     async def calls(self, run_id: str) -> list[RunCall]:
         described = await self._views.describe(run_id)
@@ -134,42 +97,32 @@ class RunReports:
             return []
         record, _ = await self._read_record(run_id)
         assert record.state is not None
-        return call_views(run_id, record.state, _calls_under_way(described).__contains__)
+        return report_calls(run_id, record.state, _calls_under_way(described))
 
     async def report(self, run_id: str) -> RunReport | None:
         """Without a worker, it has only the server's data, and is marked so."""
         described = await self._views.describe(run_id)
         if described is None:
             return None
-        memo = await memo_of(described)
         unavailable = None
         try:
-            run = await self._view_now(described)
-            recorded = await self._read(described)
+            rows = await self._read(described, await self._view_now(described))
         except RunUnavailableError as error:
-            run = await self._views.view(described)
-            recorded = _Recorded(RecordPage(total=0), [], [], None)
+            rows = RunRows(run=await self._views.view(described), calls=_calls_under_way(described))
             unavailable = error.message
-        if run.status.has_ended and recorded.record.started_at is not None:
-            run = msgspec.structs.replace(run, started_at=to_datetime(recorded.record.started_at))
-        calls = _calls_under_way(described)
         children, has_more = await self._children(run_id)
-        reporter = StepReporter(run, calls.get, children, recorded.failed)
-        record = recorded.record
-        steps = reporter.report(recorded.steps, record.unfinished, recorded.state, record.waits)
-        function = await self._router.records.find_function(run.function_id)
+        function = await self._router.records.find_function(rows.run.function_id)
         given = await self._views.input(run_id)
-        facts = RunFacts(
-            function_name=(function.config.name if function is not None else None) or run.function_id,
-            app_version=memo.app_version,
-            last_called_at=record.last_called_at,
+        rows = msgspec.structs.replace(
+            rows,
+            function_name=(function.config.name if function is not None else None) or rows.run.function_id,
+            app_version=(await memo_of(described)).app_version,
             events=[] if given is None else [event_view(event) for event in given.events],
             parent=await self._parent(described),
             children=children,
             has_more_children=has_more,
-            logs=record.logs,
         )
-        return msgspec.structs.replace(report_run(run, facts, reporter, steps), unavailable=unavailable)
+        return msgspec.structs.replace(report_run(rows), unavailable=unavailable)
 
     async def record(self, run_id: str) -> RecordPage | None:
         """The record of a run without its steps, or ``None`` if the run does not exist."""
@@ -220,13 +173,24 @@ class RunReports:
             if after >= page.total or not page.steps:
                 return
 
-    async def _read(self, described: WorkflowExecution) -> _Recorded:
-        run_id = run_id_of(described.id)
-        record, failed = await self._read_record(run_id)
-        steps: list[tuple[MemoRow, bytes]] = []
-        async for page in self.steps_pages(run_id):
+    async def _read(self, described: WorkflowExecution, run: Run) -> RunRows:
+        record, failed = await self._read_record(run.id)
+        steps: list[tuple[StepRow, bytes]] = []
+        async for page in self.steps_pages(run.id):
             steps += [(row, bytes(memo)) for row, memo in zip(page.steps, page.memos, strict=True)]
-        return _Recorded(record, failed, steps, None if status_of(described).has_ended else record.state)
+        if run.status.has_ended and record.started_at is not None:
+            run = msgspec.structs.replace(run, started_at=to_datetime(record.started_at))
+        return RunRows(
+            run=run,
+            last_called_at=record.last_called_at,
+            finished=steps,
+            failed=failed,
+            unfinished=record.unfinished,
+            state=None if run.status.has_ended else record.state,
+            waits=record.waits,
+            calls=_calls_under_way(described),
+            logs=record.logs,
+        )
 
     async def _read_record(self, run_id: str) -> tuple[RecordPage, list[AttemptRow]]:
         """The record, and all failed attempts."""
@@ -255,13 +219,13 @@ class RunReports:
             "app (the app itself, or `durably worker`)"
         )
 
-    async def _children(self, run_id: str) -> tuple[list[RunLink], bool]:
+    async def _children(self, run_id: str) -> tuple[list[Run], bool]:
         """The runs that a run started, the earliest first, and whether there are more."""
         started = await self._lists.read(RunFilter(parent=run_id))
         links = [await self._views.link(each) for each in itertools.islice(reversed(started), _MOST_CHILDREN)]
         return links, len(started) > _MOST_CHILDREN
 
-    async def _parent(self, described: WorkflowExecution) -> RunLink | None:
+    async def _parent(self, described: WorkflowExecution) -> Run | None:
         memo = await memo_of(described)
         parent_id = memo.rerun_of or memo.parent
         parent = None if parent_id is None else await self._views.describe(parent_id)

@@ -14,7 +14,7 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
 
 from durably.engine.core.transition import encode_error
-from durably.engine.model.runs import Relation, Run, RunLink, RunStatus, relation_by
+from durably.engine.model.runs import Relation, Run, RunStatus, relation_by
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
 from durably.engine.temporal.search_attributes import STATUS
@@ -94,16 +94,13 @@ class RunViews:
     async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[Run]:
         return list(await asyncio.gather(*(self.view(each, has_output=has_output) for each in executions)))
 
-    async def link(self, execution: WorkflowExecution, *, has_relation: bool = True) -> RunLink:
+    async def link(self, execution: WorkflowExecution, *, has_relation: bool = True) -> Run:
+        """A run without its output, with its relation to the run that started it."""
+        run = await self.view(execution, has_output=False)
+        if not has_relation:
+            return run
         memo = await memo_of(execution)
-        return RunLink(
-            run_id=run_id_of(execution.id),
-            function_id=memo.function_id,
-            status=status_of(execution),
-            created_at=execution.start_time,
-            relation=relation_of(memo) if has_relation else None,
-            step=memo.parent_step if has_relation else None,
-        )
+        return msgspec.structs.replace(run, relation=relation_of(memo), step=memo.parent_step)
 
     async def output(self, run_id: str) -> msgspec.Raw:
         """The output of an ended run."""

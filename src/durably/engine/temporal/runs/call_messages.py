@@ -7,7 +7,7 @@ import msgspec
 
 from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call, Deferred
-from durably.engine.model.rows import MemoRow
+from durably.engine.model.records import StepRow
 from durably.engine.temporal.messages import MemoRecord
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_COUNT
@@ -112,7 +112,7 @@ class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
     memos: list[MemoRecord] = []
     events: list[msgspec.Raw] = []
     step_input: MemoRecord | None = None
-    steps: list[MemoRow] = []
+    steps: list[StepRow] = []
 
 
 class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -29,15 +29,19 @@ from durably.engine.model.records import (
     MAX_LOG_CHARACTERS,
     MAX_LOG_LINES,
     MAX_METADATA_BYTES,
+    AttemptRow,
+    CallTimes,
+    StepRow,
+    UnfinishedStep,
+    WaitTimes,
     arguments_to_keep,
     failed_call_row,
     failed_request_row,
     memo_times,
     unfinished_steps,
 )
-from durably.engine.model.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
+from durably.engine.model.run_report import run_wait
 from durably.engine.model.runs import RunMetadata, RunWait, to_datetime
-from durably.engine.model.step_views import AwaitedStep, run_wait
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
@@ -67,7 +71,7 @@ class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     total: int
     failed: list[AttemptRow] = []
     state: RunState | None = None
-    waits: dict[str, OpenWait] = {}
+    waits: dict[str, WaitTimes] = {}
     unfinished: list[UnfinishedStep] = []
     started_at: int | None = None
     last_called_at: int | None = None
@@ -82,7 +86,7 @@ class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     total: int
-    steps: list[MemoRow] = []
+    steps: list[StepRow] = []
     memos: list[msgspec.Raw] = []
 
 
@@ -106,20 +110,20 @@ class RunRecord:
         self.began = 0
         self.call: CallTimes | None = None
         self.before = RunState(version=0, status=RunStatus.SCHEDULED, max_attempts=1)
-        self.ended_waits: dict[str, EndedWait] = {}
-        self.steps: list[MemoRow] = []
+        self.ended_waits: dict[str, WaitTimes] = {}
+        self.steps: list[StepRow] = []
         """The finished steps, in the order of the memos."""
         self.logs: list[LogLine] = []
         self.metadata: list[RunMetadata] = []
         self.started_at: int | None = None
         self._failed: list[AttemptRow] = []
-        self._waits: dict[str, OpenWait] = {}
+        self._waits: dict[str, WaitTimes] = {}
         self._unfinished: list[UnfinishedStep] = []
         self._last_called_at: int | None = None
         self._arguments_bytes = 0
         self._log_characters = 0
 
-    def copy(self, steps: Sequence[MemoRow]) -> None:
+    def copy(self, steps: Sequence[StepRow]) -> None:
         """Copy steps of the run that this one repeats."""
         self.steps += [msgspec.structs.replace(step, is_copied=True) for step in steps]
 
@@ -151,7 +155,7 @@ class RunRecord:
             self._arguments_bytes += len(arguments)
             arguments = arguments if self._arguments_bytes <= _MAX_ARGUMENTS_BYTES else None
         self.steps.append(
-            MemoRow(
+            StepRow(
                 command.step_id,
                 command.name,
                 command.op,
@@ -182,12 +186,12 @@ class RunRecord:
             self._open(command.step_id, now)
 
     def _open(self, step_id: str, now: int, due: int | None = None, topic: str | None = None) -> None:
-        self._waits[step_id] = OpenWait(now, due, topic, self.called_at)
+        self._waits[step_id] = WaitTimes(now, due, topic, self.called_at)
 
     def _note_closed(self, command: CloseWait, now: int) -> None:
         wait = self._waits.pop(command.step_id, None)
         if wait is not None:
-            self.ended_waits[command.step_id] = EndedWait(wait.created_at, wait.topic, wait.called_at)
+            self.ended_waits[command.step_id] = wait
 
     def _note_end(self, command: EndRun, now: int) -> None:
         self._unfinished = unfinished_steps(self._waits, self, now)
@@ -212,14 +216,11 @@ class RunRecord:
 
     def summary(self, state: RunState) -> RunSummary:
         due = sorted((wait.due is None, wait.due or 0, step_id) for step_id, wait in self._waits.items())
-        earliest = None
-        if due:
-            step_id = due[0][2]
-            earliest = AwaitedStep(step_id, self._waits[step_id].due, self._waits[step_id].topic)
+        first = self._waits[due[0][2]] if due else None
         return RunSummary(
             started_at=self.started_at,
             attempt=max((call.attempt for call in state.calls), default=0),
-            waiting=run_wait(state, earliest),
+            waiting=run_wait(state) if first is None else run_wait(state, due[0][2], first.due, first.topic),
         )
 
     def page(self, state: RunState, after: int) -> RecordPage:
@@ -243,7 +244,7 @@ class RunRecord:
         )
 
 
-def steps_page(steps: Sequence[MemoRow], memos: Sequence[tuple[str, bytes]], after: int) -> StepsPage:
+def steps_page(steps: Sequence[StepRow], memos: Sequence[tuple[str, bytes]], after: int) -> StepsPage:
     """A page of the steps after a number of them."""
     size, end, total = 0, after, min(len(steps), len(memos))
     while end < total:

@@ -13,9 +13,9 @@ import pytest
 from temporalio.common import SearchAttributeKey
 
 from durably.temporal import SearchAttributeError, Temporal
-from durably.temporal.namespace.search_attributes import declared_types
+from durably.temporal.namespace import declared_types
 
-from ..dev_server import PATIENCE, DevServer
+from .dev_server import PATIENCE, DevServer
 
 DECLARED = """
 from temporalio.common import SearchAttributeKey
@@ -67,7 +67,7 @@ COMMANDS = {
 
 
 def ask(directory: Path, server: DevServer, mark: str, *arguments: str) -> CompletedProcess[str]:
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     environment: dict[str, Any] = {"PYTHONPATH": f"{root}:{directory}", "SERVER": server.address, "MARK": mark}
     return run(
         [sys.executable, *arguments], cwd=directory, env=environment, capture_output=True, text=True, timeout=PATIENCE

@@ -1,10 +1,11 @@
-"""Search attributes, including the owner's.
+"""A namespace of the server: its search attributes, owners of workflows, and whether workers poll a task queue.
 
-A Temporal server must know them before workflows can have them. Durably registers its own attribute if the server
-permits that. If not, as in Temporal Cloud, errors name the command.
+A Temporal server must know search attributes before workflows can have them. Durably registers its own attribute if the
+server permits that. If not, as in Temporal Cloud, errors name the command.
 """
 
 import asyncio
+import datetime as dt
 import logging
 import re
 import threading
@@ -15,15 +16,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.enums.v1 import IndexedValueType, TaskQueueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
-from temporalio.client import Client
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, DescribeTaskQueueRequest
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.compat import says_connection_broke
-from durably.temporal.errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
+from .compat import PAUSED, says_connection_broke
+from .errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
 
 REGISTER_COMMANDS = (
     "run `durably temporal register module:gateway` (in Django `manage.py register_search_attributes`, in Flask `flask "
@@ -366,3 +368,29 @@ def check_owner(owner: Any, source: str) -> str:
             "workflows by it"
         )
     return owner
+
+
+# Workers and workflows
+
+
+_SILENCE = dt.timedelta(seconds=90)
+"""A live worker polls at least once a minute; the server lists a dead one for five minutes."""
+
+
+def is_open(status: WorkflowExecutionStatus | None) -> bool:
+    """Whether the workflow has not ended."""
+    return status is WorkflowExecutionStatus.RUNNING or status is PAUSED
+
+
+async def missing_worker(client: Client, task_queue: str, timeout: dt.timedelta) -> str | None:
+    """A sentence if no worker polls the task queue for workflows. Raises ``RPCError``."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=task_queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    )
+    found = await client.workflow_service.describe_task_queue(request, timeout=timeout)
+    polls = [poller.last_access_time.ToDatetime(dt.UTC) for poller in found.pollers]
+    if polls and dt.datetime.now(dt.UTC) - max(polls) <= _SILENCE:
+        return None
+    return f'no worker polls the task queue "{task_queue}": is one running, with that queue and namespace?'

@@ -13,13 +13,12 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.common import SearchAttributeKey
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal import Temporal, TemporalSettingsError
+from durably.temporal import Temporal, TemporalSettingsError, namespace
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.namespace import search_attributes
 
-from ...waiting import eventually
-from ..gateway.gateway_client import ask
-from ..workflows import OrderWorkflow, SleepingWorkflow
+from ..waiting import eventually
+from .gateway.gateway_client import ask
+from .workflows import OrderWorkflow, SleepingWorkflow
 
 KNOWN, NUMBER = SearchAttributeKey.for_keyword("OwnKeyword"), SearchAttributeKey.for_float("OwnNumber")
 DOUBLE = IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE
@@ -38,7 +37,7 @@ def gateway_with(temporal: Temporal, *keys: SearchAttributeKey[Any]) -> Gateway:
 async def register_known(temporal: Temporal) -> None:
     """The same attributes in each test, because a development server has room for few of each type."""
     attributes = {KNOWN.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD, NUMBER.name: DOUBLE}
-    await search_attributes.register(await temporal.client(), attributes, timedelta(seconds=10))
+    await namespace.register(await temporal.client(), attributes, timedelta(seconds=10))
 
 
 def wait_for_log(caplog: pytest.LogCaptureFixture, *words: str) -> list[logging.LogRecord]:
@@ -99,7 +98,7 @@ async def test_a_server_that_restarts_during_a_registration_refuses_nothing(
 
     monkeypatch.setattr(client.operator_service, "list_search_attributes", break_off)
     with pytest.raises(RPCError, match="transport error"):
-        await search_attributes.register(client, {KNOWN.name: search_attributes.KEYWORD}, timedelta(seconds=10))
+        await namespace.register(client, {KNOWN.name: namespace.KEYWORD}, timedelta(seconds=10))
 
 
 async def test_values_are_made_by_key(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:

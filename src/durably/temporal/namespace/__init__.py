@@ -1,1 +1,0 @@
-"""An app's namespace: schedules, search attributes, stuck workflows."""
