@@ -222,18 +222,6 @@ async def test_bulk_cancellation_cancels_matching_runs(client: Client, engine: E
         await engine.cancel_runs("app-wait", started_before=dt.datetime(2030, 1, 1))  # noqa: DTZ001
 
 
-async def test_events_can_be_read(client: Client, engine: Embedded) -> None:
-    [event_id] = await client.send(Event(name="add", data={"n": 1}, id="mine"))
-    await client.send(Event(name="other"))
-    event = await engine.get_event(event_id)
-    assert event is not None
-    assert (event.event.name, event.event.data, event.event.id) == ("add", {"n": 1}, "mine")
-    assert [each.id for each in await engine.list_events(name="add")] == [event_id]
-    assert await engine.list_events(received_before=event.received_at - SECOND) == []
-    assert len(await engine.list_events(received_after=event.received_at - SECOND, limit=1)) == 1
-    assert await engine.get_event("none") is None
-
-
 async def test_lists_have_no_limit_of_length(client: Client, engine: Embedded) -> None:
     await client.send([Event(name="other") for _ in range(600)])
     assert len(await engine.list_events(limit=600)) == 600

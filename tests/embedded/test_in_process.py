@@ -339,26 +339,6 @@ async def test_a_database_with_hard_links_is_refused(app: App, tmp_path: Path) -
             await App(tmp_path / path).engine.start()
 
 
-async def test_calls_beyond_the_limit_of_a_process_wait(tmp_path: Path) -> None:
-    app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
-    under_way: list[int] = []
-    most = 0
-
-    @app.function("f")
-    async def f(ctx: Context) -> None:
-        nonlocal most
-        under_way.append(1)
-        most = max(most, len(under_way))
-        await asyncio.sleep(0.01)
-        under_way.pop()
-
-    async with app.running():
-        ids = await app.client.send([Event(name="f") for _ in range(10)])
-        for event_id in ids:
-            await app.ended(event_id)
-    assert most == 2
-
-
 @pytest.mark.parametrize(("output", "problem"), [({1}, "returned unserializable data"), ("x" * 5_000_000, "bytes")])
 async def test_output_that_cannot_be_stored_is_logged(
     app: App, caplog: pytest.LogCaptureFixture, output: Any, problem: str
