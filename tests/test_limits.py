@@ -16,7 +16,7 @@ from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes
-from durably.engine.sqlite.queries import event_search, run_search, search_pages
+from durably.engine.sqlite.queries import search, searches
 from durably.engine.sqlite.tables import counts
 from durably.engine.sqlite.transactions import annotations
 from durably.engine.temporal import support, workers
@@ -121,17 +121,15 @@ EXPECTED = {
     ),
     "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
-    "runs that one request of a search looks at": f"{search_pages.PORTION:,}, or {search_pages.ID_PORTION:,} ids",
-    "runs for which a search evaluates an expression": (
-        f"{search_pages.MOST_EVALUATED:,} in {search_pages.LONGEST_SECONDS} s"
-    ),
+    "runs that one request of a search looks at": f"{search.PORTION:,}, or {search.ID_PORTION:,} ids",
+    "runs for which a search evaluates an expression": (f"{search.MOST_EVALUATED:,} in {search.LONGEST_SECONDS} s"),
     "runs that the list of runs counts for each status": (
-        f"{run_search.MOST_COUNTED:,}, of {run_search.COUNTED_PORTION:,} that it looks at, or "
-        f"{run_search.COUNTED_ROWS_PORTION:,} if an event name has more than {run_search.MOST_OF_EVENT_NAME:,} events"
+        f"{searches.MOST_COUNTED:,}, of {searches.COUNTED_PORTION:,} that it looks at, or "
+        f"{searches.COUNTED_ROWS_PORTION:,} if an event name has more than {searches.MOST_OF_EVENT_NAME:,} events"
     ),
-    "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
-    "runs of an event in the page of a search": f"{event_search.MOST_RUNS}",
-    "events in the page of a search": size(search_pages.MOST_PAGE_BYTES),
+    "an output in the page of a search": size(searches.LONGEST_OUTPUT),
+    "runs of an event in the page of a search": f"{searches.MOST_RUNS}",
+    "events in the page of a search": size(search.MOST_PAGE_BYTES),
     "events in one list": maximum(EventLimit),
     "numbers of runs over time": (
         f"{counts.DAYS_KEPT} days: by minute for {counts.MINUTES_FOR // 60} h, by quarter of an hour for "

@@ -2,9 +2,7 @@
 
 import asyncio
 import importlib.metadata
-import inspect
 import logging
-import sys
 import threading
 import uuid
 from collections.abc import Sequence
@@ -20,11 +18,9 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from durably.temporal import Temporal, TemporalVersionError, compat
 from durably.temporal.compat import (
-    MAIN_IN_SANDBOX,
     PAUSED,
     ActivityDefinition,
     Eviction,
@@ -139,11 +135,6 @@ class OtherStatus(StrEnum):
 def test_enumeration_without_room_for_the_status_is_named() -> None:
     with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
         compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
-
-
-def test_the_sandbox_imports_main_under_its_name() -> None:
-    source = inspect.getsource(sys.modules[SandboxedWorkflowRunner.__module__])
-    assert f'module_name = "{MAIN_IN_SANDBOX}"' in source
 
 
 class RecordingService:

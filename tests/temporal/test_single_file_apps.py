@@ -266,7 +266,7 @@ def test_an_import_that_fails_in_the_sandbox_is_named(load: Callable[[str], Modu
     app = load("import odd_library\n{orders}")
     said = failure_of(app)
     assert f"At {app.__file__}, line 1: import odd_library" in said
-    assert "with workflow.unsafe.imports_passed_through():\n        import odd_library" in said
+    assert "workflow.unsafe.imports_passed_through()" in said
     assert "http.client.HTTPConnection" in said
 
 
@@ -274,7 +274,6 @@ def test_a_line_that_the_sandbox_forbids_is_named(load: Callable[[str], ModuleTy
     app = load("import secrets\nKEY = secrets.token_hex()\n{orders}")
     said = failure_of(app)
     assert f"At {app.__file__}, line 2: KEY = secrets.token_hex()" in said
-    assert f"move the workflow out of {app.__file__} into a module" in said
 
 
 def test_a_line_of_a_script_is_named(directory: Path, server: DevServer, queue: str) -> None:

@@ -20,9 +20,8 @@ from temporalio.common import RawValue, SearchAttributeKey, SearchAttributePair,
 from temporalio.exceptions import ApplicationError
 
 from durably.temporal import Temporal, TemporalWorkerError
-from durably.temporal.binaries import ProgramMissingError, find_program
 from durably.temporal.declarations import WorkerDeclaration
-from durably.temporal.errors import SearchAttributeError
+from durably.temporal.errors import ProgramMissingError, SearchAttributeError, find_program
 from durably.testing.temporal import MockError, TemporalServer, mock_activities
 
 from .django.django_site import DjangoSite

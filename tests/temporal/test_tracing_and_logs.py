@@ -257,7 +257,7 @@ def check_log_of_django(site: DjangoSite, server: str) -> None:
     settings = site.directory / "project" / "settings.py"
     settings.write_text(
         settings.read_text()
-        + 'MIDDLEWARE.insert(0, "durably.temporal.django.request_log.request_log_middleware")\n'
+        + 'MIDDLEWARE.insert(0, "durably.temporal.django.request_log_middleware")\n'
         + 'LOGGING = {"version": 1, "formatters": {"line": {"format": "%(message)s of %(request_id)s"}}, '
         + '"handlers": {"out": {"class": "logging.StreamHandler", "formatter": "line"}}, '
         + '"loggers": {"durably.temporal.requests": {"handlers": ["out"], "level": "INFO"}}}\n'

@@ -25,7 +25,7 @@ INSTALLED_APPS = [
     "temporal_app",
 ]
 MIDDLEWARE = [
-    "durably.temporal.django.request_log.request_log_middleware",
+    "durably.temporal.django.request_log_middleware",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

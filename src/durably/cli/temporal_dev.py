@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from durably.protocol.text import reachable
-from durably.temporal.binaries import find_program
+from durably.temporal.errors import find_program
 
 from .child_process import (
     AppFailedError,

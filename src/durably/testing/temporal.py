@@ -23,10 +23,10 @@ from temporalio.testing import WorkflowEnvironment
 from durably.errors import Error
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
-from durably.temporal.binaries import find_program
 from durably.temporal.client.connection import runtime_of_process
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
+from durably.temporal.errors import find_program
 from durably.temporal.namespace import declared_types, register_and_wait
 from durably.temporal.replay import read_histories, replay
 

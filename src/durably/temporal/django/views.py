@@ -6,18 +6,20 @@ Also for Django projects: the CSRF check of the gateway, permissions as ``author
 project's own views.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 import django.urls
-from asgiref.sync import sync_to_async
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http import HttpRequest, HttpResponse
 from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
+from django.utils.decorators import sync_and_async_middleware
 from django.utils.deprecation import MiddlewareMixin
 from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
@@ -35,6 +37,7 @@ from durably.temporal.gateway import (
 )
 from durably.temporal.gateway.authorization import is_anonymous
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, too_large, unreadable
+from durably.temporal.request_log import HTTP_HEADER, RequestLog
 from durably.web.django import SyncAndAsyncView, to_response
 
 from .conf import connections, project_secrets
@@ -254,3 +257,26 @@ class TemporalErrorMiddleware(MiddlewareMixin):  # type: ignore[misc]
             return None
         response = to_problem(error).response()
         return HttpResponse(response.body, status=response.status_code, headers=response.headers)
+
+
+@sync_and_async_middleware  # type: ignore[untyped-decorator]
+def request_log_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Middleware that logs requests with the ids of workflows.
+
+    Its name in ``MIDDLEWARE`` is ``"durably.temporal.django.request_log_middleware"``. Put it before
+    middleware whose time should count.
+    """
+
+    def log(request: Any) -> Any:
+        with RequestLog(str(request.method), request.path, request.headers.get(HTTP_HEADER)) as line:
+            response = get_response(request)
+            line.status = response.status_code
+            return response
+
+    async def log_async(request: Any) -> Any:
+        with RequestLog(str(request.method), request.path, request.headers.get(HTTP_HEADER)) as line:
+            response = await get_response(request)
+            line.status = response.status_code
+            return response
+
+    return markcoroutinefunction(log_async) if inspect.iscoroutinefunction(get_response) else log

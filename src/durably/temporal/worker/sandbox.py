@@ -7,15 +7,14 @@ framework, the database library and HTTP clients. These cannot be imported again
 class definitions in them), and it would be slow. Workflows do not use them, so they are shared with the process.
 """
 
-import linecache
+import inspect
+import os
 import sys
-from collections.abc import Iterator
+import traceback
 from dataclasses import replace
-from types import TracebackType
 
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxMatcher, SandboxRestrictions
 
-from durably.temporal.compat import MAIN_IN_SANDBOX
 from durably.temporal.declarations import WorkerDeclaration
 
 _FRAMEWORKS = """
@@ -103,43 +102,19 @@ def _restricted(members: SandboxMatcher) -> SandboxMatcher:
 def explain(error: BaseException, declaration: WorkerDeclaration) -> str | None:
     """The line of the app that prevents the import of a workflow, and a remedy.
 
-    Returns ``None`` for any other error. The line is the last one of the workflow's own package in the traceback.
+    Returns ``None`` for any other error. The line is in the module of a workflow.
     """
     origin = error.__cause__
     if origin is None:
         return None
-    packages = {workflow.__module__.partition(".")[0] for workflow in declaration.workflows}
-    found = [frame for frame in _frames(origin.__traceback__) if _package(frame[0]) in packages]
-    if not found:
+    files = {os.path.abspath(inspect.getfile(each)) for each in declaration.workflows}
+    frames = traceback.extract_tb(origin.__traceback__)
+    own = [each for each in frames if os.path.abspath(each.filename) in files]
+    if not own:
         return None
-    _, file, line = found[-1]
-    source = linecache.getline(file, line).strip()
-    where = f"{file}, line {line}: {source}"
-    said = f"{type(origin).__name__}: {origin}"
     return (
         "a workflow's module is imported again in the workflow sandbox, and this import fails.\n"
-        f"At {where}\n{said}\n{_remedy(source, file)}"
+        f"At {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}\n{type(origin).__name__}: {origin}\n"
+        "Share an imported module with the process, by `with workflow.unsafe.imports_passed_through():` around the "
+        "import, or move the workflow into a module that imports only what it needs."
     )
-
-
-def _remedy(source: str, file: str) -> str:
-    apart = f"move the workflow out of {file} into a module that imports only what the workflow needs"
-    if source.startswith(("import ", "from ")):
-        return (
-            "Share the module with the process instead of importing it again:\n"
-            f"    with workflow.unsafe.imports_passed_through():\n        {source}\n"
-            f"or {apart}."
-        )
-    return f"The sandbox forbids what could differ from one replay to the next: {apart}."
-
-
-def _frames(start: TracebackType | None) -> Iterator[tuple[str, str, int]]:
-    """Module, file and line of each frame."""
-    while start is not None:
-        frame = start.tb_frame
-        yield str(frame.f_globals.get("__name__", "")), frame.f_code.co_filename, start.tb_lineno
-        start = start.tb_next
-
-
-def _package(module: str) -> str:
-    return "__main__" if module == MAIN_IN_SANDBOX else module.partition(".")[0]

@@ -204,7 +204,7 @@ async def test_statuses_have_links_with_the_number_of_their_runs(
     assert 'id="count-all" href="/runs?event=order%2Fplaced&amp;function=shop-ship"' in text
     for query in ("if=true", "id=ABC"):
         assert await counts_of(dashboard, query) == {}, "they are not counted"
-    monkeypatch.setattr("durably.engine.sqlite.queries.run_search.MOST_COUNTED", 1)
+    monkeypatch.setattr("durably.engine.sqlite.queries.searches.MOST_COUNTED", 1)
     found = await counts_of(dashboard)
     assert (found["all"], found["completed"], found["failed"]) == ("3+", "1+", "1")
 

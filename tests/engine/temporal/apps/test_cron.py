@@ -23,7 +23,7 @@ from durably.engine.temporal.apps.cron import (
 )
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import cron_workflow_id
-from durably.temporal.binaries import find_program
+from durably.temporal.errors import find_program
 
 from ....temporal.dev_server import DevServer
 from ....waiting import async_eventually

@@ -25,7 +25,7 @@ from durably.engine.temporal.runs.local_activities import SEND
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.protocol.errors import ErrorData
-from durably.temporal.binaries import find_program
+from durably.temporal.errors import find_program
 
 OUTAGE = dt.timedelta(hours=1)
 QUEUE = "durably/app/down"

@@ -54,7 +54,7 @@ from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
-from durably.temporal.binaries import find_program
+from durably.temporal.errors import find_program
 
 from ...core.fake_app import FakeApp, Node, Parallel, Step, leaves
 from ...core.test_machine_histories import build
