@@ -27,7 +27,7 @@ from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.headers import ServerKind
-from durably.testing import TestEngine
+from durably.testing.engine import TestEngine
 
 from ..ports import free_port
 

@@ -184,8 +184,8 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
 
             prometheus_client.REGISTRY.register(engine.prometheus_collector())
 
-        They are counts of this process; only ``durably_runs_live`` is a count of all processes. So scrape each process
-        at its own port. If the engine does not answer within 5 s, ``durably_up`` is 0.
+        They are counts of this process, so scrape each process at its own port. If the engine does not answer within
+        5 s, ``durably_up`` is 0.
         """
         return EngineCollector(self.scrape)
 

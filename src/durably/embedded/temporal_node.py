@@ -14,11 +14,11 @@ from durably.engine.api.operations import operations_of
 from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import is_unreachable
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue
+from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import returned_call
-from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workers import WorkerGroup
-from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData

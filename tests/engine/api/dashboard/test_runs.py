@@ -12,7 +12,7 @@ import durably
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.messages import Action
 from durably.engine.model.runs import RunPage, RunStatus
-from durably.testing import TestEngine
+from durably.testing.engine import TestEngine
 
 from .dashboard_client import get, header, page, post, token_of
 

@@ -10,7 +10,7 @@ import durably
 from durably.engine.api.dashboard.waterfall import Waterfall, Window, _ticks, lay_out
 from durably.engine.model.runs import Attempt, RunReport, Span, SpanKind, StepStatus
 from durably.protocol.errors import ErrorData
-from durably.testing import TestEngine
+from durably.testing.engine import TestEngine
 
 SECOND = dt.timedelta(seconds=1)
 

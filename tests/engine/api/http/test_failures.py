@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from durably.engine.api.http import messages, routes
+from durably.engine.api.http import application, requests
 from durably.protocol.engine_errors import DatabaseUnavailableError
 
 from .conftest import EVENT_KEY, Harness
@@ -99,7 +99,7 @@ async def test_a_packed_body_is_unpacked_up_to_the_limit(
     assert (await dev.json("POST", "/e/any", data=pack(body), headers=encoding))[0] == 200
     status, answer = await dev.json("POST", "/e/any", data=pack(body)[:-1], headers=encoding)
     assert (status, "content-encoding" in answer["error"]) == (400, True)
-    monkeypatch.setattr(messages.read_body, "__defaults__", (10_000,))
+    monkeypatch.setattr(requests.read_body, "__defaults__", (10_000,))
     status, answer = await dev.json("POST", "/e/any", data=pack(body + b" " * 10_000), headers=encoding)
     assert (status, "when it is decompressed" in answer["error"]) == (413, True)
 
@@ -216,11 +216,11 @@ async def test_a_client_that_leaves_within_a_body_is_not_a_failure(
     async def read_body(request: web.Request) -> bytes:
         reading.set()
         try:
-            return await messages.read_body(request)
+            return await requests.read_body(request)
         finally:
             left.set()
 
-    monkeypatch.setattr(routes, "read_body", read_body)
+    monkeypatch.setattr(application, "read_body", read_body)
     port = urlsplit(dev.server.origin).port
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST /e/any HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: 100\r\n\r\n{{".encode())

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.api.http.access import AllowedHosts, check_allowed_host
+from durably.engine.api.http.requests import AllowedHosts, check_allowed_host
 from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.sqlite.server import serve_database

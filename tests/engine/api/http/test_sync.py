@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 import durably
-from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
-from durably.engine.api.http.discovery import MAX_ANSWER_BYTES, AppUnreachedError, NoAppError, SyncFailedError
+from durably.engine.api.http.requests import ApiKeys
+from durably.engine.api.http.syncs import MAX_ANSWER_BYTES, AppUnreachedError, NoAppError, SyncFailedError
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 

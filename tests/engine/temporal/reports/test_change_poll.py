@@ -28,7 +28,7 @@ class Counts:
 async def test_all_waiters_share_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "_POLL_SECONDS", 0.05)
     counts = Counts()
-    poll = ChangePoll(counts, lists=None, views=None)  # type: ignore[arg-type]
+    poll = ChangePoll(counts, lists=None)  # type: ignore[arg-type]
     found = await asyncio.gather(*(poll.wait(None, None) for _ in range(50)))
     assert counts.requests == 1
     [position] = {each.position for each in found}
@@ -44,7 +44,7 @@ async def test_all_waiters_share_a_request(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_a_waiter_that_leaves_does_not_end_the_request_of_others() -> None:
     counts = Counts()
-    poll = ChangePoll(counts, lists=None, views=None)  # type: ignore[arg-type]
+    poll = ChangePoll(counts, lists=None)  # type: ignore[arg-type]
     first, second = (asyncio.create_task(poll.wait(None, None)) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
