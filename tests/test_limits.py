@@ -108,7 +108,7 @@ EXPECTED = {
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
     "time for a body": (
-        f"{time(http._GRACE_SECONDS)}, more if {size(http_requests._LEAST_BYTES_PER_SECOND)} arrive each second"
+        f"{time(http._GRACE_SECONDS)}, more if {size(http._LEAST_BYTES_PER_SECOND)} arrive each second"
     ),
     "time between two requests of a connection": time(CONNECTIONS.keep_alive),
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),

@@ -90,7 +90,6 @@ class Exposure:
     name: str
     workflow_type: str
     run: Handler
-    run_function: Callable[..., Any]
     doc: str
     operations: frozenset[Operation]
     signals: Mapping[str, Handler]
@@ -202,7 +201,6 @@ def expose(
         name=place,
         workflow_type=parts.name,
         run=run,
-        run_function=parts.run,
         doc=first_paragraph(parts.cls),
         operations=chosen,
         signals=open_signals,
