@@ -1,12 +1,71 @@
-"""Verification of an answer to a call, by the signature of its body and of the whole answer."""
+"""Calls to apps: bodies, answers and their signatures, and the times of retries."""
 
+import datetime as dt
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
 
-from durably.engine.core.calls import AnswerVerification, AttemptFailed, Returned, read_answer
-from durably.protocol.signatures import SentSignatures, sign, sign_answer
+from durably.engine.core.calls import (
+    AnswerVerification,
+    AttemptFailed,
+    CallData,
+    ReportedOps,
+    Returned,
+    build_body,
+    canonical_json,
+    read_answer,
+    to_sign,
+)
+from durably.engine.core.run_state import Call, dev_backoff, standard_backoff, unreached_backoff
+from durably.protocol.signatures import SentSignatures, canonicalize, sign, sign_answer
+
+numbers = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+hashed_ids = st.text("0123456789abcdef", min_size=1, max_size=8)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(value=values, spaced=st.booleans(), escaped=st.booleans())
+def test_as_the_reference_has_it(value: object, spaced: bool, escaped: bool) -> None:
+    raw = json.dumps(value, indent=1 if spaced else None, ensure_ascii=escaped).encode()
+    assert canonical_json(raw) == rfc8785.dumps(json.loads(raw))
+
+
+def test_json_without_a_canonical_form_is_sorted() -> None:
+    assert canonical_json(b'{"b": 1, "a": 12345678901234567890}') == b'{"a":12345678901234567890,"b":1}'
+
+
+@given(memos=st.dictionaries(hashed_ids, values, max_size=6), event=st.dictionaries(texts, values, max_size=4))
+def test_a_call_of_canonical_parts_is_canonical(memos: dict[str, Any], event: dict[str, Any]) -> None:
+    data = CallData(
+        run_id="01HR",
+        function_id="app-é",
+        call=Call(generation=3, due=5, attempt=1),
+        max_attempts=5,
+        disable_immediate=True,
+        events=[canonical_json(json.dumps(event).encode())],
+        memos=[(step_id, canonical_json(json.dumps(memo).encode())) for step_id, memo in memos.items()],
+    )
+    body = build_body(data)
+    assert to_sign(body) == canonicalize(body)
+    assert json.loads(body)["ctx"]["stack"]["stack"] == list(memos)
+    assert canonicalize(json.dumps(json.loads(body)["event"]).encode()) == canonicalize(json.dumps(event).encode())
+
+
+def test_large_integers_keep_their_digits_and_the_signature_is_the_canonical_forms() -> None:
+    body = b'{"a":12345678901234567890}'
+    assert canonical_json(body) == body
+    assert to_sign(body) == b'{"a":12345678901234567000}'
+
 
 NOW = 1_700_000_000
 KEY, FALLBACK, OTHER = (f"signkey-test-{digits * 32}" for digits in ("ab", "cd", "ef"))
@@ -157,3 +216,40 @@ def test_a_streamed_answer_is_checked_inside() -> None:
         assert accepted(verification, 201, SDK, envelope(headers)) == Returned(b"1")
     assert "does not sign streamed answers" in refused(check(), 201, SDK, envelope(SDK))
     refused(check(signs_whole=True), 201, SDK | {"retry-after": "9"}, envelope(whole(200, b"1")))
+
+
+NEW_YEAR = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+def test_delays_are_those_of_the_protocol() -> None:
+    delays = [standard_backoff(attempt, 0).total_seconds() for attempt in range(12)]
+    assert delays == [15, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200, 7200, 7200]
+    assert standard_backoff(0, 1) == dt.timedelta(seconds=45)
+
+
+def test_delays_grow_and_are_bounded() -> None:
+    for backoff, most in ((dev_backoff, 33), (unreached_backoff, 12.5)):
+        delays = [backoff(attempt, 0) for attempt in range(30)]
+        assert delays == sorted(delays)
+        assert all(dt.timedelta(0) < backoff(attempt, 1) <= dt.timedelta(seconds=most) for attempt in range(100))
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("30", 30),
+        ("0", 1),
+        ("90000", 86400),
+        ("2026-01-01T00:01:00Z", 60),
+        ("Thu, 01 Jan 2026 00:02:00 GMT", 120),
+        ("2020-01-01T00:00:00Z", 1),
+        ("whenever", None),
+    ],
+)
+def test_retry_after_is_read_and_clipped(header: str, seconds: int | None) -> None:
+    answer = read_answer(
+        206, {"x-inngest-sdk": "py:v1", "retry-after": header}, b"[]", round(NEW_YEAR.timestamp() * 1000)
+    )
+    assert isinstance(answer, ReportedOps)
+    expected = None if seconds is None else round((NEW_YEAR.timestamp() + seconds) * 1000)
+    assert answer.retry_at == expected
