@@ -16,8 +16,7 @@ from durably.cli.run_text import describe_run
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.values import PointerError
 from durably.protocol.opcodes import hash_step_id
-from durably.testing.engine import TestEngine
-from durably.testing.engine_base import TestRun
+from durably.testing.engine import TestEngine, TestRun
 
 from .dashboard_client import get, header, page, post, token_of
 

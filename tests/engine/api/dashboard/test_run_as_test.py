@@ -12,8 +12,7 @@ import pytest
 import durably
 from durably.engine.api.dashboard.run_as_test import write_test
 from durably.engine.model.runs import RunReport
-from durably.testing.engine import TestEngine
-from durably.testing.engine_base import TestRun
+from durably.testing.engine import TestEngine, TestRun
 
 Functions = dict[str, durably.Function[Any]]
 
