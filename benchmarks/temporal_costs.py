@@ -27,7 +27,7 @@ from .tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "engine-on-temporal.md"
 _BEGIN, _END = "<!-- costs: begin -->\n", "<!-- costs: end -->\n"
 STEPS = 20
-_ENDING_LATER = ("durably.Gate", "durably.Queue", "durably.Wait")
+_ENDING_LATER = ("durably.Bucket", "durably.LimitQueue", "durably.Wait")
 
 _BILLED = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED,

@@ -21,7 +21,7 @@ from durably.encryption import ALL_FIELDS, Cipher, DecryptionError, EncryptionMi
 from durably.engine.model.settings import EngineSettings
 from durably.errors import FunctionConfigInvalidError, OutputUnserializableError
 from durably.protocol.opcodes import hash_step_id
-from durably.testing import TestEngine
+from durably.testing.engine import TestEngine
 
 from .execution.engine import Run, engine_for
 from .fake_engine import FakeEngine as HTTPEngine

@@ -9,21 +9,19 @@ from durably import Embedded, remote_state
 from durably.client import Client
 from durably.comm import requests
 from durably.engine.api.dashboard import sign_in
-from durably.engine.api.http import discovery, messages, routes
+from durably.engine.api.http import application, syncs
+from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes
-from durably.engine.sqlite.queries import event_search, run_search, search_pages
+from durably.engine.sqlite.queries import search, searches
 from durably.engine.sqlite.tables import counts
 from durably.engine.sqlite.transactions import annotations
-from durably.engine.temporal import support, workers
-from durably.engine.temporal.apps import record_workflows
-from durably.engine.temporal.flow import bucket
-from durably.engine.temporal.reports import bulk
-from durably.engine.temporal.routing import wait_keys, workflows
+from durably.engine.temporal import records, support, workers
+from durably.engine.temporal.routing import bucket, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, worker_threads
@@ -110,7 +108,7 @@ EXPECTED = {
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
     "time for a body": (
-        f"{time(messages._GRACE_SECONDS)}, more if {size(messages._LEAST_BYTES_PER_SECOND)} arrive each second"
+        f"{time(http._GRACE_SECONDS)}, more if {size(http._LEAST_BYTES_PER_SECOND)} arrive each second"
     ),
     "time between two requests of a connection": time(CONNECTIONS.keep_alive),
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
@@ -121,17 +119,15 @@ EXPECTED = {
     ),
     "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
-    "runs that one request of a search looks at": f"{search_pages.PORTION:,}, or {search_pages.ID_PORTION:,} ids",
-    "runs for which a search evaluates an expression": (
-        f"{search_pages.MOST_EVALUATED:,} in {search_pages.LONGEST_SECONDS} s"
-    ),
+    "runs that one request of a search looks at": f"{search.PORTION:,}, or {search.ID_PORTION:,} ids",
+    "runs for which a search evaluates an expression": (f"{search.MOST_EVALUATED:,} in {search.LONGEST_SECONDS} s"),
     "runs that the list of runs counts for each status": (
-        f"{run_search.MOST_COUNTED:,}, of {run_search.COUNTED_PORTION:,} that it looks at, or "
-        f"{run_search.COUNTED_ROWS_PORTION:,} if an event name has more than {run_search.MOST_OF_EVENT_NAME:,} events"
+        f"{searches.MOST_COUNTED:,}, of {searches.COUNTED_PORTION:,} that it looks at, or "
+        f"{searches.COUNTED_ROWS_PORTION:,} if an event name has more than {searches.MOST_OF_EVENT_NAME:,} events"
     ),
-    "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
-    "runs of an event in the page of a search": f"{event_search.MOST_RUNS}",
-    "events in the page of a search": size(search_pages.MOST_PAGE_BYTES),
+    "an output in the page of a search": size(searches.LONGEST_OUTPUT),
+    "runs of an event in the page of a search": f"{searches.MOST_RUNS}",
+    "events in the page of a search": size(search.MOST_PAGE_BYTES),
     "events in one list": maximum(EventLimit),
     "numbers of runs over time": (
         f"{counts.DAYS_KEPT} days: by minute for {counts.MINUTES_FOR // 60} h, by quarter of an hour for "
@@ -140,9 +136,9 @@ EXPECTED = {
     "clients that wait for changes": f"{changes.MOST_WAITERS:,}",
     "one wait for changes": time(changes.LONGEST_WAIT_SECONDS),
     "time to connect to an app": time(SETTINGS.connect_timeout),
-    "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),
+    "time for an app to answer a sync": time(syncs.TIMEOUT_SECONDS),
     "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),
-    "time for `/ready`": time(routes.READY_SECONDS),
+    "time for `/ready`": time(application.READY_SECONDS),
     "functions with metrics of their own": f"{limits.MAX_METRIC_FUNCTIONS}",
     "a request to the engine": time(Client(app_id="app").request_timeout),
     "connections to an engine, of a process": f"{http_connections.MAX_CONNECTIONS}",
@@ -162,10 +158,9 @@ EXPECTED = {
     "events, signals and slots that reach a run": f"{sizes.MAX_SIGNALS:,}",
     "bytes of a batch on Temporal": size(bucket.MAX_BATCH_BYTES),
     "slashes and dots before the wildcard of a trigger": f"{support.MAX_PATTERNS}",
-    "paths of waits for one event name that are indexed": f"{record_workflows.MAX_PATHS}",
-    "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
+    "paths of waits for one event name that are indexed": f"{records.MAX_PATHS}",
+    "a condition, with what it reads of the run's event": size(workflows.MAX_CONDITION_BYTES),
     "waits for one event and one value, or none": f"about {workflows.FULL_BYTES // 25:,}",
-    "bulk cancellations of a function that apply to new runs": f"{bulk.MAX_PRESENT_BYTES:,} bytes",
     "runs that a process keeps in memory, for each app": f"{workers.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }

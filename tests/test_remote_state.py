@@ -289,12 +289,6 @@ async def test_references_to_other_places_are_not_followed(s3: Any, tmp_path: Pa
     assert message.startswith("the reference is to none of the places that ")
 
 
-async def test_reference_to_another_kind_of_store_names_it(tmp_path: Path) -> None:
-    reference = {"__STRATEGY__": "inngest/memory", "key": "x"}
-    message = await failure_of(reference, DirectoryDriver(tmp_path))
-    assert message == "no driver of the middleware reads outputs stored with 'inngest/memory'"
-
-
 async def test_data_of_a_former_store_is_read(s3: Any, tmp_path: Path) -> None:
     """A move from a directory to a bucket, while runs are under way."""
     directory, bucket = DirectoryDriver(tmp_path), S3Driver(bucket=BUCKET, client=s3)
@@ -336,15 +330,6 @@ async def test_unreachable_store_fails_the_attempt_and_shows_no_credentials(s3: 
 
 
 # -- drivers
-
-
-def test_put_options_reach_the_bucket(s3: Any) -> None:
-    driver = S3Driver(bucket=BUCKET, client=s3, prefix="/own/", put_options={"Metadata": {"app": "shop"}})
-    reference = driver.save("01RUN", b"[1]")
-    assert reference["key"].startswith("own/01RUN/")
-    found = s3.get_object(Bucket=BUCKET, Key=reference["key"])
-    assert (found["Metadata"], found["ContentType"]) == ({"app": "shop"}, "application/json")
-    assert driver.load(reference) == b"[1]"
 
 
 def test_files_are_the_users_own_and_whole(tmp_path: Path) -> None:
@@ -410,9 +395,3 @@ UNUSABLE: dict[str, Any] = {
     "text": "s3://bucket",
     "the official driver": official.InMemoryDriver(),
 }
-
-
-@pytest.mark.parametrize("driver", UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_non_driver_is_refused(driver: Any) -> None:
-    with pytest.raises(FunctionConfigInvalidError, match="is not a driver"):
-        RemoteStateMiddleware.factory(driver)

@@ -29,9 +29,9 @@ with workflow.unsafe.imports_passed_through():
     from durably.engine.core.calls import Answer, CallData
     from durably.engine.model.settings import EngineSettings, SystemClock
     from durably.engine.temporal.client import DATA_CONVERTER
+    from durably.engine.temporal.engine import WorkflowEngine
     from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
-    from durably.engine.temporal.runs.call_messages import CallInput
-    from durably.engine.temporal.workflow_engine import WorkflowEngine
+    from durably.engine.temporal.messages import CallInput
     from durably.protocol.call import CheckpointRequest
 
 APP, EVENT, QUEUE = "benchmark", "benchmark/run", "benchmark"

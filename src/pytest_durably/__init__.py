@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from durably import Client, Function
-    from durably.testing import SyncTestEngine, TestEngine
+    from durably.testing.engine import SyncTestEngine, TestEngine
     from durably.testing.temporal import TemporalServer
 
 open_sessions = 0
@@ -52,7 +52,7 @@ def durably_engine() -> "type[TestEngine]":
 
     Use it as ``async with durably_engine(client, [function]) as engine:``.
     """
-    from durably.testing import TestEngine
+    from durably.testing.engine import TestEngine
 
     return TestEngine
 
@@ -63,7 +63,7 @@ def durably_sync_engine(request: pytest.FixtureRequest) -> Iterator[OpenEngine]:
 
     Use it as ``engine = durably_sync_engine(client, [function])``.
     """
-    from durably.testing import TestEngine
+    from durably.testing.engine import TestEngine
 
     engines = request.node.stash.setdefault(_open_engines, [])
     with ExitStack() as stack:

@@ -10,7 +10,7 @@ from durably import Client, Streaming
 from durably import settings as settings_module
 from durably.comm import CommHandler
 from durably.comm.serve_options import mount_path
-from durably.engine.api.http.access import ApiKeys
+from durably.engine.api.http.requests import ApiKeys
 from durably.engine.model.settings import EngineSettings
 from durably.errors import (
     FunctionConfigInvalidError,

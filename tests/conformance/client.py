@@ -44,7 +44,3 @@ def request(method: str, url: str, body: bytes | None = None, headers: Mapping[s
     sent = {"content-type": "application/json", **(headers or {})} if body is not None else dict(headers or {})
     response = _pool.request(method, url, body=body, headers=sent, redirect=False)
     return Answer(response.status, response.headers, response.data)
-
-
-def send_json(method: str, url: str, value: Any, headers: Mapping[str, str] | None = None) -> Answer:
-    return request(method, url, json.dumps(value).encode(), headers)

@@ -10,7 +10,7 @@ import signal
 from durably.engine.api.http.server import EngineServer
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.http_engine import HttpWorkflowEngine
+from durably.engine.temporal.engine import HttpWorkflowEngine
 from durably.temporal import Temporal
 
 from ..temporal.dev_server import DevServer

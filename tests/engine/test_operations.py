@@ -8,7 +8,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 import pytest
 
-from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
 from durably.engine.api.http.codec import (
     EngineRefusedError,
@@ -19,12 +18,13 @@ from durably.engine.api.http.codec import (
     read_result,
     write_request,
 )
+from durably.engine.api.http.requests import ApiKeys
 from durably.engine.api.interface import Engine
-from durably.engine.api.operations import Operation, blocking, operation, operations_of
+from durably.engine.api.operations import Operation, blocking, operations_of
 from durably.engine.model.overview import EngineInfo
 from durably.engine.model.runs import FromStep, RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 from durably.protocol.events import Event
@@ -145,7 +145,7 @@ def test_unsupported_names_exist() -> None:
 class _Larger(Engine):
     """An engine with one more operation."""
 
-    @operation("POST /v1/greetings/{name}", names={"times": "count"})
+    @Operation("POST /v1/greetings/{name}", names={"times": "count"})
     async def greet(self, name: str, *, times: int = 1) -> list[str]:
         """Greetings."""
         # type: ignore[empty-body]

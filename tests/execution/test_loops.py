@@ -95,16 +95,6 @@ def test_a_task_factory_that_was_there_before(scenario: str) -> None:
     assert len(made) > 3
 
 
-async def test_a_task_factory_that_takes_no_context() -> None:
-    """As they were written before Python 3.11."""
-    asyncio.get_running_loop().set_task_factory(lambda loop, coro: asyncio.Task(coro, loop=loop))
-
-    async def function(ctx: Context) -> Any:
-        return await asyncio.gather(*(ctx.step.run(name, str, name) for name in "ab"))
-
-    assert await complete(function) == ["a", "b"]
-
-
 async def test_a_task_factory_that_comes_later_and_forgets_ours() -> None:
     async def function(ctx: Context) -> Any:
         asyncio.get_running_loop().set_task_factory(None)

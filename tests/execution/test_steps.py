@@ -219,22 +219,6 @@ async def test_id_that_looks_like_a_repetition_is_a_step_of_its_own(ids: list[st
         assert run.output == ran == list(range(len(ids)))
 
 
-async def test_ai_wrap_is_a_step_with_its_own_type(place: tuple[bool, bool]) -> None:
-    is_async, _ = place
-
-    async def ask(question: str, *, model: str) -> str:
-        return f"{model}: {question}?"
-
-    def ask_sync(question: str, *, model: str) -> str:
-        return f"{model}: {question}?"
-
-    chosen: Callable[..., Any] = ask if is_async else ask_sync
-    run, results = await drive(lambda step: step.ai.wrap("it", chosen, "why", model="small"), place)
-    [op] = run.answers[0].ops
-    assert (op["op"], op["opts"]) == ("StepRun", {"type": "step.ai.wrap", "input": ["why"]})
-    assert results == ["small: why?"]
-
-
 async def test_a_sync_handler_may_be_any_callable() -> None:
     async def function(ctx: Context) -> Any:
         return [

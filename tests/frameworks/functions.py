@@ -103,10 +103,6 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def middle(ctx: Context) -> Any:
         return dict(ctx.event.data or {})
 
-    @create("step-middle", middleware=[Upper])
-    async def step_middle(ctx: Context) -> Any:
-        return await ctx.step.run("shout", lambda: "hello")
-
     @create("sends")
     async def sends(ctx: Context) -> list[str]:
         return await ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
@@ -143,7 +139,6 @@ def _make_async(client: Client) -> list[Function[Any]]:
         held,
         mistakes,
         middle,
-        step_middle,
         sends,
         sealed,
         traces,
@@ -192,25 +187,11 @@ def _make_sync(client: Client) -> list[Function[Any]]:
 
     @create("mistakes")
     def mistakes(ctx: ContextSync) -> Any:
-        match ctx.event.data["what"]:
-            case "output":
-                return object()
-            case "step output":
-                ctx.step.run("odd", object)
-            case "nested step":
-                ctx.step.run("outer", lambda: ctx.step.run("inner", lambda: 1))
-            case "duration":
-                ctx.step.sleep("nap", -5)
-            case "coroutine":
-                ctx.step.run("wrong", _async_value, 1)
+        return object()
 
     @create("middle", middleware=[SeesRequest, SeesRequestSync])
     def middle(ctx: ContextSync) -> Any:
         return dict(ctx.event.data or {})
-
-    @create("step-middle", middleware=[Upper])
-    def step_middle(ctx: ContextSync) -> Any:
-        return ctx.step.run("shout", lambda: "hello")
 
     @create("sends")
     def sends(ctx: ContextSync) -> list[str]:
@@ -247,7 +228,6 @@ def _make_sync(client: Client) -> list[Function[Any]]:
         held,
         mistakes,
         middle,
-        step_middle,
         sends,
         sealed,
         traces,
@@ -366,12 +346,6 @@ class SeesRequestSync(durably.MiddlewareSync):
 
     def transform_output(self, result: durably.TransformOutputResult) -> None:
         result.output["order"] = [*result.output.get("order", []), "sync"]
-
-
-class Upper(durably.MiddlewareSync):
-    def transform_output(self, result: durably.TransformOutputResult) -> None:
-        if result.step is not None:
-            result.output = result.output.upper()
 
 
 class OffTheLoop(inngest.MiddlewareSync):

@@ -83,12 +83,6 @@ def test_too_large_body_is_413(server: Server) -> None:
     assert_refused(answer, 413, "body_too_large", "bytes")
 
 
-def test_bodies_that_are_large_but_not_too_large(server: Server) -> None:
-    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", app_calls.call_body({"padding": "x" * 5_000_000}))
-    assert answer.status == 200
-    assert len(answer.json["data"]["padding"]) == 5_000_000
-
-
 # -- functions
 
 
@@ -107,39 +101,10 @@ def assert_error(answer: app_calls.Answer, code: str, *words: str) -> None:
     assert b"src/durably/comm" not in answer.body
 
 
-def assert_step_error(answer: app_calls.Answer, op: str, code: str, *words: str) -> None:
-    assert answer.status == 206
-    assert answer.json[0]["op"] == op
-    error = answer.json[0]["error"]
-    assert error["code"] == code
-    for word in words:
-        assert word in error["message"]
-    assert b"src/durably" not in answer.body
-
-
 def test_output_that_json_cannot_express(server: Server, kind: str) -> None:
     answer = call_mistaken(server, kind, "output")
     assert_error(answer, "output_unserializable", "returned unserializable data", "object")
     assert not answer.json.get("stack")
-
-
-def test_step_output_that_json_cannot_express(server: Server, kind: str) -> None:
-    answer = call_mistaken(server, kind, "step output")
-    assert_step_error(answer, "StepFailed", "output_unserializable", 'step "odd" returned')
-
-
-def test_a_step_inside_a_step(server: Server, kind: str) -> None:
-    answer = call_mistaken(server, kind, "nested step")
-    assert_step_error(answer, "StepFailed", "step_nested", '"inner"', '"outer"')
-
-
-def test_invalid_duration_fails_the_step(server: Server, kind: str) -> None:
-    assert_error(call_mistaken(server, kind, "duration"), "duration_invalid", 'step "nap"', "-5")
-
-
-def test_a_coroutine_function_given_to_a_sync_functions_step(server: Server) -> None:
-    answer = call_mistaken(server, "sync", "coroutine")
-    assert_step_error(answer, "StepFailed", "async_unsupported", "make the function async")
 
 
 # -- connections

@@ -176,11 +176,6 @@ def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -
     assert answer.json["order"] == ["sync", "async"]  # the output passes them in reverse
 
 
-def test_middleware_of_both_levels_sees_a_step(server: Server, kind: str) -> None:
-    answer = app_calls.call(server.url("dev"), f"app-dev-step-middle-{kind}", app_calls.call_body())
-    assert answer.json[0]["data"] == "HELLO"
-
-
 def test_encrypted_data_stays_so_outside_of_the_app(server: Server, kind: str) -> None:
     url, function_id, cipher = server.url("dev"), f"app-dev-sealed-{kind}", Cipher(ENCRYPTION_KEY)
     data = {"encrypted": cipher.encrypt("4111")}
@@ -262,12 +257,6 @@ def test_the_trust_probe_in_development(server: Server) -> None:
     assert "x-inngest-signature" not in answer.headers
 
 
-def test_unknown_probe_is_refused(server: Server) -> None:
-    answer = app_calls.request("POST", server.url("dev") + "?probe=space", b"")
-    assert (answer.status, answer.json["code"]) == (400, "query_param_invalid")
-    assert "space" in answer.json["message"]
-
-
 # -- signatures
 
 
@@ -276,14 +265,6 @@ def test_the_answer_is_signed_with_the_key_that_signed_the_call(server: Server, 
     answer = app_calls.call(server.url("cloud"), f"app-cloud-plain-{kind}", app_calls.call_body({"x": "é"}), key=key)
     assert answer.status == 200
     assert app_calls.is_signed(answer, key)
-
-
-@pytest.mark.parametrize("how", ["plain", "no retry"])
-def test_errors_are_signed_too(server: Server, how: str) -> None:
-    body = app_calls.call_body({"how": how})
-    assert app_calls.is_signed(
-        app_calls.call(server.url("cloud"), "app-cloud-raises-sync", body, key=app_calls.SIGNING_KEY)
-    )
 
 
 def test_body_that_a_proxy_reencoded_is_accepted(server: Server) -> None:

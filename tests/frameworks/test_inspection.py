@@ -99,10 +99,3 @@ def test_settings_of_the_endpoint_are_shown(server: Server) -> None:
     assert (
         app_calls.request("GET", server.url("dev-keys"), headers=signed).json["serve_path"] == "/dev-keys/api/inngest"
     )
-
-
-def test_a_path_is_meant_as_it_is_written(server: Server) -> None:
-    if server.framework == "digitalocean":
-        pytest.skip("the platform routes")
-    assert app_calls.request("GET", server.origin + "/by-env/from.env").status == 200
-    assert app_calls.request("GET", server.origin + "/by-env/from-env").status == 404

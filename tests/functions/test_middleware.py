@@ -496,13 +496,6 @@ async def test_the_logger_is_the_clients(caplog: pytest.LogCaptureFixture) -> No
     assert (record.name, record.order) == ("shop", 7)  # type: ignore[attr-defined]
 
 
-def test_hooks_under_test_are_all_there_are() -> None:
-    def hooks(base: type) -> set[str]:
-        return {name for name, value in vars(base).items() if not name.startswith("_") and callable(value)}
-
-    assert hooks(Middleware) == hooks(MiddlewareSync) == set(HOOKS)
-
-
 # -- steps that the engine carries out, and hooks that block
 
 

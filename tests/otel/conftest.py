@@ -31,6 +31,7 @@ class Spans:
         self.provider = TracerProvider()
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.meter_provider = MeterProvider([self._reader])
+        self._measured: dict[str, dict[tuple[tuple[str, object], ...], int]] = {}
 
     @property
     def all(self) -> list[ReadableSpan]:
@@ -62,15 +63,14 @@ class Spans:
     def measured(self, name: str) -> dict[tuple[tuple[str, object], ...], int]:
         """The counts of a metric, by its attributes."""
         data = self._reader.get_metrics_data()
-        found: dict[tuple[tuple[str, object], ...], int] = {}
         for resource in data.resource_metrics if data is not None else ():
-            for scope in resource.scope_metrics:
-                for metric in scope.metrics:
-                    if metric.name == name:
-                        for point in metric.data.data_points:
-                            key = tuple(sorted((point.attributes or {}).items()))
-                            found[key] = getattr(point, "count", None) or getattr(point, "value", 0)
-        return found
+            for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
+                # Early versions of the SDK read only what has changed since the last reading.
+                counts = self._measured.setdefault(metric.name, {})
+                for point in metric.data.data_points:
+                    key = tuple(sorted((point.attributes or {}).items()))
+                    counts[key] = getattr(point, "count", None) or getattr(point, "value", 0)
+        return self._measured.get(name, {})
 
 
 def id_of(span: ReadableSpan) -> int:

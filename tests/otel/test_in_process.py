@@ -8,7 +8,6 @@ import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import (
     NonRecordingSpan,
     ProxyTracerProvider,
@@ -18,7 +17,6 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
 )
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import durably.otel
 import durably.otel.spans
@@ -335,21 +333,6 @@ async def test_metrics_count_sends_calls_steps_and_runs(app: App, spans: Spans) 
     assert spans.measured("durably.run.duration") == {(function, ("durably.run.status", "Completed"), system): 1}
 
 
-async def test_unsampled_traces_stay_unsampled(tmp_path: Path) -> None:
-    spans = Spans()
-    spans.provider.sampler = ALWAYS_OFF
-    app = App(tmp_path / "durably.db", spans)
-
-    def plain(ctx: ContextSync) -> None:
-        ctx.step.run("work", lambda: None)
-
-    app.serve(plain)
-    async with app.engine.running():
-        run = await app.request("plain")
-    assert run.status == "Completed"
-    assert spans.all == []
-
-
 async def test_texts_of_errors_can_be_left_out(tmp_path: Path, spans: Spans) -> None:
     app = App(tmp_path / "durably.db", spans)
     app.client.tracing = None
@@ -445,12 +428,3 @@ async def test_state_and_baggage_of_the_trace_reach_steps_and_the_runs_that_they
     assert {trace_of(span) for span in spans.all} == {1}
     assert set(states) == {"vendor=a:1;b"}
     assert baggage.get_all() == {}
-
-
-async def test_baggage_stays_in_the_app_without_its_propagator(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opentelemetry.propagate.get_global_textmap", TraceContextTextMapPropagator)
-    assert app.client.tracing is not None
-    token = attach(baggage.set_baggage("tenant", "secret"))
-    with app.client.tracing.sending([Event(name="order")]) as span:
-        assert "secret" not in (span.traceparent or "secret")
-    detach(token)

@@ -109,14 +109,6 @@ def test_refusals_are_problem_documents(app: AppServer) -> None:
     assert app.post("/codec/other", {}, OWNER).status == 404
 
 
-async def test_an_unreadable_payload_is_explained_only_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    server = CodecServer(CODEC, allow_anonymous=True)
-    body = json_format.MessageToJson(Payloads(payloads=[FOREIGN])).encode()
-    response = await server.handle(asked(body))
-    assert response.status_code == 400
-    assert 'the key "secret-id"' in caplog.text
-
-
 class AnonymousUser:
     is_anonymous = True
 
@@ -141,13 +133,6 @@ async def test_anonymous_principals_get_401_and_others_403(anonymous: Any) -> No
     for principal, status in ((anonymous, 401), ("bob", 403), ("ada", 200)):
         response = await server.handle(asked(b'{"payloads": []}', principal))
         assert (response.status_code, "WWW-Authenticate" in response.headers) == (status, status == 401)
-
-
-async def test_a_connection_serves_its_own_namespace() -> None:
-    server = CodecServer(Temporal("127.0.0.1:1", namespace="billing", encryption=CODEC), allow_anonymous=True)
-    for namespace, status in (("billing", 200), ("default", 404)):
-        response = await server.handle(asked(b'{"payloads": []}', **{"X-Namespace": namespace}))
-        assert response.status_code == status
 
 
 async def test_each_of_several_connections_serves_its_own_namespace() -> None:
@@ -180,12 +165,6 @@ async def test_a_body_with_many_entries_is_refused_before_it_is_parsed() -> None
         assert (most, response.status_code) == (most, status), response.body
 
 
-def test_a_connection_without_encryption_is_named() -> None:
-    server = CodecServer([Temporal("127.0.0.1:1", name="billing", namespace="b")], allow_anonymous=True)
-    with pytest.raises(TemporalSettingsError, match=r'connection "billing" .* durably\.temporal\.encryption'):
-        server.check()
-
-
 async def test_the_problem_of_a_forbidden_origin_names_it() -> None:
     server = CodecServer(CODEC, origins=["http://127.0.0.1:8233"], allow_anonymous=True)
     response = await server.handle(asked(b'{"payloads": []}', Origin="http://localhost:8233"))
@@ -197,12 +176,11 @@ async def test_the_problem_of_a_forbidden_origin_names_it() -> None:
     [
         ({}, "allow_anonymous=True"),
         ({"authorize": lambda action: True, "allow_anonymous": True}, "cannot be combined"),
-        ({"allow_anonymous": "false"}, "allow_anonymous must be True or False"),
         ({"allow_anonymous": True, "origins": ["https://a.example/"]}, "is not an origin"),
         ({"allow_anonymous": True, "origins": ["*"]}, "is not an origin"),
         ({"allow_anonymous": True, "origins": ["https://*.example"]}, "must name one host"),
     ],
-    ids=["open", "both", "text", "path", "any", "wildcard"],
+    ids=["open", "both", "path", "any", "wildcard"],
 )
 def test_a_codec_server_needs_authorize_or_allow_anonymous(options: dict[str, Any], words: str) -> None:
     with pytest.raises(TemporalSettingsError, match=words):

@@ -3,7 +3,6 @@
 import asyncio
 import datetime as dt
 import random
-import re
 import threading
 import time
 from pathlib import Path
@@ -14,9 +13,10 @@ import pytest
 
 import durably
 from durably.engine.model.runs import RunStatus
-from durably.testing import RunStuckError, RunUnknownError, TestEngine
+from durably.testing.engine import TestEngine
+from durably.testing.runs import RunStuckError, RunUnknownError
 
-from .shop import DAY, approve, billing, charge, client, mail, onboard, order, race
+from .shop import DAY, approve, billing, charge, client, mail, onboard, order
 
 SIGN_UP = durably.Event(name="user/signed.up", data={"email": "ada@example.com"})
 
@@ -209,31 +209,8 @@ async def test_functions_that_wait_for_the_outside_hold_the_clock() -> None:
         assert engine.now == start
 
 
-async def test_several_runs_are_waited_for_at_once() -> None:
-    async with TestEngine(client, [onboard, approve, race]) as engine:
-        runs = await engine.send([SIGN_UP, durably.Event(name="approval/asked"), durably.Event(name="race/started")])
-        await asyncio.gather(*(run.wait() for run in runs))
-        runs[2].assert_completed(output=["quick", "middling", "slow"])
-
-
 def without_ids(timeline: str) -> str:
     return timeline.partition(" of ")[2]
-
-
-async def race_timeline() -> str:
-    begin = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
-    async with TestEngine(client, [race, order], now=begin).with_app(billing, [mail]) as engine:
-        engine.mock_step("charge", returns=1)
-        await engine.send([durably.Event(name="race/started"), durably.Event(name="order/placed", data={"amount": 1})])
-        await engine.run_until_idle()
-        return "\n".join(without_ids(run.timeline()) for run in engine.runs())
-
-
-async def test_the_same_test_has_the_same_timeline_each_time() -> None:
-    first = await race_timeline()
-    assert re.search(r'\+10s +quick +→ "quick"\n', first)
-    for _ in range(5):
-        assert await race_timeline() == first
 
 
 async def test_several_calls_at_once_where_a_test_wants_them() -> None:
@@ -295,17 +272,6 @@ async def test_calls_that_would_block_or_never_end_are_refused() -> None:
                 pass
     with pytest.raises(RuntimeError, match="is not open"):
         await engine.send(SIGN_UP)
-
-
-async def test_clients_are_given_back_as_they_were() -> None:
-    async with TestEngine(client, [onboard]).with_app(billing, [mail]):
-        assert client.in_process is not None
-    assert client.in_process is None
-    assert billing.in_process is None
-    with pytest.raises(durably.errors.FunctionConfigInvalidError, match="two functions"):
-        async with TestEngine(client, [onboard, onboard]):
-            pass
-    assert client.in_process is None
 
 
 async def test_wrong_options_are_refused_as_by_any_engine() -> None:

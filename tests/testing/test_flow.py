@@ -6,7 +6,8 @@ import pytest
 
 import durably
 from durably.engine.model.runs import RunStatus
-from durably.testing import RunStuckError, TestEngine
+from durably.testing.engine import TestEngine
+from durably.testing.runs import RunStuckError
 
 from .shop import DAY, client
 

@@ -115,15 +115,6 @@ async def test_mock_gets_the_arguments_of_the_step() -> None:
     assert seen == [((1,), {"key": "value"}), ((options,), {})]
 
 
-async def test_async_mocks_are_awaited() -> None:
-    async def mock(*args: Any) -> str:
-        return "mocked"
-
-    async with TestEngine(client, [single]) as engine:
-        engine.mock_step("step", calls=mock)
-        (await engine.send(GO)).assert_completed(output="mocked")
-
-
 @client.create_function(fn_id="single", trigger=EVENT, retries=2)
 async def single(ctx: durably.Context) -> str:
     return await ctx.step.run("step", lambda: "real")

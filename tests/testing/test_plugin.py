@@ -1,7 +1,5 @@
 """The fixtures, in a pytest of their own, and the report of a failed test."""
 
-import subprocess
-import sys
 import unittest
 
 import pytest
@@ -115,13 +113,6 @@ async def test_in_an_async_test_too() -> None:
     (note,) = caught.value.__notes__
     assert note.startswith("The test engine's latest runs")
     assert note.count(" of shop-approve") == 10
-
-
-def test_pytest_starts_without_durably() -> None:
-    """The plugin is loaded at each start of pytest, whatever it then runs."""
-    code = "import sys, pytest_durably; print([m for m in sys.modules if m.partition('.')[0] == 'durably'])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"
 
 
 def test_unittest_gets_the_report_too() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import watchfiles
 
-from durably.engine.api.http.discovery import AppDiscovery, AppUnreachedError, NoAppError
+from durably.engine.api.http.syncs import AppDiscovery, AppUnreachedError, NoAppError
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import Error
 from durably.protocol.text import describe_os_error, reachable, redact_url

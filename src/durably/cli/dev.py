@@ -13,8 +13,8 @@ from typing import Self
 import click
 import msgspec
 
-from durably.engine.api.http.access import LOOPBACK_HOSTS
 from durably.engine.api.http.connections import ConnectionLimits
+from durably.engine.api.http.requests import LOOPBACK_HOSTS
 from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.api.interface import LocalEngine

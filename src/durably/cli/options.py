@@ -237,7 +237,7 @@ def read_names(context: click.Context, parameter: click.Parameter, names: tuple[
 
 def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
     """The callback of ``--allowed-host``: names and addresses."""
-    from durably.engine.api.http.access import check_allowed_host
+    from durably.engine.api.http.requests import check_allowed_host
 
     try:
         return tuple(check_allowed_host(host) for host in hosts)

@@ -16,9 +16,8 @@ from durably.engine.api.operations import Operation
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
-from durably.engine.temporal.http_engine import HttpWorkflowEngine
+from durably.engine.temporal.engine import HttpWorkflowEngine, WorkflowEngine
 from durably.engine.temporal.support import UNUSED_SETTINGS
-from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engines import parse_temporal_url
 from durably.errors import Error
 from durably.io.background_loop import get_background_loop

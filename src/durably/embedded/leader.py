@@ -9,10 +9,9 @@ from typing import Any
 
 from aiohttp import web
 
-from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
 from durably.engine.api.http.connections import Acceptor
-from durably.engine.api.http.messages import SERVER_LOGGER, error_response
+from durably.engine.api.http.requests import SERVER_LOGGER, ApiKeys, error_response
 from durably.engine.api.operations import Operation
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine

@@ -14,11 +14,11 @@ from durably.engine.api.operations import operations_of
 from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import is_unreachable
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue
+from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import returned_call
-from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workers import WorkerGroup
-from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
@@ -26,7 +26,6 @@ from durably.protocol.text import get_logger
 from durably.temporal import Temporal
 from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_with_retries
 
-from .calls import Heartbeat
 from .dispatcher import CallReturnedError
 from .process import NodeClosedError, NotReadyError
 from .worker import LocalWorker
@@ -319,7 +318,3 @@ def _not_served(function_id: str) -> Unreached:
     )
     _logger.warning("%s", message)
     return Unreached(ErrorData(name="FunctionNotServedError", message=message))
-
-
-def make_heartbeat() -> Heartbeat:
-    return Heartbeat(longest_gap=LONGEST_GAP_SECONDS)

@@ -24,9 +24,9 @@ import msgspec
 from aiohttp import web
 from ulid import ULID
 
+from durably.engine.api.http.application import ApiState, Route
 from durably.engine.api.http.codec import status_of
-from durably.engine.api.http.messages import ApiError, read_body
-from durably.engine.api.http.routes import ApiState, Route
+from durably.engine.api.http.requests import ApiError, read_body
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.json_bodies import decode_json

@@ -150,7 +150,7 @@ class OtelEngineTracing:
         tracer = self._find_tracer()
         if tracer is None:
             return
-        described |= {names.RUN_ID: run.run_id, names.APP_ID: names.name(run.app_id)}
+        described = described | {names.RUN_ID: run.run_id, names.APP_ID: names.name(run.app_id)}
         own = _run_context(tracer, run.run_id, run.traceparents[0])
         parent = _parse(run.traceparents[0])
         token = _wanted.set((own.trace_id, own.span_id))

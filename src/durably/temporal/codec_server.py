@@ -107,24 +107,8 @@ class CodecServer:
             for each in [self._codecs] if isinstance(self._codecs, Temporal) else self._codecs:
                 _codec_of(each)
 
-    async def handle(self, request: GatewayRequest) -> GatewayResponse:
+    async def handle(self, request: GatewayRequest, *, io: IO | None = None) -> GatewayResponse:
         """The response to a request. It does not raise for errors of clients."""
-        return await self._answer(request, None)
-
-    def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
-        """``handle`` for threads."""
-        return drive(self._answer(request, BlockingIO()))
-
-    def check_length(self, length: int | None) -> None:
-        """Raises a problem for a body over the limit. Adapters call it before they read."""
-        if length is not None and length > self.max_body:
-            raise too_large(self.max_body)
-
-    def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
-        """For adapters: the response to a request that the framework refuses."""
-        return problem.response()
-
-    async def _answer(self, request: GatewayRequest, io: IO | None) -> GatewayResponse:
         try:
             response = await self._respond(request, io)
         except PayloadEncryptionError as error:
@@ -134,6 +118,19 @@ class CodecServer:
         except Exception as error:
             response = to_problem(error).response()
         return replace(response, headers={**response.headers, **self._cors(request)})
+
+    def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
+        """``handle`` for threads."""
+        return drive(self.handle(request, io=BlockingIO()))
+
+    def check_length(self, length: int | None) -> None:
+        """Raises a problem for a body over the limit. Adapters call it before they read."""
+        if length is not None and length > self.max_body:
+            raise too_large(self.max_body)
+
+    def refuse(self, method: str, path: str, problem: Problem) -> GatewayResponse:
+        """For adapters: the response to a request that the framework refuses."""
+        return problem.response()
 
     async def _respond(self, request: GatewayRequest, io: IO | None) -> GatewayResponse:
         try:

@@ -9,13 +9,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from durably.errors import BodyInvalidError
-from durably.temporal.gateway.messages import GatewayRequest, RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem, unreadable
 from durably.web.starlette import mount_point, read_body, to_response
 
+from .codec_server import CodecServer
+from .gateway import Gateway, GatewayRequest
+
 
 async def answer(
-    server: RequestHandler, request: Request, inner: str, principal: Any, app_parameters: Collection[str] = ()
+    server: Gateway | CodecServer, request: Request, inner: str, principal: Any, app_parameters: Collection[str] = ()
 ) -> Response:
     """The server's response. ``inner`` is the path after the mount point."""
     try:

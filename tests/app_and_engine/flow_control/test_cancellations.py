@@ -50,16 +50,6 @@ async def test_an_event_cancels_the_runs_it_matches(world: World) -> None:
     assert world.rows("cancel_events", "run_states", "waits") == 0
 
 
-async def test_cancelling_holds_no_longer_than_its_timeout(world: World) -> None:
-    sleeping(world, "work", cancel=[Cancel(event="stop", timeout=MINUTE)])
-    await world.open()
-    await world.send("work")
-    await world.let_pass(seconds=61)
-    await world.send("stop")
-    await world.rest()
-    assert await world.statuses("work") == [RunStatus.RUNNING]
-
-
 async def test_a_queued_run_is_cancelled_too(world: World) -> None:
     world.gated(
         "work", concurrency=[Concurrency(limit=1)], cancel=[Cancel(event="stop", if_exp="async.data.n == event.data.n")]
@@ -258,34 +248,3 @@ async def test_bad_selections_are_refused(world: World) -> None:
         await world.engine.cancel_runs(function_id="shop-work", started_before=START, if_exp="event.")
     with pytest.raises(CancellationNotFoundError):
         await world.engine.delete_cancellation("none")
-
-
-async def test_failures_and_cancellations_send_events(world: World) -> None:
-    seen: list[tuple[str, Any]] = []
-
-    async def note_failure(ctx: Context) -> None:
-        seen.append(("failure", ctx.event.data["error"]["message"]))
-
-    @world.function("work", on_failure=note_failure, cancel=[Cancel(event="stop")])
-    async def work(ctx: Context) -> None:
-        await ctx.step.sleep("nap", MINUTE)
-        raise ValueError("broken")
-
-    @world.function(
-        "listener",
-        trigger=[
-            TriggerEvent(event="inngest/function.cancelled"),
-            TriggerEvent(event="inngest/function.finished", expression="event.data.function_id == 'shop-work'"),
-        ],
-    )
-    async def listen(ctx: Context) -> None:
-        seen.append((ctx.event.name.rpartition(".")[2], ctx.event.data["event"]["data"]["n"]))
-
-    await world.open()
-    await world.send("work", n=1)
-    await world.let_pass(minutes=1)
-    await world.send("work", n=2)
-    await world.rest()
-    await world.send("stop")
-    await world.rest()
-    assert sorted(seen, key=str) == [("cancelled", 2), ("failure", "broken"), ("finished", 1), ("finished", 2)]

@@ -3,12 +3,8 @@
 import datetime as dt
 from typing import Any
 
-import pytest
-
-from durably import Batch, Context, Debounce, Priority, RateLimit, Singleton
+from durably import Batch, Context, Debounce, RateLimit, Singleton
 from durably.engine.model.runs import RunStatus
-from durably.errors import FunctionConfigInvalidError
-from durably.protocol.events import Event
 
 from .conftest import World
 
@@ -49,18 +45,6 @@ async def test_idempotency_holds_for_a_day_and_over_restarts(world: World) -> No
     assert sorted(seen) == [1, 3, 5]
 
 
-async def test_an_event_id_counts_once_in_a_day(world: World) -> None:
-    seen: list[Any] = []
-    world.recording("work", seen)
-    await world.open()
-    for n in range(2):
-        await world.engine.send_events([Event(name="work", id="order-1", data={"n": n})])
-    await world.let_pass(hours=25)
-    await world.engine.send_events([Event(name="work", id="order-1", data={"n": 2})])
-    await world.rest()
-    assert seen == [0, 2]
-
-
 async def test_debounce_starts_one_run_with_the_last_event(world: World) -> None:
     seen: list[Any] = []
     world.recording("work", seen, debounce=Debounce(period=10 * SECOND, key="event.data.doc"))
@@ -75,16 +59,6 @@ async def test_debounce_starts_one_run_with_the_last_event(world: World) -> None
     await world.let_pass(seconds=6)
     assert seen == [2, 9]
     assert [world.seconds(run.created_at) for run in await world.runs("work")] == [22, 28]
-
-
-async def test_a_debounce_is_put_off_no_longer_than_its_timeout(world: World) -> None:
-    seen: list[Any] = []
-    world.recording("work", seen, debounce=Debounce(period=10 * SECOND, timeout=25 * SECOND))
-    await world.open()
-    for n in range(5):
-        await world.send("work", n=n)
-        await world.let_pass(seconds=6)
-    assert seen == [4]
 
 
 async def test_a_debounce_survives_restarts(world: World) -> None:
@@ -135,23 +109,6 @@ async def test_batches_close_when_they_are_full_or_their_time_is_up(world: World
     await world.rest()
     assert seen[-1] == [0, 1, 2]
     assert (await world.engine.get_run(again)).event_ids == ids[:3]  # type: ignore[union-attr]
-
-
-async def test_batches_have_keys_and_conditions(world: World) -> None:
-    seen: list[Any] = []
-    batch = Batch(max_size=2, timeout=MINUTE, key="event.data.user", if_exp="event.data.urgent != true")
-    world.recording("work", seen, batch_events=batch)
-    await world.open()
-    await world.send("work", n=0, user="a")
-    await world.send("work", n=1, user="b")
-    await world.send("work", n=2, user="a", urgent=True)
-    await world.rest()
-    assert seen == [2]
-    await world.send("work", n=3, user="b")
-    await world.rest()
-    assert seen == [2, [1, 3]]
-    await world.let_pass(minutes=1)
-    assert seen == [2, [1, 3], 0]
 
 
 async def test_an_open_batch_survives_restarts(world: World) -> None:
@@ -290,23 +247,3 @@ async def test_each_invoker_of_a_batch_gets_the_result(world: World) -> None:
         await world.rest()  # or their invocations might come in another order
     await world.let_pass(minutes=2)
     assert await world.outputs("invoker") == [[0, 1], [0, 1], 2]
-
-
-async def test_api_invocation_is_debounced(world: World) -> None:
-    world.recording("later", [], debounce=Debounce(period=10 * SECOND))
-    await world.open()
-    receipt = await world.engine.invoke("shop-later", data={"n": 7})
-    assert receipt.run_id is None
-    await world.let_pass(seconds=10)
-    (run,) = await world.engine.event_runs(receipt.event_id)
-    assert (await world.outputs("later"), run.status) == ([7], RunStatus.COMPLETED)
-
-
-async def test_options_that_exclude_each_other_are_refused(world: World) -> None:
-    batch_events = Batch(max_size=2, timeout=SECOND)
-    with pytest.raises(FunctionConfigInvalidError, match='function "work": batch_events and debounce cannot be used'):
-        world.recording("work", [], batch_events=batch_events, debounce=Debounce(period=SECOND))
-    with pytest.raises(FunctionConfigInvalidError, match='function "work": batch_events and priority cannot be used'):
-        world.recording("work", [], batch_events=batch_events, priority=Priority(run="1"))
-    world.recording("work", [], priority=Priority(run="event.data."))
-    assert "'shop-work': priority.run is not valid" in await world.refused()

@@ -46,23 +46,6 @@ async def test_a_run_that_sleeps_or_waits_holds_no_room(world: World) -> None:
     assert await world.outputs("nap") == [0, 1, 2]
 
 
-async def test_parallel_steps_count_one_each(world: World) -> None:
-    @world.function("many", concurrency=[Concurrency(limit=2)])
-    async def many(ctx: Context) -> object:
-        steps = [lambda n=n: ctx.step.run(f"s{n}", lambda: world.limit.pass_through(n)) for n in range(5)]
-        return await ctx.group.parallel(tuple(steps))
-
-    await world.open()
-    await world.send("many")
-    await world.limit.wait_for(0, 1)
-    world.limit.let_go(0)
-    await world.limit.wait_for(1, 2)
-    world.limit.open()
-    await world.rest()
-    assert await world.outputs("many") == [[0, 1, 2, 3, 4]]
-    assert world.limit.most_inside == 2
-
-
 async def test_each_key_has_its_own_room_and_both_limits_hold(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=3), Concurrency(limit=1, key="event.data.user")])
     await world.open()
@@ -153,15 +136,6 @@ async def test_throttle_spreads_starts_and_drops_no_event(world: World) -> None:
     runs = await world.runs("work")
     assert [round(world.seconds(run.started_at)) for run in runs] == [0, 0, 30, 60, 90, 120]
     assert [run.status for run in runs] == [RunStatus.COMPLETED] * 6
-
-
-async def test_throttle_counts_by_key(world: World) -> None:
-    world.recording("work", [], throttle=Throttle(limit=1, period=MINUTE, key="event.data.user"))
-    await world.open()
-    for n, user in enumerate(["a", "a", "b"]):
-        await world.send("work", n=n, user=user)
-    await world.let_pass(minutes=2)
-    assert [round(world.seconds(run.started_at)) for run in await world.runs("work")] == [0, 60, 0]
 
 
 async def test_only_the_start_of_a_run_is_throttled(world: World) -> None:
@@ -256,15 +230,3 @@ async def test_nothing_is_left_behind(world: World) -> None:
     await world.let_pass(minutes=2)
     assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
     assert world.rows("concurrency_keys", "queued_calls", "slots_used", "slots", "throttle_times") == 0
-
-
-async def test_only_the_start_is_throttled_of_a_run_that_also_needs_room(world: World) -> None:
-    @world.function("work", throttle=Throttle(limit=1, period=MINUTE), concurrency=[Concurrency(limit=1)])
-    async def work(ctx: Context) -> object:
-        await ctx.step.run("one", lambda: 1)
-        return await ctx.step.run("two", lambda: 2)
-
-    await world.open()
-    await world.send("work")
-    await world.rest()
-    assert await world.outputs("work") == [2]

@@ -7,7 +7,6 @@ from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Return
 from durably.engine.core.inputs import (
     AbortDeferred,
     Answered,
-    AwaitEvent,
     AwaitSignal,
     CancelRequested,
     Checkpointed,
@@ -17,7 +16,6 @@ from durably.engine.core.inputs import (
     DelaysSkipped,
     EndRun,
     Input,
-    Invoke,
     MakeCall,
     MakeRequest,
     Recovered,
@@ -31,9 +29,9 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.machine import advance, start
 from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, Policy, RunState, RunStatus
-from durably.protocol.engine_errors import CheckpointInvalidError, StaleCallError, TooLargeError
+from durably.protocol.engine_errors import StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
+from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op, Opcode, Userland
 
 POLICY = Policy(retry_delay=lambda attempt: 1000 * (attempt + 1), unreached_delay=lambda failures: 10 * (failures + 1))
@@ -112,31 +110,6 @@ def test_a_run_starts_with_a_discovery() -> None:
     assert (copied.memos, copied.bytes, copied.calls[0].memos_seen) == (2, 50, 2)
 
 
-def test_a_result_completes_the_run() -> None:
-    run = Run()
-    assert run.answer(Returned(b'{"ok":true}')) == [EndRun(RunStatus.COMPLETED, b'{"ok":true}')]
-    assert run.state.status == RunStatus.COMPLETED
-
-
-def test_a_failed_function_is_tried_again_with_backoff_until_its_attempts_are_used_up() -> None:
-    run = Run(max_attempts=3)
-    for attempt, delay in ((1, 1000), (2, 2000)):
-        run.answer(AttemptFailed(BOOM))
-        (call,) = run.state.calls
-        assert (call.attempt, call.due, call.error) == (attempt, NOW + delay, "Boom: broken")
-    run.answer(AttemptFailed(BOOM))
-    assert run.end.status == RunStatus.FAILED
-    assert run.error == {"name": "Boom", "message": "broken"}
-
-
-def test_retry_after_sets_the_time_and_no_retry_ends_it() -> None:
-    run = Run()
-    run.answer(AttemptFailed(BOOM, retry_at=NOW + 77_000))
-    assert run.state.calls[0].due == NOW + 77_000
-    run.answer(AttemptFailed(BOOM, no_retry=True))
-    assert run.end.status == RunStatus.FAILED
-
-
 def test_a_call_that_never_reached_the_app_uses_up_no_attempt() -> None:
     run = Run(max_attempts=1)
     for failures in range(50):
@@ -190,14 +163,6 @@ def test_delays_are_skipped_of_one_step_or_of_all() -> None:
     assert run.feed(DelaysSkipped()) == [], "a call that is made is not delayed"
 
 
-def test_the_delay_of_the_functions_own_attempt_is_skipped() -> None:
-    run = Run(max_attempts=3)
-    run.answer(AttemptFailed(BOOM))
-    (command,) = run.feed(DelaysSkipped())
-    assert isinstance(command, MakeCall)
-    assert (command.call.is_discovery, command.call.due, command.call.attempt) == (True, run.now, 1)
-
-
 def test_an_answer_without_ops_is_a_failed_attempt() -> None:
     run = Run(max_attempts=3)
     for _ in range(3):
@@ -216,61 +181,12 @@ def test_executed_step_is_memoised_and_discovery_continues_at_a_first_attempt() 
     assert commands[1:] == [MakeCall(Call(generation=3, due=NOW, memos_seen=1))]
 
 
-def test_a_failed_step_is_tried_again_then_memoised_as_an_error() -> None:
-    run = Run(max_attempts=2)
-    run.ops(raised())
-    (call,) = run.state.calls
-    assert (call.attempt, call.due, call.name) == (1, NOW + 1000, "step a")
-    commands = run.ops(raised())
-    assert commands[0] == WriteMemo(
-        "a", "step a", Opcode.STEP_RUN, b'{"error":{"name":"Boom","message":"broken"}}', attempts=2, failed=True
-    )
-    assert run.state.status == RunStatus.RUNNING
-    assert run.state.calls[0].attempt == 0
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [ReportedOps([raised()], no_retry=True), ReportedOps([op(Opcode.STEP_FAILED, error=BOOM)])],
-    ids=["header", "op"],
-)
-def test_a_step_that_failed_for_good_is_memoised_at_once(answer: ReportedOps) -> None:
-    run = Run()
-    run.answer(answer)
-    assert isinstance(run.commands[0], WriteMemo)
-    assert run.commands[0].failed
-
-
 def test_an_error_after_an_executed_step_in_the_same_answer_is_a_first_attempt() -> None:
     run = Run(max_attempts=2)
     run.answer(AttemptFailed(BOOM))
     commands = run.ops(ran("a"), raised("b"))
     assert kinds(commands) == [WriteMemo, MakeCall]
     assert [(call.attempt, call.due) for call in run.state.calls] == [(1, NOW + 1000)]
-
-
-def test_too_much_output_is_the_steps_error() -> None:
-    run = Run()
-    run.ops(ran(data=b'"' + b"x" * MAX_STEP_OUTPUT_BYTES + b'"'))
-    memo = run.commands[0]
-    assert isinstance(memo, WriteMemo)
-    assert memo.failed
-    assert b"StepOutputTooLargeError" in memo.memo
-    assert b"step a" in memo.memo
-
-
-def test_too_many_steps_fail_the_run() -> None:
-    run = Run()
-    for number in range(MAX_STEPS):
-        run.ops(ran(f"s{number}"))
-    run.ops(ran("more"))
-    assert run.error["name"] == "StepLimitError"
-
-
-def test_too_many_planned_steps_fail_the_run() -> None:
-    run = Run()
-    run.ops(*(planned(f"s{number}") for number in range(MAX_STEPS + 1)))
-    assert run.error["name"] == "StepLimitError"
 
 
 def test_the_step_limit_is_the_policys() -> None:
@@ -293,17 +209,6 @@ def test_a_fan_out_over_the_step_limit_starts_no_step() -> None:
     assert kinds(run.commands) == [EndRun]
     assert run.error["name"] == "StepLimitError"
     assert "it has 1 and requests 5 more" in run.error["message"]
-
-
-def test_a_fan_out_up_to_the_step_limit_is_carried_out() -> None:
-    run = Run()
-    run.policy = msgspec.structs.replace(POLICY, max_steps=5)
-    run.ops(ran("a"))
-    run.ops(*(planned(f"s{number}") for number in range(4)))
-    for number in range(4):
-        run.ops(ran(f"s{number}"), step=f"s{number}")
-    run.answer(Returned(b"1"))
-    assert run.end.status == RunStatus.COMPLETED
 
 
 @pytest.mark.parametrize("bad", ["Sleep", "NoSuchOp"])
@@ -350,23 +255,6 @@ def test_an_aborted_function_is_taken_back_for_good() -> None:
     assert kinds(run.ops(ran("c"), aborted(), deferred())) == [WriteMemo, MakeCall]
 
 
-def test_a_function_is_deferred_before_the_end_of_the_run() -> None:
-    run = Run()
-    assert kinds(run.ops(Op(op=Opcode.RUN_COMPLETE, data=msgspec.Raw(b"1")), deferred())) == [Defer, EndRun]
-    run = Run()
-    assert kinds(run.ops(op(Opcode.SLEEP, opts={"duration": "no duration"}), deferred())) == [Defer, EndRun]
-
-
-def test_checkpoint_may_defer_a_function() -> None:
-    run = Run()
-    (call,) = run.state.calls
-    assert kinds(run.feed(Checkpointed(call.generation, [deferred(), ran("a"), aborted()]))) == [
-        Defer,
-        WriteMemo,
-        AbortDeferred,
-    ]
-
-
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -403,31 +291,6 @@ def test_too_much_state_fails_the_run() -> None:
 # parallel steps
 
 
-def test_planned_steps_are_called_each_at_its_own_and_discovery_follows_the_last() -> None:
-    run = Run()
-    run.ops(planned("a"), planned("b"))
-    assert run.state.disable_immediate
-    assert [call.step_id for call in run.state.calls] == ["a", "b"]
-    assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo]
-    assert kinds(run.ops(ran("b"), step="b")) == [WriteMemo, MakeCall]
-    assert len(run.discoveries) == 1
-
-
-def test_racing_steps_ask_for_discovery_each() -> None:
-    run = Run()
-    run.ops(planned("a", race=True), planned("b", race=True))
-    assert kinds(run.ops(ran("a"), step="a")) == [WriteMemo, MakeCall]
-    assert len(run.discoveries) == 1
-
-
-def test_the_losers_of_a_race_delay_no_other_step() -> None:
-    run = Run()
-    run.ops(planned("a", race=True), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
-    run.ops(ran("a"), step="a")
-    run.ops(planned("after"), op(Opcode.SLEEP, "nap", race=True, opts={"duration": "1h"}))
-    assert kinds(run.ops(ran("after"), step="after")) == [WriteMemo, MakeCall]
-
-
 def test_an_app_older_than_parallel_modes_races_always() -> None:
     run = Run()
     run.answer(ReportedOps([planned("a"), planned("b")], races=True))
@@ -462,28 +325,12 @@ def test_a_discovery_that_has_yet_to_be_made_grants_all_wishes() -> None:
     assert not run.state.discover_again
 
 
-def test_each_planned_step_has_attempts_of_its_own() -> None:
-    run = Run(max_attempts=2)
-    run.ops(planned("a"), planned("b"))
-    run.ops(raised("a"), step="a")
-    run.ops(ran("b"), step="b")
-    assert [(call.step_id, call.attempt) for call in run.state.calls] == [("a", 1)]
-    assert kinds(run.ops(raised("a"), step="a")) == [WriteMemo, MakeCall]
-
-
 def test_steps_already_known_are_ignored() -> None:
     run = Run()
     run.ops(planned("a", race=True), op(Opcode.SLEEP, "z", opts={"duration": "1h"}))
     run.ops(ran("a"), step="a")
     commands = run.ops(ran("a"), planned("b"), op(Opcode.SLEEP, "z", opts={"duration": "1h"}), memoised=("a",))
     assert commands == [MakeCall(Call(generation=4, due=NOW, step_id="b", name="step b", memos_seen=1))]
-
-
-def test_a_result_in_a_targeted_call_completes_the_run() -> None:
-    run = Run()
-    run.ops(planned("a"), planned("b"))
-    run.answer(Returned(b"1"), step="b")
-    assert run.end.status == RunStatus.COMPLETED
 
 
 def test_a_targeted_call_that_leaves_its_step_undone_has_failed() -> None:
@@ -493,14 +340,6 @@ def test_a_targeted_call_that_leaves_its_step_undone_has_failed() -> None:
     assert next(call for call in run.state.calls if call.step_id == "a").attempt == 1
     run.ops(planned("a"), step="a")
     assert run.error["name"] == "NothingAskedError"
-
-
-def test_a_step_not_found_though_nothing_has_happened_since_fails_the_run() -> None:
-    run = Run()
-    run.ops(planned("a"), planned("b"))
-    run.ops(op(Opcode.STEP_NOT_FOUND, "a"), step="a")
-    assert run.error["name"] == "StepNotFoundError"
-    assert "step a" in run.error["message"]
 
 
 def test_a_step_not_found_since_another_won_is_given_up() -> None:
@@ -566,58 +405,12 @@ def test_sleep_ends_at_its_time(sleep: Op, until: int) -> None:
     assert run.feed(TimerFired("a")) == []
 
 
-def test_event_wait_resolves_with_its_event() -> None:
-    run = Run()
-    opts = {"event": "paid", "if": "async.data.id == event.data.id", "timeout": "1h"}
-    (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, opts=opts))
-    assert isinstance(command, AwaitEvent)
-    assert (command.event, command.expression, command.until) == (
-        "paid",
-        opts["if"],
-        NOW + 3_600_000,
-    )
-    commands = run.feed(WaitResolved("a", b'{"name":"paid"}'))
-    assert commands[1] == WriteMemo("a", "step a", Opcode.WAIT_FOR_EVENT, b'{"name":"paid"}')
-
-
-def test_an_event_wait_without_a_timeout_ends_now() -> None:
-    run = Run()
-    (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, name="paid"))
-    assert isinstance(command, AwaitEvent)
-    assert (command.event, command.until) == ("paid", NOW)
-
-
 def test_signal_wait_ends_after_a_year() -> None:
     run = Run()
     (command,) = run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "replace"}))
     assert isinstance(command, AwaitSignal)
     assert command.replaces
     assert command.until == NOW + 365 * 86_400_000
-
-
-def test_a_signal_conflict_fails_the_run() -> None:
-    run = Run()
-    run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "fail"}))
-    run.feed(SignalConflicted("a", "go"))
-    assert run.error["name"] == "SignalConflictError"
-    assert "'go'" in run.error["message"]
-
-
-def test_invoke_and_its_timeout() -> None:
-    run = Run()
-    opts = {"function_id": "app-child", "payload": {"data": {"n": 1}}, "timeout": "1m"}
-    (command,) = run.ops(op(Opcode.INVOKE_FUNCTION, opts=opts))
-    assert isinstance(command, Invoke)
-    assert (command.function_id, command.until) == ("app-child", NOW + 60_000)
-    run.feed(TimerFired("a"))
-    memo = run.commands[1]
-    assert isinstance(memo, WriteMemo)
-    assert msgspec.json.decode(memo.memo) == {
-        "error": {
-            "name": "InngestInvokeTimeoutError",
-            "message": "Timed out waiting for invoked function to complete",
-        }
-    }
 
 
 @pytest.mark.parametrize(
@@ -708,30 +501,6 @@ def test_checkpoint_memoises_and_the_call_continues_at_a_first_attempt() -> None
     assert run.state.calls[0].attempt == 1
 
 
-def test_a_checkpoint_sent_twice_changes_nothing_the_second_time() -> None:
-    run = Run()
-    run.feed(Checkpointed(1, [ran("a")]))
-    assert run.feed(Checkpointed(1, [ran("a")], frozenset({"a"}))) == []
-    assert run.state.memos == 1
-
-
-def test_the_answer_may_repeat_checkpointed_steps() -> None:
-    run = Run()
-    run.feed(Checkpointed(1, [ran("a")]))
-    run.ops(ran("a"), memoised=("a",))
-    assert len(run.discoveries) == 1
-    assert run.state.memos == 1
-
-
-@pytest.mark.parametrize("kind", [Opcode.SLEEP, Opcode.STEP_ERROR, Opcode.RUN_COMPLETE, Opcode.INVOKE_FUNCTION])
-def test_op_that_needs_a_decision_in_a_checkpoint_is_refused(kind: Opcode) -> None:
-    run = Run()
-    before = run.state
-    with pytest.raises(CheckpointInvalidError, match="step a"):
-        run.feed(Checkpointed(1, [ran("b"), op(kind)]))
-    assert run.state == before
-
-
 def test_a_checkpoint_that_is_too_large_is_refused_whole() -> None:
     run = Run()
     before = run.state
@@ -741,14 +510,6 @@ def test_a_checkpoint_that_is_too_large_is_refused_whole() -> None:
 
 
 # the rest
-
-
-def test_run_complete_and_discovery_request() -> None:
-    run = Run()
-    assert kinds(run.ops(Op(op=Opcode.DISCOVERY_REQUEST))) == [MakeCall]
-    run.ops(ran("a"), Op(op=Opcode.RUN_COMPLETE, data=msgspec.Raw(b"7")))
-    assert kinds(run.commands) == [WriteMemo, EndRun]
-    assert run.end.output == b"7"
 
 
 def test_a_step_that_fails_beside_a_wish_for_discovery_uses_up_its_attempts() -> None:
@@ -767,14 +528,6 @@ def test_an_app_that_only_asks_for_discovery_uses_up_its_attempts() -> None:
         assert [call.attempt for call in run.discoveries] == [attempt]
     run.ops(Op(op=Opcode.DISCOVERY_REQUEST))
     assert run.error["name"] == "NothingAskedError"
-
-
-def test_discovery_follows_at_once_where_steps_were_checkpointed() -> None:
-    run = Run()
-    (call,) = run.discoveries
-    run.feed(Checkpointed(call.generation, [ran("a")]))
-    run.ops(Op(op=Opcode.DISCOVERY_REQUEST))
-    assert [(call.attempt, call.due) for call in run.discoveries] == [(0, NOW)]
 
 
 def test_recovery_gives_calls_under_way_a_new_generation_and_leaves_others() -> None:
@@ -797,19 +550,3 @@ def test_a_clock_that_was_set_back_neither_strands_a_call_at_a_restart_nor_loses
     (command,) = run.feed(Recovered())
     assert isinstance(command, MakeCall)
     assert (command.call.is_discovery, command.call.due) == (True, run.now)
-
-
-def test_a_run_state_of_an_earlier_version_is_read() -> None:
-    """Fields that are added later have defaults."""
-    from durably.engine.core.run_state import decode_run_state
-
-    oldest = {
-        "version": 1,
-        "status": "Running",
-        "max_attempts": 5,
-        "generation": 3,
-        "calls": [{"generation": 3, "due": 1}],
-    }
-    state = decode_run_state(msgspec.msgpack.encode(oldest))
-    assert isinstance(state, RunState)
-    assert state.calls == (Call(generation=3, due=1),)

@@ -19,13 +19,11 @@ from durably.engine.sqlite import database
 from durably.engine.sqlite.database import open_database, take_ownership
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.engine_errors import (
     DatabaseCorruptError,
     DatabaseLockedError,
     DatabaseLostError,
-    DatabaseTooNewError,
     EngineClosedError,
     StaleCallError,
 )
@@ -43,43 +41,6 @@ async def test_one_engine_owns_a_database(path: Path) -> None:
             await SqliteEngine.open(path, QUICK)
     async with opened(path):
         pass
-
-
-async def test_missing_directories_are_created(tmp_path: Path) -> None:
-    async with opened(tmp_path / "deep" / "down" / "engine.db") as engine:
-        assert await engine.list_runs() == []
-
-
-async def test_a_newer_database_is_refused_and_left_alone(path: Path) -> None:
-    async with opened(path):
-        pass
-    connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    connection.close()
-    with pytest.raises(DatabaseTooNewError, match="update Durably"):
-        await SqliteEngine.open(path, QUICK)
-    connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
-    connection.close()
-
-
-@pytest.fixture
-def text_file(path: Path) -> Path:
-    path.write_bytes(b"this is a text file, and by no means a database" * 100)
-    return path
-
-
-async def test_non_database_is_refused(text_file: Path) -> None:
-    with pytest.raises(DatabaseCorruptError, match=r"engine\.db"):
-        await SqliteEngine.open(text_file, QUICK)
-
-
-async def test_another_programs_database_is_refused(path: Path) -> None:
-    connection = sqlite3.connect(path)
-    connection.execute("CREATE TABLE customers (id INTEGER)")
-    connection.close()
-    with pytest.raises(DatabaseCorruptError, match="another program"):
-        await SqliteEngine.open(path, QUICK)
 
 
 def change(path: Path, statement: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import random
-import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,58 +13,20 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.model.runs import RunStatus, UpdateKind
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.maintenance import check_database
 from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is, until
-from ..small_app import SDK_HEADERS, SmallApp, StepFailed, Steps
+from ..small_app import SDK_HEADERS, SmallApp, Steps
 from .test_error_handling import trying_again as trying_again
 
 HOUR = 3_600_000
 
 
 # the disk
-
-
-@contextlib.contextmanager
-def files_limited_to(size: int) -> Iterator[None]:
-    """No file of this process grows beyond so many bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-async def test_full_disk_is_logged_and_loses_nothing(path: Path, app: SmallApp, trying_again: asyncio.Event) -> None:
-    """Acknowledged events are stored, refused ones are not, and calls under way wait for space."""
-
-    @app.function("f")
-    def f(steps: Steps) -> object:
-        return steps.run("a", lambda: "x" * 500_000)
-
-    async with opened(path) as engine:
-        await engine.sync_app(app.sync_request())
-        app.gate.clear()
-        run_id = await only_run(engine, await send(engine, "f"))
-        await app.wait_for_calls(1)
-        log = path.with_name("engine.db-wal")
-        accepted: list[str] = []
-        with files_limited_to(log.stat().st_size + 200_000):
-            with pytest.raises(DatabaseUnavailableError, match="cannot be used now"):
-                await fill(engine, accepted)
-            assert accepted
-            app.gate.set()
-            await trying_again.wait()
-        assert output(await ended(engine, run_id)) == "x" * 500_000
-        assert app.executions["a"] == 1
-        stored = {event.id for event in await engine.list_events(name="e", limit=100)}
-        assert stored == set(accepted)
-    assert check_database(path) == []
 
 
 async def fill(engine: SqliteEngine, accepted: list[str]) -> None:
@@ -150,48 +111,6 @@ def damage(path: Path, rng: random.Random) -> None:
 
 
 # the app
-
-
-@pytest.mark.parametrize("answered", [b"", b"HTTP/1.1 206 OK\r\nx-inngest-sdk: py:v1\r\ncontent-length: 500\r\n\r\n[{"])
-async def test_an_app_that_hangs_up_half_way_is_called_again(answered: bytes, engine: SqliteEngine) -> None:
-    calls = 0
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal calls
-        calls += 1
-        state = await reader.readuntil(b"\r\n\r\n")
-        length = int(state.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-        await reader.readexactly(length)
-        fine = b"HTTP/1.1 200 OK\r\nx-inngest-sdk: py:v1\r\ncontent-length: 6\r\n\r\n" + b'"fine"'
-        writer.write(answered if calls == 1 else fine)
-        await writer.drain()
-        writer.close()
-
-    app = SmallApp()
-    app.function("f", retries=1)(lambda steps: None)
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        app.url = "http://{}:{}/api".format(*server.sockets[0].getsockname())
-        await engine.sync_app(app.sync_request())
-        with engine.watch() as updates:
-            run = await run_to_end(engine, "f")
-            assert output(run) == "fine"
-            kinds = [await anext(updates) for _ in range(3)]
-    assert [update.kind for update in kinds] == [UpdateKind.RUN_STARTED, UpdateKind.RETRYING, UpdateKind.RUN_COMPLETED]
-    assert calls == 2
-
-
-async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("f")
-    def f(steps: Steps) -> object:
-        try:
-            steps.run("large", lambda: "x" * 5 * 1024 * 1024)
-        except StepFailed as failure:
-            return failure.args
-
-    await engine.sync_app(app.sync_request())
-    message, name = output(await run_to_end(engine, "f"))
-    assert name == "StepOutputTooLargeError"
-    assert "step 'large' returned 5242882 bytes; at most 4194304 are allowed" in message
 
 
 async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: SmallApp) -> None:
@@ -283,30 +202,6 @@ async def test_whichever_way_the_clock_steps_a_tick_fires_once(path: Path, app: 
         clock.offset += 5 * HOUR
         await until_fired(5)
     assert fired == ["13:00", "checked", "checked", "14:00", "19:00"]
-
-
-async def test_throttled_runs_start_after_the_clock_was_set_back(path: Path, app: SmallApp) -> None:
-    app.function("f", throttle={"limit": 2, "period": "1s"})(lambda steps: "fine")
-    clock = JumpyClock()
-    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
-        await engine.sync_app(app.sync_request())
-        waiting = [await only_run(engine, await send(engine, "f")) for _ in range(3)]
-        clock.offset -= HOUR
-        for run_id in waiting:
-            assert output(await ended(engine, run_id)) == "fine"
-        assert output(await run_to_end(engine, "f")) == "fine"
-
-
-async def test_a_rate_limit_takes_events_after_the_clock_was_set_back(path: Path, app: SmallApp) -> None:
-    app.function("f", rateLimit={"limit": 20, "period": "1s"})(lambda steps: "fine")
-    clock = JumpyClock()
-    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
-        await engine.sync_app(app.sync_request())
-        await run_to_end(engine, "f")
-        clock.offset -= HOUR
-        async with asyncio.timeout(20):
-            while not await engine.event_runs(await send(engine, "f")):
-                pass
 
 
 async def test_a_clock_that_is_set_back_while_the_engine_is_down(path: Path, app: SmallApp) -> None:

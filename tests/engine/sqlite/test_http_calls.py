@@ -14,19 +14,16 @@ from aiohttp import web
 from durably.engine.core import calls
 from durably.engine.core.calls import Answer, AnswerVerification, CallData, build_body, to_sign
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.runs import RunStatus, UpdateKind
+from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import call_dispatch
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.outbox import ScheduledCall
-from durably.protocol.call import function_uuid
 from durably.protocol.headers import ServerKind
-from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_REQUEST_BYTES
-from durably.protocol.opcodes import hash_step_id
 from durably.protocol.signatures import verify
 
 from ..conftest import QUICK, ended, only_run, opened, output, run_to_end, send
-from ..small_app import SDK_HEADERS, SmallApp, Steps, serve
+from ..small_app import SmallApp, Steps, serve
 
 KEY = "signkey-test-0123456789abcdef0123456789abcdef"
 
@@ -92,50 +89,6 @@ async def test_the_calls_of_a_sequential_run_are_made_without_reading(
     assert not reads
 
 
-async def test_call_has_memos_events_and_headers(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("shown", retries=2)
-    def shown(steps: Steps) -> object:
-        steps.run("a", lambda: 1)
-
-    await engine.sync_app(app.sync_request())
-    run = await run_to_end(engine, "shown", n=1)
-    body = json.loads(app.bodies[1])
-    (event,) = await engine.list_events(name="shown")
-    assert body == {
-        "ctx": {
-            "attempt": 0,
-            "disable_immediate_execution": False,
-            "env": "",
-            "fn_id": function_uuid("app-shown"),
-            "function_slug": "app-shown",
-            "generation_id": 2,
-            "job_id": f"{run.id}.step",
-            "max_attempts": 3,
-            "qi_id": f"{run.id}.2",
-            "request_id": f"{run.id}.2",
-            "run_id": run.id,
-            "stack": {"current": 1, "stack": [hash_step_id("a")]},
-            "step_id": "step",
-            "use_api": False,
-        },
-        "event": {"id": event.id, "name": "shown", "data": {"n": 1}, "ts": event.event.ts, "user": {}},
-        "events": [body["event"]],
-        "steps": {hash_step_id("a"): {"data": 1}},
-        "use_api": False,
-        "version": -1,
-    }
-    request = app.requests[1]
-    assert dict(request.query) == {"fnId": "app-shown", "stepId": "step"}
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    assert headers["x-inngest-server-kind"] == "dev"
-    assert headers["x-run-id"] == run.id
-    assert headers["x-request-id"] == f"{run.id}.2"
-    assert headers["x-inngest-generation-id"] == "2"
-    assert headers["x-inngest-job-id"] == f"{run.id}.step"
-    assert headers["content-type"] == "application/json"
-    assert "x-inngest-signature" not in headers
-
-
 async def test_signed_calls_are_canonical(path: Path, app: SmallApp) -> None:
     """Their signature holds for the bytes as they are, and in canonical form; of a database from unsigned days too."""
 
@@ -159,69 +112,8 @@ async def test_signed_calls_are_canonical(path: Path, app: SmallApp) -> None:
     assert len([request for request in app.requests if "x-inngest-signature" in request.headers]) == 6
 
 
-async def test_a_large_state_is_fetched_from_the_api(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("large")
-    def large(steps: Steps) -> object:
-        if steps.call.ctx.use_api:
-            return "to be fetched"
-        steps.run("a", lambda: "x" * (MAX_CALL_BODY_BYTES - 100))
-        return None
-
-    await engine.sync_app(app.sync_request())
-    run = await run_to_end(engine, "large", n=1)
-    assert output(run) == "to be fetched"
-    body = json.loads(app.bodies[1])
-    assert body["use_api"] is body["ctx"]["use_api"] is True
-    assert (body["steps"], body["events"], body["event"]["name"]) == ({}, [], "large")
-    actions = await engine.run_actions(run.id)
-    assert actions is not None
-    assert len(json.loads(bytes(actions))[hash_step_id("a")]["data"]) == MAX_CALL_BODY_BYTES - 100
-    batch = await engine.run_batch(run.id)
-    assert batch is not None
-    assert json.loads(bytes(batch)) == [body["event"]]
-
-
 def bare(status: int, body: bytes, **headers: str) -> web.Response:
     return web.Response(status=status, body=body, headers={name.replace("_", "-"): v for name, v in headers.items()})
-
-
-@pytest.mark.parametrize(
-    ("answer", "name", "reason"),
-    [
-        (bare(200, b"<html>Log in</html>"), "NotAnAppError", "no x-inngest-sdk header"),
-        (bare(206, b"[]"), "NotAnAppError", "no x-inngest-sdk header"),
-        (bare(200, b"{nonsense", x_inngest_sdk="py:v1"), "AnswerInvalidError", "is not JSON"),
-        (bare(206, b"{nonsense", x_inngest_sdk="py:v1"), "AnswerInvalidError", "is not a list of ops"),
-        (bare(206, b'[{"id": 5}]', x_inngest_sdk="py:v1"), "AnswerInvalidError", "is not a list of ops"),
-        (bare(206, b"[]", x_inngest_sdk="py:v1"), "NothingAskedError", "without a new step"),
-        (bare(201, b"   ", x_inngest_sdk="py:v1"), "AnswerInvalidError", "cut short"),
-        (bare(502, b"Bad Gateway"), "CallFailedError", "something other than the app (a proxy, perhaps) answered with"),
-        (bare(500, b"", x_inngest_sdk="py:v1"), "CallFailedError", "the app answered with status 500"),
-        (bare(500, b'"{\\"name\\":\\"Boom\\",\\"message\\":\\"twice encoded\\"}"'), "Boom", "twice encoded"),
-        (bare(302, b"", location="http://127.0.0.1/"), "CallFailedError", "status 302"),
-        (bare(401, b'{"code":"sig_verification_failed","message":"bad signature"}'), "Error", "bad signature"),
-        (
-            bare(200, b"0" + b" " * (MAX_REQUEST_BYTES + 1), x_inngest_sdk="py:v1"),
-            "AnswerTooLargeError",
-            "more than",
-        ),
-        (
-            bare(200, b'"' + b"x" * (4 * 1024 * 1024) + b'"', x_inngest_sdk="py:v1"),
-            "OutputTooLargeError",
-            "at most 4194304",
-        ),
-    ],
-)
-async def test_malformed_answers_fail_the_attempt(
-    engine: SqliteEngine, app: SmallApp, answer: web.Response, name: str, reason: str
-) -> None:
-    simple(app)
-    app.before = lambda call: answer
-    await engine.sync_app(app.sync_request())
-    run = await run_to_end(engine, "simple")
-    assert run.status == RunStatus.FAILED
-    assert output(run)["name"] == name
-    assert reason in output(run)["message"]
 
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -247,31 +139,6 @@ async def test_an_answer_nested_too_deeply_fails_the_run_at_once(
     assert "nested too deeply" in output(run)["message"]
 
 
-@pytest.mark.parametrize("body", [b'"\\"streamed\\""', b'"streamed"', b'{"plain":1}'])
-async def test_streamed_answer_is_read_from_its_envelope(engine: SqliteEngine, app: SmallApp, body: bytes) -> None:
-    simple(app)
-    content = b'     {"status":200,"headers":{"X-Inngest-SDK":"py:v1","x-odd":null},"body":' + body + b"}"
-    app.before = lambda call: bare(201, content)
-    await engine.sync_app(app.sync_request())
-    run = await run_to_end(engine, "simple")
-    inner = msgspec.json.decode(body)
-    if isinstance(inner, str) and not inner.startswith('"'):
-        assert output(run)["name"] == "AnswerInvalidError"
-    else:
-        assert output(run) == (msgspec.json.decode(inner) if isinstance(inner, str) else inner)
-
-
-async def test_streamed_error_fails_the_attempt(engine: SqliteEngine, app: SmallApp) -> None:
-    simple(app, retries=3)
-    error = json.dumps({"name": "Boom", "message": "in the stream"})
-    headers = {**SDK_HEADERS, "x-inngest-no-retry": "true"}
-    content = json.dumps({"status": 500, "headers": headers, "body": error}).encode()
-    app.before = lambda call: bare(201, content)
-    await engine.sync_app(app.sync_request())
-    run = await run_to_end(engine, "simple")
-    assert (run.status, output(run)["message"], len(app.calls)) == (RunStatus.FAILED, "in the stream", 1)
-
-
 async def test_an_app_that_is_down_is_called_until_it_is_back(engine: SqliteEngine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
@@ -292,29 +159,6 @@ async def test_an_app_that_is_down_is_called_until_it_is_back(engine: SqliteEngi
         run = await ended(engine, run_id)
     assert output(run) == "fine"
     assert [call.ctx.attempt for call in app.calls] == [0]
-
-
-async def test_an_answer_that_breaks_off_uses_up_an_attempt(engine: SqliteEngine, app: SmallApp) -> None:
-    simple(app, retries=1)
-
-    def break_off(call: object) -> web.StreamResponse | None:
-        if len(app.calls) == 1:
-            transport = app.requests[-1].transport
-            assert transport is not None
-            transport.close()
-        return None
-
-    app.before = break_off
-    await engine.sync_app(app.sync_request())
-    with engine.watch() as updates:
-        await send(engine, "simple")
-        async for update in updates:
-            if update.kind == UpdateKind.RETRYING:
-                assert update.error is not None
-                assert "CallLostError" in update.error
-            if update.kind == UpdateKind.RUN_COMPLETED:
-                break
-    assert [call.ctx.attempt for call in app.calls] == [0, 1]
 
 
 async def test_a_call_that_takes_too_long(path: Path, app: SmallApp) -> None:
@@ -339,16 +183,6 @@ async def test_no_more_calls_than_allowed_are_under_way(path: Path, app: SmallAp
         assert flying == [True] * 3 + [False] * 5
         app.gate.set()
         assert [output(await ended(engine, run_id)) for run_id in runs] == ["fine"] * 8
-
-
-async def test_connections_are_reused(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("several")
-    def several(steps: Steps) -> object:
-        return [steps.run(step) for step in "abcd"]
-
-    await engine.sync_app(app.sync_request())
-    await run_to_end(engine, "several")
-    assert len({request.transport for request in app.requests}) == 1
 
 
 async def test_a_large_call_is_canonicalised_off_the_event_loop(

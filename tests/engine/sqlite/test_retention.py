@@ -97,18 +97,6 @@ async def test_events_are_recognised_for_a_day_whatever_the_retention(path: Path
             assert (await engine.send_events([event]) == [first]) == is_known
 
 
-async def test_without_retention_everything_is_kept(path: Path, app: SmallApp) -> None:
-    define(app)
-    clock = ShiftedClock(-3000 * DAY)
-    settings: EngineSettings = msgspec.structs.replace(QUICK, clock=clock)
-    async with opened(path, settings) as engine:
-        await engine.sync_app(app.sync_request())
-        run = await run_to_end(engine, "short")
-    clock.offset = 0
-    async with opened(path, settings) as engine:
-        assert await engine.get_run(run.id) == run
-
-
 async def test_file_size_is_bounded_under_load(path: Path, app: SmallApp) -> None:
     define(app)
     clock = ShiftedClock()

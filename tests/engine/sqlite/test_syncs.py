@@ -6,13 +6,9 @@ import msgspec
 import pytest
 
 from durably.engine.model.overview import SyncResult
-from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import SyncRequest, decode_sync
-
-from ..conftest import ended, only_run, run_to_end, send
-from ..small_app import SmallApp, Steps
 
 
 def request(*functions: dict[str, Any], app: str = "shop") -> SyncRequest:
@@ -74,25 +70,6 @@ async def test_synced_functions_are_listed(engine: SqliteEngine) -> None:
     )
     assert [function.id for function in await engine.list_app_functions("shop") or []] == ["shop-b"]
     assert await engine.list_app_functions("other") is None
-
-
-async def test_app_has_the_functions_of_its_last_sync(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("old", event="x")
-    def old(steps: Steps) -> object:
-        return "old"
-
-    await engine.sync_app(app.sync_request())
-    await run_to_end(engine, "x")
-    app.functions.clear()
-
-    @app.function("new", event="x")
-    def new(steps: Steps) -> object:
-        return "new"
-
-    await engine.sync_app(app.sync_request())
-    run = await engine.get_run(await only_run(engine, await send(engine, "x")))
-    assert run is not None
-    assert run.function_id == "app-new"
 
 
 @pytest.mark.parametrize(
@@ -177,18 +154,6 @@ async def test_nothing_of_a_refused_sync_is_kept(engine: SqliteEngine) -> None:
     with pytest.raises(ConfigInvalidError):
         await engine.sync_app(request(config("shop-good"), config(idempotency="(")))
     assert [function.id for function in await engine.list_app_functions("shop") or []] == ["shop-before"]
-
-
-async def test_a_function_without_triggers_is_there_to_be_invoked(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("quiet", triggers=[])
-    def quiet(steps: Steps) -> object:
-        return "invoked"
-
-    await engine.sync_app(app.sync_request())
-    assert await engine.event_runs(await send(engine, "x")) == []
-    receipt = await engine.invoke("app-quiet", data={})
-    assert receipt.run_id is not None
-    assert (await ended(engine, receipt.run_id)).status is RunStatus.COMPLETED
 
 
 async def test_missing_duplicate_or_long_ids_are_refused(engine: SqliteEngine) -> None:

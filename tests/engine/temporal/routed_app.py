@@ -14,9 +14,9 @@ from ulid import ULID
 from durably.engine.core.calls import Answer, CallData, build_body, read_answer
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
-from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.messages import CallInput
 from durably.protocol.call import decode_call
 from durably.protocol.events import EventReceipt
 from durably.protocol.sync import SyncRequest

@@ -19,11 +19,11 @@ from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
 from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
+from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import ActivityCaller
-from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workers import ProcessWorkers
-from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.functions.function import Function
 from durably.protocol.limits import MAX_STEPS
 

@@ -17,9 +17,9 @@ from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue
-from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.messages import CallInput
 from durably.protocol.call import CheckpointRequest
 
 from ...waiting import async_eventually

@@ -10,8 +10,8 @@ from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ...temporal.dev_server import DevServer
 from .running_apps import make_client

@@ -15,8 +15,7 @@ from durably.cli.dev import DevOptions
 from durably.cli.dev import DevServer as CommandDevServer
 from durably.cli.group import durably as durably_command
 from durably.cli.text import Console
-from durably.engine.model.runs import Run, RunUpdate, StoredEvent, UpdateKind
-from durably.engine.temporal.reports.event_lists import EventLists
+from durably.engine.model.runs import RunUpdate, UpdateKind
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually
@@ -70,8 +69,6 @@ async def test_commands_ask_the_server(server: DevServer) -> None:
         assert (await engine.wait_for_run(napping.id)).status == "Completed"
         again = (await run_on(server, "runs", "rerun", napping.id)).strip()
         assert "Cancelled" in await run_on(server, "runs", "cancel", again)
-        assert event_id in await run_on(server, "events", "list", "--name", app.app_id)
-        assert function_id in await run_on(server, "top", "--once")
         assert "ready" in await run_on(server, "health")
 
 
@@ -92,32 +89,6 @@ async def test_an_event_that_starts_no_run_is_sent(server: DevServer) -> None:
         assert (sent["unmatched"], sent["runs"]) == (None, [])
         assert "an engine on Temporal lists runs about a second after their start" in sent["notes"][0]
         assert (await engine.wait_for_run(run_.id)).status == "Cancelled"
-
-
-async def test_a_run_that_is_listed_late_is_named_by_send(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The list has the run between the question for the runs and the one for the event."""
-    app = new_app()
-
-    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
-    async def go(ctx: durably.Context) -> None: ...
-
-    async with serving(server.address, app, [go]) as engine:
-        event_runs, find = EventLists.runs, EventLists.find
-        is_listed = False
-
-        async def runs_before(self: EventLists, event_id: str) -> list[Run]:
-            return await event_runs(self, event_id) if is_listed else []
-
-        async def find_later(self: EventLists, event_id: str) -> StoredEvent | None:
-            nonlocal is_listed
-            is_listed = True
-            return await async_eventually(lambda: find(self, event_id), "the event to be listed")
-
-        monkeypatch.setattr(EventLists, "runs", runs_before)
-        monkeypatch.setattr(EventLists, "find", find_later)
-        sent = json.loads(await run_on(server, "send", app.app_id, "--json"))
-        (run_,) = await ended_runs(engine, sent["id"])
-        assert [each["run_id"] for each in sent["runs"]] == [run_.id]
 
 
 async def test_starts_and_ends_of_runs_are_followed(server: DevServer) -> None:

@@ -19,7 +19,6 @@ from ...conformance.test_engine_checkpoints import test_steps_are_stored_while_t
 from ...conformance.test_engine_defers import later, test_a_deferred_function_starts_once_the_run_has_ended
 from ...conformance.test_engine_events import (
     test_a_completed_run_is_finished,
-    test_events_that_start_runs_are_listed,
 )
 from ...conformance.test_engine_steps import (
     test_planned_steps_are_called_each_and_discovery_follows_once_all_have_ended,
@@ -37,7 +36,6 @@ __all__ = [
     "test_a_deferred_function_starts_once_the_run_has_ended",
     "test_a_function_that_is_synced_no_more_is_triggered_no_more",
     "test_an_invoked_function_gets_the_data_and_its_output_is_the_memo",
-    "test_events_that_start_runs_are_listed",
     "test_planned_steps_are_called_each_and_discovery_follows_once_all_have_ended",
     "test_run_complete_completes_the_run_with_its_data",
     "test_steps_are_stored_while_the_call_continues",

@@ -1,4 +1,7 @@
-"""Histories of released versions replay: a changed machine or workflow continues the runs of the version before."""
+"""Histories replay: those of released versions, and new ones, so that a changed workflow continues its runs.
+
+``python -m tests.engine.temporal.histories tests/engine/temporal/histories/VERSION`` records those of a version.
+"""
 
 from pathlib import Path
 
@@ -12,6 +15,9 @@ from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.runs import run_workflow
 from durably.engine.temporal.workers import WORKFLOWS
 
+from .histories.__main__ import record
+
+KINDS = {"run", "wait", "topic", "function", "app"}
 FILES = sorted(Path(__file__).with_name("histories").glob("*/*.json"))
 
 
@@ -19,22 +25,28 @@ def replayer() -> Replayer:
     return Replayer(workflows=WORKFLOWS, data_converter=DATA_CONVERTER, workflow_runner=UnsandboxedWorkflowRunner())
 
 
-def read(path: Path) -> WorkflowHistory:
-    text = path.read_text()
+def read(content: bytes) -> WorkflowHistory:
+    text = content.decode()
     attributes = msgspec.json.decode(text)["events"][0]["workflowExecutionStartedEventAttributes"]
     return WorkflowHistory.from_json(attributes["workflowId"], text)
 
 
-async def test_histories_of_released_versions_replay() -> None:
-    assert {path.stem.partition("-")[2] for path in FILES} >= {"run", "wait", "topic", "function", "app"}
-    for path in FILES:
-        result = await replayer().replay_workflow(read(path), raise_on_replay_failure=False)
-        assert result.replay_failure is None, f"{path.parent.name}/{path.name}: {result.replay_failure}"
+@pytest.mark.parametrize("version", sorted({path.parent.name for path in FILES}))
+async def test_histories_of_a_released_version_replay(version: str) -> None:
+    files = [path for path in FILES if path.parent.name == version]
+    assert {path.stem.partition("-")[2] for path in files} >= KINDS
+    for path in files:
+        result = await replayer().replay_workflow(read(path.read_bytes()), raise_on_replay_failure=False)
+        assert result.replay_failure is None, f"{version}/{path.name}: {result.replay_failure}"
 
 
-async def test_a_changed_workflow_does_not_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The histories detect a change: a workflow that ends runs without their events."""
+@pytest.mark.slow
+async def test_recorded_histories_replay_and_detect_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    histories = {name.removesuffix(".json").partition("-")[2]: content for name, content in (await record()).items()}
+    assert set(histories) >= KINDS
+    for name, content in histories.items():
+        result = await replayer().replay_workflow(read(content), raise_on_replay_failure=False)
+        assert result.replay_failure is None, f"{name}: {result.replay_failure}"
     monkeypatch.setattr(run_workflow, "run_end_events", lambda result, triggers: [])
-    (path, *_) = [path for path in FILES if path.stem.endswith("-run")]
-    result = await replayer().replay_workflow(read(path), raise_on_replay_failure=False)
+    result = await replayer().replay_workflow(read(histories["run"]), raise_on_replay_failure=False)
     assert isinstance(result.replay_failure, NondeterminismError)

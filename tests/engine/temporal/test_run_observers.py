@@ -23,8 +23,7 @@ from durably.engine.api.metrics import CATALOGUE, Metric
 from durably.engine.core.inputs import EndRun
 from durably.engine.model.runs import Run
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.process_monitor import LiveRuns
-from durably.engine.temporal.runs.run_changes import RunChanges
+from durably.engine.temporal.observers import RunChanges
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually
@@ -218,62 +217,6 @@ async def test_the_end_of_each_run_is_logged(make_engine: MakeEngine, caplog: py
         ("ERROR", failed.id, "failed", failed.event_id),
     ]
     assert lines[1].getMessage().endswith(": ValueError: declined")
-
-
-async def test_unreachable_server_keeps_the_other_metrics() -> None:
-    with DevServer() as own_server:
-        async with opened(TemporalEngine(own_server.address)) as shop:
-            await shop.run("pay")
-            await shop.wait_until_counted("runs_ended,pay,failed")
-            live = await shop.read()
-            assert {sample.labels for sample in live["runs_live"].samples} == {
-                (f"{shop.id}-{name}",) for name in ("nap", "order", "pay")
-            }
-            own_server.hang()
-            began = time.monotonic()
-            away = await shop.read()
-            assert time.monotonic() - began < 3
-            assert away["runs_ended"] == live["runs_ended"]
-            own_server.go_on()
-
-
-async def test_unreadable_numbers_are_omitted(caplog: pytest.LogCaptureFixture) -> None:
-    async def fail() -> dict[str, int]:
-        raise KeyError("Unknown payload encoding binary/encrypted")
-
-    live = LiveRuns(fail)
-    assert await live.get() is None
-    assert await live.get() is None
-    assert caplog.text.count("durably_runs_live is missing in the metrics") == 1
-
-
-async def test_a_scrape_does_not_wait_for_numbers_that_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = 0
-
-    async def read() -> dict[str, int]:
-        nonlocal reads
-        reads += 1
-        if reads > 1:
-            await asyncio.Event().wait()
-        return {"pay": reads}
-
-    live = LiveRuns(read)
-    assert await live.get() == {"pay": 1}
-    monkeypatch.setattr("durably.engine.temporal.process_monitor._FRESH_SECONDS", 0.0)
-    async with asyncio.timeout(0.5):
-        assert await live.get() == {"pay": 1}
-        assert await live.get() == {"pay": 1}
-    await asyncio.sleep(0)
-    assert reads == 2
-    monkeypatch.setattr("durably.engine.temporal.process_monitor._KEPT_SECONDS", 0.0)
-    assert await live.get() is None
-    live.close()
-
-
-async def test_the_functions_of_other_apps_have_no_labels(server: DevServer) -> None:
-    async with opened(TemporalEngine(server.address)), opened(TemporalEngine(server.address)) as other:
-        metrics = await other.read()
-    assert {sample.labels[0].rpartition("-")[0] for sample in metrics["runs_live"].samples} == {other.id}
 
 
 async def test_two_engines_of_a_process_with_one_app_count_separately(server: DevServer) -> None:

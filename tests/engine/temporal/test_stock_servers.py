@@ -13,7 +13,7 @@ from temporalio.client import Client
 
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 
 from ...embedded.stock import Server, code_of, make_project, running
 from ...temporal.dev_server import DevServer

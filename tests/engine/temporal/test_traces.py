@@ -18,9 +18,9 @@ from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.http_engine import HttpWorkflowEngine
+from durably.engine.temporal.engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
-from durably.engine.temporal.runs.call_messages import CallInput
+from durably.engine.temporal.messages import CallInput
 from durably.otel.engine import OtelEngineTracing
 from durably.protocol.errors import ErrorData
 

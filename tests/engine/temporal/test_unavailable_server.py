@@ -18,7 +18,7 @@ from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 from durably import Context, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.model.overview import SyncResult
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.temporal import TemporalCredentialsError
 
 from ...temporal.dev_server import DevServer

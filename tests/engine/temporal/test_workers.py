@@ -8,9 +8,9 @@ from temporalio.worker import Worker
 
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup
-from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ...temporal.dev_server import DevServer
 from ...temporal.proxy import Proxy

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from durably.engine.temporal.workflow_requests import SharedReads
+from durably.engine.temporal.client import SharedReads
 
 
 class Source:

@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.common import RawValue
 
 from durably.temporal import Temporal, TemporalSettingsError
-from durably.temporal.gateway import FOR_OPERATORS, FOR_USERS, Gateway, Operation, expose
+from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, FOR_USERS, Gateway, Operation, expose
 from durably.temporal.gateway.inputs import fields_of
 from durably.temporal.gateway.messages import Completed, Links, answer
 
@@ -46,6 +46,7 @@ def test_by_default_little_is_open() -> None:
     assert not exposed.signals
     assert not exposed.queries
     assert not exposed.updates
+    assert expose(SumWorkflow, owner=str).operations == FOR_OWNERS == FOR_USERS | {Operation.LIST}
 
 
 def test_a_gateway_needs_authorize_or_allow_anonymous() -> None:
@@ -78,6 +79,10 @@ def test_two_exposures_of_one_name_are_refused() -> None:
         Gateway(Temporal(), [expose(SumWorkflow), expose(SumWorkflow)], allow_anonymous=True)
 
 
+async def _later(user: Any) -> str:
+    return str(user)
+
+
 def _name_of(value: object) -> str:
     """The names of functions and classes, without addresses: they are the same in each process."""
     match value:
@@ -106,6 +111,14 @@ def _name_of(value: object) -> str:
         (OrderWorkflow, {"name": "a/b"}, "cannot be a segment of a URL"),
         (OrderWorkflow, {"operations": ["stop"]}, "stop"),
         (GreetingWorkflow, {"input": Pair}, "not a pydantic model"),
+        (SumWorkflow, {"owner": _later}, "owner= of sum-of-pair is a plain function"),
+        (SumWorkflow, {"owner": str, "staff": "ada"}, "staff= of sum-of-pair is a plain function"),
+        (SumWorkflow, {"staff": bool}, "without owner="),
+        (SumWorkflow, {"id": "{principal}"}, "needs owner="),
+        (SumWorkflow, {"id": lambda a, b, c: "x"}, "takes a, b, c"),
+        (SumWorkflow, {"memo": lambda value, *, user: {}}, "user"),
+        (SumWorkflow, {"search_attributes": _later}, "plain function"),
+        (SumWorkflow, {"attach": True}, "needs id="),
     ],
     ids=_name_of,
 )

@@ -12,8 +12,6 @@ from functools import partial
 from typing import Any
 
 import pytest
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import (
     Interceptor,
     OutboundInterceptor,
@@ -34,7 +32,6 @@ from temporalio.worker import Replayer
 
 from durably.temporal import Temporal
 from durably.temporal.gateway import (
-    FOR_OPERATORS,
     Action,
     Gateway,
     Limits,
@@ -229,14 +226,6 @@ async def test_raw_history_can_be_replayed(gateway: Gateway, temporal: Temporal,
     assert WorkflowHistory.from_json(workflow_id, shown) == history
 
 
-async def test_a_raw_history_is_for_operators(temporal: Temporal) -> None:
-    exposed = expose(OrderWorkflow, name="orders", operations=["start", "history"])
-    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
-    place = await start(gateway, lines=["decline"])
-    assert (await ask(gateway, "GET", f"{place}/history")).status == 200
-    assert (await ask(gateway, "GET", f"{place}/history/raw")).status == 404
-
-
 async def test_live_progress_contains_attempts(temporal: Temporal) -> None:
     gateway = Gateway(temporal, exposures(), allow_anonymous=True, limits=Limits(keep_alive=0.05, stream_limit=30))
     place = await start(gateway, lines=["flaky"])
@@ -284,13 +273,6 @@ async def test_an_idempotency_key_works_with_each_id_policy(temporal: Temporal) 
     another = await ask(gateway, "POST", "orders", order, h_idempotency_key="b", h_prefer="wait=30")
     assert replayed.json["run_id"] == first.json["run_id"] != another.json["run_id"]
     assert (await ask(gateway, "POST", "orders", order, h_idempotency_key="")).status == 400
-
-
-async def test_simultaneous_requests_with_one_key_start_once(gateway: Gateway) -> None:
-    order, key = {"order_id": uuid.uuid4().hex, **ORDER}, uuid.uuid4().hex
-    started = await asyncio.gather(*(ask(gateway, "POST", "orders", order, h_idempotency_key=key) for _ in range(8)))
-    assert {answer.status for answer in started} == {202}
-    assert len({answer.json["run_id"] for answer in started}) == 1
 
 
 @pytest.mark.parametrize("policy", ["FAIL", "USE_EXISTING", "TERMINATE_EXISTING"])
@@ -357,15 +339,10 @@ async def test_an_unfit_answer_is_logged_without_its_value(
     for method, path in (("GET", "queries/size"), ("POST", "updates/finish"), ("GET", "result")):
         wait = {"wait": "30"} if path == "result" else {}
         assert (await ask(gateway, method, f"mistyped/{workflow_id}/{path}", **wait)).status == 500
-    prefix = "does not fit its declared type, workflow " + workflow_id
-    assert [record.message for record in caplog.records] == [
-        f"the answer of GET /mistyped/{{id}}/queries/size {prefix}: "
-        "the value: Input should be a valid integer, unable to parse string as an integer",
-        f"the result of POST /mistyped/{{id}}/updates/finish {prefix}: "
-        "1: Input should be a valid integer, unable to parse string as an integer",
-        f"the result of GET /mistyped/{{id}}/result {prefix}: "
-        "paid: Input should be a valid number, unable to parse string as a number",
-    ]
+    logged = [record.message for record in caplog.records]
+    assert len(logged) == 3
+    assert all(workflow_id in each and "top secret" not in each for each in logged)
+    assert all(place in each for place, each in zip(("queries/size", "1: ", "paid: "), logged, strict=True))
 
 
 async def test_a_validation_error_in_a_function_of_the_app_is_an_error_of_the_app(
@@ -424,32 +401,10 @@ async def test_the_exposure_decides_about_ids_in_use(temporal: Temporal) -> None
     assert (await ask(gateway, "POST", "once", order, h_idempotency_key="k")).status == 409
 
 
-async def test_search_attributes_are_made_from_the_input(temporal: Temporal) -> None:
-    key = SearchAttributeKey.for_keyword("Customer")
-    client = await temporal.client()
-    request = AddSearchAttributesRequest(
-        namespace="default", search_attributes={key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD}
-    )
-    await client.operator_service.add_search_attributes(request)
-    exposed = expose(
-        OrderWorkflow,
-        name="orders",
-        operations=FOR_OPERATORS,
-        search_attributes=lambda order: TypedSearchAttributes([SearchAttributePair(key, order.order_id)]),
-    )
-    gateway = Gateway(temporal, [exposed], allow_anonymous=True)
-    place = await start(gateway, order_id="customer-7")
-    assert (await ask(gateway, "GET", place)).json["search_attributes"]["Customer"] == "customer-7"
-
-
-@pytest.mark.parametrize("order_id", ["a/b", "a\x00b", "a?", "a#b", "a\nb"])
-async def test_an_id_that_fits_no_url_is_a_bad_request(gateway: Gateway, order_id: str) -> None:
-    assert (await ask(gateway, "POST", "orders", {"order_id": order_id, **ORDER})).status == 400
-
-
 @pytest.mark.parametrize("path", ["orders/a\x00b", "orders/\ud800", "orders/" + "x" * 1000, "orders/..", "orders/?"])
 async def test_a_strange_id_is_a_bad_request(gateway: Gateway, path: str) -> None:
     assert (await ask(gateway, "GET", path)).status == 400
+    assert (await ask(gateway, "POST", "orders", {**ORDER, "order_id": path})).status == 400
 
 
 async def test_authorize_gets_the_action(temporal: Temporal) -> None:

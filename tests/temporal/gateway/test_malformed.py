@@ -100,7 +100,7 @@ def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
 @pytest.mark.parametrize("amount", ["1e999", "Infinity", '"inf"', "9" * 400])
 def test_number_out_of_range_is_refused(gateway: Gateway, amount: str) -> None:
     body = b'{"order_id": "info", "amount": %b}' % amount.encode()
-    assert b"infinite" in refused(gateway, "orders", body).body
+    assert b"amount" in refused(gateway, "orders", body).body
 
 
 def test_the_problem_of_a_body_with_many_errors_is_short(gateway: Gateway) -> None:

@@ -154,8 +154,3 @@ async def test_an_address_in_use_is_an_error(measured: Measured, server: DevServ
         await second.client()
     gateway = Gateway(second, exposures(), allow_anonymous=True)
     assert (await ask(gateway, "GET", "nothing")).status == 404
-
-
-async def test_no_runtime_is_started_without_metrics(temporal: Temporal) -> None:
-    assert (await ask(Gateway(temporal, exposures(), allow_anonymous=True), "GET", "nothing")).status == 404
-    temporal.meter.create_counter("of_the_app").add(1)

@@ -55,13 +55,14 @@ async def test_a_start_is_delayed_by_the_app(temporal: Temporal) -> None:
     assert await start_delay_of(temporal, await ask(gateway, "ada", "POST", "fixed")) == timedelta(minutes=5)
 
 
-@pytest.mark.parametrize("name", ["durably-idempotency", "durably-schedule", "durably-app"])
 @pytest.mark.parametrize("path", ["sums", "flows/signal-with-start/ship"])
-async def test_a_reserved_memo_key_is_an_error_of_the_app(
-    name: str, path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_reserved_memo_key_is_an_error_of_the_app(path: str, caplog: pytest.LogCaptureFixture) -> None:
     """There is no server: the error is found before the request to it."""
-    options: dict[str, Any] = {"memo": lambda value: {name: "x"}, "operations": FOR_OPERATORS, "signals": "all"}
+    options: dict[str, Any] = {
+        "memo": lambda value: {"durably-app": "x"},
+        "operations": FOR_OPERATORS,
+        "signals": "all",
+    }
     exposed = [expose(SumWorkflow, name="sums", **options), expose(OrderWorkflow, name="flows", **options)]
     gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), *exposed)
     body = {"pair": {"left": 1}} if path == "sums" else {"input": new_order()}
@@ -69,7 +70,7 @@ async def test_a_reserved_memo_key_is_an_error_of_the_app(
         answer = await ask(gateway, "ada", "POST", path, body, key=key)
         assert (answer.status, answer.json["type"]) == (500, "urn:durably:problem:internal-error")
         title = "sum-of-pair" if path == "sums" else "OrderWorkflow"
-        assert f'memo= of expose({title}) has the key "{name}"' in caplog.text
+        assert f'memo= of expose({title}) has the key "durably-app"' in caplog.text
         caplog.clear()
 
 
@@ -197,14 +198,6 @@ async def test_starts_at_the_same_time_are_one_workflow(temporal: Temporal) -> N
         assert len({answer.json["run_id"] for answer in started}) == 1
         assert sorted("attached" in answer.json for answer in started) == [False, *[True] * 7]
         assert (await ask(gateway, "ada", "POST", f"{place}/terminate")).status == 202
-
-
-def test_attach_needs_an_id_and_no_other_policy() -> None:
-    with pytest.raises(TemporalSettingsError, match="attach=, which needs id="):
-        expose(OrderWorkflow, attach=True)
-    policy = WorkflowIDConflictPolicy.TERMINATE_EXISTING
-    with pytest.raises(TemporalSettingsError, match="cannot be combined"):
-        expose(OrderWorkflow, id="{order_id}", attach=True, id_conflict_policy=policy)
 
 
 def test_it_attaches_in_each_framework(app: AppServer) -> None:

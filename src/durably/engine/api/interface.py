@@ -5,7 +5,7 @@ HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEng
 implement it in ``SqliteEngine``. Its route and its client are derived from that.
 """
 
-# The methods have no bodies: ``@operation`` makes them.
+# The methods have no bodies: ``@Operation`` makes them.
 # mypy: disable-error-code="empty-body"
 # pyright: reportReturnType=false
 
@@ -55,7 +55,7 @@ from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 
 from .metrics import Metric
-from .operations import Access, Operation, blocking, operation
+from .operations import Access, Operation, blocking
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ class Engine:
 
     # events
 
-    @operation(
+    @Operation(
         "POST /e/{key}",
         access=Access.EVENT_KEY,
         is_bare=True,
@@ -182,7 +182,7 @@ class Engine:
         Stores all or none. Raises ``EventInvalidError``, ``EventTooLargeError``.
         """
 
-    @operation("GET /v1/events", http_defaults={"limit": 20})
+    @Operation("GET /v1/events", http_defaults={"limit": 20})
     async def list_events(
         self,
         *,
@@ -195,7 +195,7 @@ class Engine:
     ) -> list[StoredEvent]:
         """Events, newest first."""
 
-    @operation("GET /v1/search/events", names={"if_exp": "if"})
+    @Operation("GET /v1/search/events", names={"if_exp": "if"})
     async def search_events(
         self,
         *,
@@ -219,17 +219,17 @@ class Engine:
         cursor. A page ends after 1 MiB. Raises ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
+    @Operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
     async def get_event(self, event_id: str) -> StoredEvent | None:
         """An event by the id that ``Client.send`` returned, with notes on its effects."""
 
-    @operation("GET /v1/events/{event_id}/runs", missing=_NO_EVENT, exists=_event_exists)
+    @Operation("GET /v1/events/{event_id}/runs", missing=_NO_EVENT, exists=_event_exists)
     async def event_runs(self, event_id: str) -> list[Run]:
         """The runs that an event started, in their order."""
 
     # runs
 
-    @operation("GET /v1/runs")
+    @Operation("GET /v1/runs")
     async def list_runs(
         self,
         *,
@@ -242,7 +242,7 @@ class Engine:
     ) -> list[Run]:
         """Runs, newest first."""
 
-    @operation("GET /v1/search/runs", names={"if_exp": "if"})
+    @Operation("GET /v1/search/runs", names={"if_exp": "if"})
     async def search_runs(
         self,
         *,
@@ -267,7 +267,7 @@ class Engine:
         Outputs of more than 16 KiB are omitted. Raises ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/search/runs/counts")
+    @Operation("GET /v1/search/runs/counts")
     async def count_runs(
         self,
         *,
@@ -282,34 +282,34 @@ class Engine:
         Counts may stop at 1,000 runs of a status, or after a limited number of other runs. They are then not complete.
         """
 
-    @operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
+    @Operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
     async def get_run(self, run_id: str) -> Run | None:
         """A run's status, its output (JSON) and more; ``None`` if it does not exist."""
 
-    @operation("GET /v1/runs/{run_id}/end")
+    @Operation("GET /v1/runs/{run_id}/end")
     async def wait_for_run(self, run_id: str) -> Run:
         """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
 
-    @operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
+    @Operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
     async def run_steps(self, run_id: str) -> list[Step]:
         """Finished steps in the order of their ends, then steps under way."""
 
-    @operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
+    @Operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
     async def run_attempts(self, run_id: str) -> list[Attempt]:
         """Attempts that failed and were repeated, the earliest first."""
 
-    @operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
+    @Operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
     async def run_calls(self, run_id: str) -> list[RunCall]:
         """The calls that are scheduled or under way, the earliest first."""
 
-    @operation("DELETE /v1/runs/{run_id}", show=_show_run)
+    @Operation("DELETE /v1/runs/{run_id}", show=_show_run)
     async def cancel_run(self, run_id: str) -> bool:
         """Cancel a run. Returns ``False`` if it has already ended.
 
         Raises ``RunNotFoundError``.
         """
 
-    @operation("POST /v1/runs/{run_id}/skip-delays", show=_show_skipped)
+    @Operation("POST /v1/runs/{run_id}/skip-delays", show=_show_skipped)
     async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
         """Skip a run's sleeps and retry delays.
 
@@ -317,7 +317,7 @@ class Engine:
         ``ai.infer``), waits and limits of flow control are not affected. Raises ``RunNotFoundError``.
         """
 
-    @operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)
+    @Operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         """Run the same function again with the same events. Returns the new run's id.
 
@@ -325,7 +325,7 @@ class Engine:
         ``FunctionNotFoundError``, ``FunctionPausedError``.
         """
 
-    @operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True)
+    @Operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True)
     async def invoke(
         self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
     ) -> InvokeReceipt:
@@ -334,7 +334,7 @@ class Engine:
         Returns when the run is stored. Raises ``FunctionNotFoundError``, ``EventInvalidError``.
         """
 
-    @operation(
+    @Operation(
         "POST /v1/signals",
         is_repeatable=False,
         missing="no run waits for the signal {name!r}",
@@ -347,7 +347,7 @@ class Engine:
         Returns its id, or ``None`` if no run waits.
         """
 
-    @operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
+    @Operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
     async def inspect_run(self, run_id: str) -> RunReport | None:
         """A run in full detail; ``None`` if it does not exist.
 
@@ -356,18 +356,18 @@ class Engine:
 
     # overviews
 
-    @operation("GET /v1/engine")
+    @Operation("GET /v1/engine")
     async def describe_engine(self) -> EngineInfo:
         """The kind of the engine, and notes on the limits of its lists."""
 
-    @operation("GET /v1/overview")
+    @Operation("GET /v1/overview")
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
         """The engine's state: runs over time, load of functions, items to look at.
 
         Default: the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/loads")
+    @Operation("GET /v1/loads")
     async def function_loads(
         self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[FunctionLoad]:
@@ -376,7 +376,7 @@ class Engine:
         Default: the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/functions/{function_id}/report", missing="no app serves a function with the id {function_id!r}")
+    @Operation("GET /v1/functions/{function_id}/report", missing="no app serves a function with the id {function_id!r}")
     async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
         """A function with its load, and durations of its last runs and their steps.
 
@@ -384,15 +384,15 @@ class Engine:
         counts, by default 24 hours ago. ``None`` if no app serves it.
         """
 
-    @operation("GET /v1/reports/apps")
+    @Operation("GET /v1/reports/apps")
     async def inspect_apps(self) -> list[AppReport]:
         """The apps that have synced, by id, with their last syncs and connection errors."""
 
-    @operation("GET /v1/schedules")
+    @Operation("GET /v1/schedules")
     async def list_schedules(self) -> list[ScheduleInfo]:
         """The cron schedules of functions, with their next five ticks and last runs."""
 
-    @operation("POST /v1/counts", names={"if_exp": "if"})
+    @Operation("POST /v1/counts", names={"if_exp": "if"})
     async def count_matching_runs(
         self,
         function_id: str,
@@ -407,7 +407,7 @@ class Engine:
         Looks at the newest 20,000 runs of the function. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/changes")
+    @Operation("GET /v1/changes")
     async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
         """Wait for a change after ``position``. Returns the new position.
 
@@ -415,7 +415,7 @@ class Engine:
         ``run_id`` it waits for changes of this run. Raises ``TooManyWaitersError`` (503).
         """
 
-    @operation("GET /v1/logs")
+    @Operation("GET /v1/logs")
     async def list_logs(
         self,
         *,
@@ -431,35 +431,35 @@ class Engine:
 
     # functions and apps
 
-    @operation("GET /v1/functions")
+    @Operation("GET /v1/functions")
     async def list_functions(self) -> list[FunctionInfo]:
         """List the functions that apps serve.
 
         They are in the order of apps, and of functions within each app.
         """
 
-    @operation("POST /v1/functions/{function_id}/pause", show=_show_function)
+    @Operation("POST /v1/functions/{function_id}/pause", show=_show_function)
     async def pause_function(self, function_id: str) -> None:
         """Stop the function from starting runs.
 
         Its triggers are shown as skipped. Runs under way continue. Raises ``FunctionNotFoundError``.
         """
 
-    @operation("POST /v1/functions/{function_id}/resume", show=_show_function)
+    @Operation("POST /v1/functions/{function_id}/resume", show=_show_function)
     async def resume_function(self, function_id: str) -> None:
         """Allow a paused function to start runs again. Raises ``FunctionNotFoundError``."""
 
-    @operation("GET /v1/apps")
+    @Operation("GET /v1/apps")
     async def list_apps(self) -> list[App]:
         """The apps that have synced, by id."""
 
-    @operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
+    @Operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         """The functions of an app, in its order; ``None`` if no such app has synced."""
 
     # bulk operations on the runs of a function
 
-    @operation("POST /v1/cancellations", is_repeatable=False, names={"if_exp": "if"})
+    @Operation("POST /v1/cancellations", is_repeatable=False, names={"if_exp": "if"})
     async def cancel_runs(
         self,
         function_id: str,
@@ -480,22 +480,22 @@ class Engine:
         Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/cancellations")
+    @Operation("GET /v1/cancellations")
     async def list_cancellations(self) -> list[BulkOperation]:
         """Bulk cancellations, newest first, and their progress."""
 
-    @operation("GET /v1/cancellations/{cancellation_id}", missing="no bulk cancellation has the id {cancellation_id!r}")
+    @Operation("GET /v1/cancellations/{cancellation_id}", missing="no bulk cancellation has the id {cancellation_id!r}")
     async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
         """A bulk cancellation and its progress."""
 
-    @operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
+    @Operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
     async def delete_cancellation(self, cancellation_id: str) -> None:
         """Stop a bulk cancellation.
 
         Runs that it has cancelled stay cancelled. Raises ``CancellationNotFoundError``.
         """
 
-    @operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"})
+    @Operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"})
     async def replay_runs(
         self,
         function_id: str,
@@ -512,17 +512,17 @@ class Engine:
         ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
         """
 
-    @operation("GET /v1/replays")
+    @Operation("GET /v1/replays")
     async def list_replays(self) -> list[BulkOperation]:
         """Bulk replays, newest first, and their progress."""
 
-    @operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}")
+    @Operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}")
     async def get_replay(self, replay_id: str) -> BulkOperation | None:
         """A bulk replay and its progress."""
 
     # for SDKs
 
-    @operation("POST /v1/checkpoint/{run_id}/async", body="request", show=_show_run_id)
+    @Operation("POST /v1/checkpoint/{run_id}/async", body="request", show=_show_run_id)
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Store steps that a call has finished while it continues.
 
@@ -530,46 +530,46 @@ class Engine:
         ``RunNotFoundError`` (404).
         """
 
-    @operation("GET /v0/runs/{run_id}/batch", is_bare=True, missing=_NO_RUN)
+    @Operation("GET /v0/runs/{run_id}/batch", is_bare=True, missing=_NO_RUN)
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
         """The run's events, a JSON array (spec §4.4.2)."""
 
-    @operation("GET /v0/runs/{run_id}/actions", is_bare=True, missing=_NO_RUN)
+    @Operation("GET /v0/runs/{run_id}/actions", is_bare=True, missing=_NO_RUN)
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
         """The run's memos, a JSON object by hashed step id (spec §4.4.2)."""
 
-    @operation("POST /v1/runs/{run_id}/metadata", is_repeatable=False, body="body", show=_show_kept)
+    @Operation("POST /v1/runs/{run_id}/metadata", is_repeatable=False, body="body", show=_show_kept)
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
         """Store an SDK's metadata of a run. Returns ``False`` if it is too large.
 
         The body is ``{target, metadata: [{kind, op, values}]}``. Raises ``RunNotFoundError``.
         """
 
-    @operation("POST /v1/runs/{run_id}/logs", is_repeatable=False, show=_show_kept)
+    @Operation("POST /v1/runs/{run_id}/logs", is_repeatable=False, show=_show_kept)
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
         """Store lines of ``ctx.logger``. Returns ``False`` if some are not kept.
 
         An engine keeps them in development only, and of each run the first 5,000. Raises ``RunNotFoundError``.
         """
 
-    @operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
+    @Operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         """Metadata of a run from SDKs; ``None`` if the run does not exist."""
 
-    @operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
+    @Operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
     async def add_traces(self, body: bytes, content_type: str) -> bool:
         """Store spans that an SDK has exported. Returns ``False`` if they are too large.
 
         The spans are in the form of OTLP over HTTP.
         """
 
-    @operation("GET /v1/runs/{run_id}/traces")
+    @Operation("GET /v1/runs/{run_id}/traces")
     async def run_traces(self, run_id: str) -> list[ExportedSpans]:
         """The exports of spans that name a run. They may contain spans of other runs."""
 
     # metrics
 
-    @operation("GET /v1/metrics")
+    @Operation("GET /v1/metrics")
     async def read_metrics(self) -> list[Metric]:
         """The engine's metrics. ``GET /metrics`` has them in the format of Prometheus.
 

@@ -1,8 +1,8 @@
 """Operations of an engine, and their declarations.
 
-Each is declared once, by ``@operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
+Each is declared once, by ``@Operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
 and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. The route
-(``api/http/routes.py``), the client (``api/http/codec.py``), and calls between processes are derived from these.
+(``api/http/application.py``), the client (``api/http/codec.py``), and calls between processes are derived from these.
 ``blocking`` derives a method for synchronous code.
 """
 
@@ -11,6 +11,7 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, TypeVar, Union, cast, get_args, get_origin
 from typing import get_type_hints as read_type_hints
@@ -151,45 +152,65 @@ class Show(Protocol):
     def __call__(self, engine: Any, arguments: Mapping[str, Any], result: Any, /) -> Coroutine[Any, Any, Any]: ...
 
 
+@dataclass(eq=False, repr=False)
 class Operation:
-    """An operation of an engine.
+    """Declares a method of ``Engine`` as an operation, as its decorator.
 
-    ``@operation`` creates it. The decorator documents the arguments.
+    - ``route``: The HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that are not in the path
+      are query parameters of GET and DELETE, and fields of the JSON body of POST.
+    - ``is_repeatable``: Executing it twice has the effect of executing it once.
+    - ``missing``: The error's message if the result is ``None``, or if it is empty and ``exists`` returns false. The
+      HTTP status is then 404.
+    - ``show``: Makes the ``data`` of the HTTP answer if it differs from the result.
+    - ``is_bare``: The answer is the result alone, without the envelope of the ``/v1`` API.
+    - ``names``: Other names of arguments over HTTP.
+    - ``headers``: Arguments that are headers.
+    - ``body``: The argument that is the whole body.
+    - ``http_defaults``: Defaults of arguments over HTTP.
     """
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        route: str,
-        *,
-        access: Access,
-        is_repeatable: bool,
-        missing: str | None,
-        exists: Show | None,
-        show: Show | None,
-        is_bare: bool,
-        names: Mapping[str, str],
-        headers: Mapping[str, str],
-        body: str | None,
-        http_defaults: Mapping[str, Any],
-    ) -> None:
-        self.name = method.__name__
-        self.http_method, self.path = route.split()
-        self.access = access
-        self.is_repeatable = is_repeatable
-        self.missing = missing
-        self.show = show
-        self._exists = exists
-        self.is_bare = is_bare
-        self._method = method
-        self._names, self._headers, self._body, self._http_defaults = names, headers, body, http_defaults
+    route: str
+    _: KW_ONLY
+    access: Access = Access.SIGNING_KEY
+    is_repeatable: bool = True
+    missing: str | None = None
+    exists: Show | None = None
+    show: Show | None = None
+    is_bare: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str | None = None
+    http_defaults: Mapping[str, Any] = field(default_factory=dict)
+    method: Callable[..., Any] = field(init=False)
+
+    def __call__(self, method: Method) -> Method:
+        self.method = method
+
+        @functools.wraps(method)
+        async def execute(engine: Any, *arguments: Any, **options: Any) -> Any:
+            return await engine.execute(self, self.bind(arguments, options))
+
+        execute.operation = self  # type: ignore[attr-defined]
+        return cast(Method, execute)
+
+    @property
+    def name(self) -> str:
+        return self.method.__name__
+
+    @property
+    def http_method(self) -> str:
+        return self.route.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        return self.route.partition(" ")[2]
 
     def __repr__(self) -> str:
         return f"Operation({self.name!r})"
 
     @functools.cached_property
     def _signature(self) -> inspect.Signature:
-        return inspect.signature(self._method)
+        return inspect.signature(self.method)
 
     def bind(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, without those that have their default.
@@ -206,9 +227,9 @@ class Operation:
 
     async def is_missing(self, engine: Any, arguments: Mapping[str, Any], result: Any) -> bool:
         """Whether an empty result means that the path names nothing that exists."""
-        if self.missing is None or result is None or self._exists is None:
+        if self.missing is None or result is None or self.exists is None:
             return self.missing is not None and result is None
-        return not await self._exists(engine, arguments, result)
+        return not await self.exists(engine, arguments, result)
 
     @functools.cached_property
     def has_body(self) -> bool:
@@ -216,16 +237,16 @@ class Operation:
 
     @functools.cached_property
     def arguments(self) -> tuple[Argument, ...]:
-        hints = read_type_hints(self._method, include_extras=True)
+        hints = read_type_hints(self.method, include_extras=True)
         parameters = list(self._signature.parameters.values())[1:]
         return tuple(
             Argument(
                 parameter.name,
-                self._names.get(parameter.name) or self._headers.get(parameter.name) or parameter.name,
+                self.names.get(parameter.name) or self.headers.get(parameter.name) or parameter.name,
                 self._location_of(parameter.name),
                 without_none(hints[parameter.name]),
                 parameter.default,
-                self._http_defaults.get(parameter.name),
+                self.http_defaults.get(parameter.name),
             )
             for parameter in parameters
         )
@@ -233,70 +254,16 @@ class Operation:
     @functools.cached_property
     def result(self) -> Any:
         """The type of the result."""
-        return read_type_hints(self._method, include_extras=True)["return"]
+        return read_type_hints(self.method, include_extras=True)["return"]
 
     def _location_of(self, name: str) -> ArgumentLocation:
         if "{" + name + "}" in self.path:
             return ArgumentLocation.PATH
-        if name in self._headers:
+        if name in self.headers:
             return ArgumentLocation.HEADER
-        if name == self._body:
+        if name == self.body:
             return ArgumentLocation.BODY
         return ArgumentLocation.FIELD if self.http_method in ("POST", "PUT") else ArgumentLocation.QUERY
-
-
-def operation(
-    route: str,
-    *,
-    access: Access = Access.SIGNING_KEY,
-    is_repeatable: bool = True,
-    missing: str | None = None,
-    exists: Show | None = None,
-    show: Show | None = None,
-    is_bare: bool = False,
-    names: Mapping[str, str] = types.MappingProxyType({}),
-    headers: Mapping[str, str] = types.MappingProxyType({}),
-    body: str | None = None,
-    http_defaults: Mapping[str, Any] = types.MappingProxyType({}),
-) -> Callable[[Method], Method]:
-    """Declare a method of ``Engine`` as an operation.
-
-    - ``route``: The HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that are not in the path
-      are query parameters of GET and DELETE, and fields of the JSON body of POST.
-    - ``names``: Other names of arguments over HTTP.
-    - ``headers``: Arguments that are headers.
-    - ``body``: The argument that is the whole body.
-    - ``is_repeatable``: Executing it twice has the effect of executing it once.
-    - ``missing``: The error's message if the result is ``None``, or if it is empty and ``exists`` returns false. The
-      HTTP status is then 404.
-    - ``show``: Makes the ``data`` of the HTTP answer if it differs from the result.
-    - ``is_bare``: The answer is the result alone, without the envelope of the ``/v1`` API.
-    """
-
-    def declare(method: Method) -> Method:
-        declared = Operation(
-            method,
-            route,
-            access=access,
-            is_repeatable=is_repeatable,
-            missing=missing,
-            exists=exists,
-            show=show,
-            is_bare=is_bare,
-            names=names,
-            headers=headers,
-            body=body,
-            http_defaults=http_defaults,
-        )
-
-        @functools.wraps(method)
-        async def execute(engine: Any, *arguments: Any, **options: Any) -> Any:
-            return await engine.execute(declared, declared.bind(arguments, options))
-
-        execute.operation = declared  # type: ignore[attr-defined]
-        return cast(Method, execute)
-
-    return declare
 
 
 def operations_of(engine: type[Any]) -> dict[str, Operation]:

@@ -60,9 +60,15 @@ from durably.engine.model.runs import (
 )
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.unmatched import UnmatchedEvents
-from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
-from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.queries.search import Budget
+from durably.engine.sqlite.queries.searches import (
+    EventFilter,
+    RunFilter,
+    count_by_status,
+    count_matching_runs,
+    search_events,
+    search_runs,
+)
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
@@ -286,9 +292,7 @@ class SqliteEngine(LocalEngine):
     async def _search_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
-        return await self._read(
-            lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
-        )
+        return await self._read(search_events, wanted, limit, cursor, is_triggering, first_call_at, budget)
 
     async def get_event(self, event_id: str) -> StoredEvent | None:
         event = await self._read(runs.find_event, event_id)
@@ -468,12 +472,14 @@ class SqliteEngine(LocalEngine):
         if function_id not in self._transactions.registry.functions:
             raise self._transactions.registry.not_found(function_id)
         selection = self._select(function_id, None, started_after, started_before, None)
-        times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
-        condition = await _read_condition(if_exp)
-        budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
-        return await self._read(
-            functions.count_matching_runs, function_id, statuses, times, condition, first_call_at, budget
+        wanted = RunFilter(
+            function_id=function_id,
+            started_after=to_optional_milliseconds(selection.started_after),
+            started_before=to_optional_milliseconds(selection.started_before),
+            condition=await _read_condition(if_exp),
         )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
+        return await self._read(count_matching_runs, wanted, statuses, first_call_at, budget)
 
     async def list_logs(
         self,

@@ -88,10 +88,6 @@ def split_generation(generation: int) -> tuple[int, int]:
     return generation & ((1 << _GENERATION_BITS) - 1), generation >> _GENERATION_BITS
 
 
-def bulk_workflow_id(bulk_id: str) -> str:
-    return f"durably/bulk/{bulk_id}"
-
-
 def app_workflow_id(app_id: str) -> str:
     return f"durably/app/{_bounded(app_id)}"
 
@@ -109,8 +105,10 @@ def topic_name_of(workflow_id: str) -> str:
     return workflow_id.removeprefix(topic_workflow_id(""))
 
 
-def cron_workflow_id(function_id: str) -> str:
-    return f"durably/cron/{_bounded(function_id)}"
+def schedule_id(function_id: str, text: str, jitter: int) -> str:
+    """The id of a cron schedule, as the app wrote it. A Schedule with this id never changes."""
+    digest = _digest(f"{text}\n{jitter}")
+    return f"durably/cron/{_bounded(function_id)}/{digest}"
 
 
 def event_workflow_id(event_id: str) -> str:
@@ -129,20 +127,7 @@ def signal_workflow_id(signal: str) -> str:
 
 def bucket_workflow_id(function_id: str, option: str, key: str) -> str:
     """The bucket workflow for one key value of an option, in a function or a scope."""
-    return f"durably/gate/{_bounded(function_id)}/{option}/{_digest(key)}"
-
-
-def slots_workflow_id(app_id: str) -> str:
-    """The workflow that leases the slots of an app's functions to its processes."""
-    return f"durably/slots/{_bounded(app_id)}"
-
-
-def slots_queue(function_id: str, *, in_process: bool) -> str:
-    """The task queue of calls that need a leased slot.
-
-    The calls are made in the app's own processes or over HTTP.
-    """
-    return f"durably/{'calls' if in_process else 'http-calls'}/{_bounded(function_id)}"
+    return f"durably/bucket/{_bounded(function_id)}/{option}/{_digest(key)}"
 
 
 def _digest(text: str) -> str:

@@ -1,20 +1,19 @@
-"""Messages: records of apps, functions, events, runs and waits.
+"""Messages and records: apps, functions, events, runs, waits, calls and their answers.
 
-Messages of calls are in ``runs/call_messages.py``.
-
-Messages are in histories, so a field may be added with a default, and none may be renamed or removed.
-"""
+Messages are in histories, so a field may be added with a default, and none may be renamed or removed."""
 
 import datetime as dt
 from typing import Any
 
 import msgspec
 
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.flow.queue import QueueEntry
-from durably.engine.core.run_state import Origin, RunStatus
-from durably.engine.model.registry import FOLLOWED_FOR
+from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
+from durably.engine.model.records import StepRow
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_STEPS
+from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
+from durably.protocol.opcodes import Op, Opcode
 from durably.protocol.sync import FunctionConfig
 
 END = "end"
@@ -36,28 +35,11 @@ class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     call_timeout: int = MAX_CALL_DURATION // dt.timedelta(milliseconds=1)
 
 
-class CancellationRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A bulk cancellation, as it applies to new runs of its function.
-
-    Times are milliseconds since the epoch. ``created_at`` and the ends of runs are by the server's clock.
-    """
-
-    id: str
-    started_before: int
-    created_at: int
-    started_after: int | None = None
-    expression: str | None = None
-
-    def is_over(self, now: int) -> bool:
-        return now >= max(self.started_before, self.created_at + FOLLOWED_FOR)
-
-
 class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A function as its app synced it: the memo ``function`` of its workflow.
 
     - ``in_process``: calls go to the app's processes, not to its URL.
     - ``paused_at``: milliseconds since the epoch.
-    - ``cancellations``: bulk cancellations that apply to new runs. Some may have expired.
     """
 
     app_id: str
@@ -68,7 +50,6 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     is_paused: bool = False
     paused_at: int | None = None
     policy: RunPolicy = RunPolicy()
-    cancellations: tuple[CancellationRecord, ...] = ()
 
 
 class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,7 +66,7 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     - ``names``: all event names that trigger its functions, or did so before.
     - ``synced_at``: milliseconds since the epoch.
     - ``error``: why a later sync was refused.
-    - ``leased``, ``leased_http``: functions whose calls in process and over HTTP need leased slots, or did so before.
+    - ``schedules``: the ids of all Schedules of its functions, or of earlier ones.
     """
 
     url: str
@@ -100,8 +81,7 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     error: str | None = None
-    leased: tuple[str, ...] = ()
-    leased_http: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
 
 
 class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -203,7 +183,6 @@ class RunFlowState(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     - ``start_by``: the run is cancelled if its first call is still queued at this time.
     - ``start_within``: the same as a duration in milliseconds from the start of the workflow, because the sender's
       clock may be wrong.
-    - ``calls_queue``: the task queue of its calls if they need leased slots.
     """
 
     singleton: str | None = None
@@ -211,7 +190,6 @@ class RunFlowState(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     queue_entry: QueueEntry | None = None
     start_by: int | None = None
     start_within: int | None = None
-    calls_queue: str | None = None
 
 
 class MemoRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -410,3 +388,138 @@ class InternalEvents(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     origin: Origin | None = None
     traceparent: str | None = None
     chain: tuple[str, ...] = ()
+
+
+class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A call, without its memos.
+
+    Memos in inputs would make histories grow with the square of the steps. ``memos`` is their number, and ``digest``
+    that of ``RunContent``.
+    """
+
+    run_id: str
+    function_id: str
+    app_id: str
+    call: Call
+    max_attempts: int
+    disable_immediate: bool = False
+    memos: int = 0
+    digest: int = 0
+    defers: tuple[Deferred, ...] = ()
+    traceparent: str | None = None
+
+
+class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
+    output: msgspec.Raw
+    called_at: int | None = None
+
+
+class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
+    """An answer with ops.
+
+    ``requests_queue``: the task queue of the process that has the options of requests among the ops.
+    """
+
+    ops: list[Op]
+    no_retry: bool = False
+    retry_at: int | None = None
+    races: bool = False
+    requests_queue: str | None = None
+    called_at: int | None = None
+
+
+class FailedResult(msgspec.Struct, frozen=True, tag="failed", omit_defaults=True):
+    error: ErrorData
+    no_retry: bool = False
+    retry_at: int | None = None
+    written: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    called_at: int | None = None
+
+
+CallResult = ReturnedResult | OpsResult | FailedResult
+"""An answer as readable JSON. The activity repeats calls that do not reach the app, so they have no answer.
+``called_at`` is the start time of the call, in milliseconds since the epoch."""
+
+
+def result_of(answer: Answer, requests_queue: str | None = None) -> CallResult:
+    match answer:
+        case Returned(output):
+            return ReturnedResult(msgspec.Raw(output))
+        case ReportedOps(ops, no_retry, retry_at, races):
+            return OpsResult(ops, no_retry, retry_at, races, requests_queue)
+        case AttemptFailed(error, no_retry, retry_at, written):
+            return FailedResult(error, no_retry, retry_at, msgspec.UNSET if written is None else msgspec.Raw(written))
+        case Unreached(error):
+            raise AssertionError(f"the activity repeats calls that do not reach the app: {error}")
+
+
+def answer_of(result: CallResult) -> Answer:
+    match result:
+        case ReturnedResult(output):
+            return Returned(bytes(output))
+        case OpsResult(ops, no_retry, retry_at, races):
+            return ReportedOps(ops, no_retry, retry_at, races)
+        case FailedResult(error, no_retry, retry_at, written):
+            return AttemptFailed(
+                error, no_retry, retry_at, bytes(written) if isinstance(written, msgspec.Raw) else None
+            )
+
+
+class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Steps that a call has finished: the argument of the Update ``checkpoint``.
+
+    ``execution`` is the ``execution_of`` the workflow that made the call, or 0 if the request identifies it in another
+    way.
+    """
+
+    generation: int
+    steps: list[Op]
+    called_at: int | None = None
+    execution: int = 0
+
+
+class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of a run's memos, from the answer of the query ``content``.
+
+    Only page 0 has ``events`` and ``step_input``. ``total`` is the number of memos.
+    """
+
+    total: int
+    memos: list[MemoRecord] = []
+    events: list[msgspec.Raw] = []
+    step_input: MemoRecord | None = None
+    steps: list[StepRow] = []
+
+
+class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A range of memos: the argument of the query ``content``.
+
+    ``has_steps``: the page also has the rows of the memos.
+    """
+
+    after: int
+    until: int = MAX_COUNT
+    has_steps: bool = False
+
+
+class MemosToCopy(msgspec.Struct, frozen=True):
+    """A page of the memos of another run, which a rerun reads."""
+
+    run_id: str
+    request: ContentRequest
+
+
+class RequestInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A request for a step, without its options, which may contain credentials."""
+
+    run_id: str
+    step_id: str
+    name: str
+    op: Opcode
+    generation: int
+
+
+class RequestResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    memo: msgspec.Raw
+    failed: bool = False
+    is_retriable: bool = False

@@ -1,6 +1,7 @@
-"""Records of long-lived workflows, and restoring of terminated workflows.
+"""Records of apps, functions and event names: their workflows, their reads, and the restoring of workflows.
 
-Records are in memos. They are read by Describe, which is consistent and costs no action. A long-lived workflow that a
+Records are in memos of workflows that never end. They are read by Describe, which is consistent and costs no action.
+Syncs of one app are applied one after another, even if the requesting processes end. A workflow with a record that a
 user terminated is started again with its record.
 
 Buckets, queues and waits end by themselves, so a new workflow would not know the waiting, stored and running work of a
@@ -12,6 +13,8 @@ import datetime as dt
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, TypeVar
 
+import msgspec
+from temporalio import workflow
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType, ResetReapplyExcludeType, ResetReapplyType
 from temporalio.api.history.v1 import HistoryEvent
@@ -21,21 +24,192 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.service import RPCError
 
-from durably.engine.temporal.apps.record_workflows import (
-    APP,
-    FUNCTION,
-    TOPIC,
-    AppWorkflow,
-    FunctionWorkflow,
-    TopicWorkflow,
+from durably.engine.model.overview import SyncResult
+from durably.engine.temporal.client import ENDED_BY_HAND, SharedReads, describe, ignoring_not_found
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, function_workflow_id, run_workflow_id, topic_workflow_id
+from durably.engine.temporal.messages import (
+    RUN_MEMO,
+    AppRecord,
+    FunctionRecord,
+    RunMemo,
+    SyncInput,
+    TopicRecord,
+    TriggerRecord,
 )
+from durably.engine.temporal.workflow_code import now, wait_for_long_history
 from durably.protocol.text import get_logger
 
-from .ids import WORKFLOWS_QUEUE, function_workflow_id, run_workflow_id, topic_workflow_id
-from .messages import RUN_MEMO, FunctionRecord, RunMemo, TopicRecord
-from .workflow_requests import ENDED_BY_HAND, SharedReads, describe, ignoring_not_found
+APP = "app"
+"""The memo of an app's workflow with its ``AppRecord``."""
+FUNCTION = "function"
+"""The memo of a function's workflow with its ``FunctionRecord``."""
+TOPIC = "topic"
+"""The memo of a topic's workflow with its ``TopicRecord``."""
+MAX_PATHS = 50
+"""The maximum number of paths of a topic. Each path costs every event of the name a request."""
+APPLY_SYNC = "durably.apply_sync"
+SYNC_REFUSED = "SyncRefused"
+"""The error type of syncs that must not be repeated."""
+_COMPARED = ("url", "sdk", "framework", "version", "in_process", "names", "schedules")
+
+
+class AppliedSync(msgspec.Struct, frozen=True):
+    """A sync to apply, and the app's previous record."""
+
+    sync: SyncInput
+    before: AppRecord | None = None
+
+
+@workflow.defn(name="durably.App", sandboxed=False)
+class AppWorkflow:
+    """An app: the functions of its last sync."""
+
+    @workflow.init
+    def __init__(self, record: AppRecord | None = None) -> None:
+        self._record = record
+        self._turn = asyncio.Lock()
+
+    @workflow.run
+    async def run(self, record: AppRecord | None = None) -> None:
+        await wait_for_long_history()
+        memo = {} if self._record is None else {APP: self._record}
+        workflow.continue_as_new(self._record, memo=memo)
+
+    @workflow.update(name="sync")
+    async def sync(self, sync: SyncInput) -> SyncResult:
+        async with self._turn:
+            before = self._record
+            result = result_of_sync(sync, before)
+            if before is None or sync.restores or not is_same_sync(before, sync.app):
+                await self._apply(sync, before, result)
+            return result
+
+    async def _apply(self, sync: SyncInput, before: AppRecord | None, result: SyncResult) -> None:
+        try:
+            await workflow.execute_local_activity(
+                APPLY_SYNC, AppliedSync(sync, before), start_to_close_timeout=dt.timedelta(minutes=1)
+            )
+        except ActivityError as error:
+            if before is not None:
+                known = {
+                    field: tuple(dict.fromkeys([*getattr(sync.app, field), *getattr(before, field)]))
+                    for field in ("names", "schedules")
+                }
+                self._put(msgspec.structs.replace(before, error=str(error.cause), **known))
+            raise ApplicationError(str(error.cause), type=SYNC_REFUSED) from error
+        synced_at = int(workflow.now().timestamp() * 1000)
+        changes = {"added": result.added, "changed": result.changed, "removed": result.removed}
+        self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, **changes))
+
+    @workflow.signal(name="note_refused")
+    def note_refused(self, error: str) -> None:
+        """Store the reason why a sync was refused before it was applied."""
+        if self._record is not None:
+            self._put(msgspec.structs.replace(self._record, error=error))
+
+    def _put(self, record: AppRecord) -> None:
+        self._record = record
+        workflow.upsert_memo({APP: record})
+
+
+def is_same_sync(before: AppRecord, now: AppRecord) -> bool:
+    """Whether a sync would change nothing."""
+    has_same_functions = list(before.functions.items()) == list(now.functions.items())
+    is_same = all(getattr(before, field) == getattr(now, field) for field in _COMPARED)
+    return before.error is None and has_same_functions and is_same
+
+
+def result_of_sync(sync: SyncInput, before: AppRecord | None) -> SyncResult:
+    """The result of a sync: its differences from the previous record."""
+    old = {} if before is None else before.functions
+    new, url = sync.app.functions, None if before is None else before.url
+    return SyncResult(
+        app_id=sync.app_id,
+        modified=list(old.items()) != list(new.items()),
+        added=tuple(each for each in new if each not in old),
+        changed=tuple(each for each, digest in new.items() if old.get(each, digest) != digest),
+        removed=tuple(each for each in old if each not in new),
+        version=sync.app.version,
+        previous_version=None if before is None else before.version,
+        previous_url=url if url != sync.app.url else None,
+    )
+
+
+@workflow.defn(name="durably.Function", sandboxed=False)
+class FunctionWorkflow:
+    """A function: its synced configuration."""
+
+    @workflow.init
+    def __init__(self, record: FunctionRecord) -> None:
+        self._record = record
+
+    @workflow.run
+    async def run(self, record: FunctionRecord) -> None:
+        await wait_for_long_history()
+        workflow.continue_as_new(self._record, memo={FUNCTION: self._record})
+
+    @workflow.update(name="configure")
+    def configure(self, record: FunctionRecord) -> None:
+        """Replace the configuration. A pause stays: apps do not sync it."""
+        before = self._record
+        self._put(msgspec.structs.replace(record, is_paused=before.is_paused, paused_at=before.paused_at))
+
+    @workflow.update(name="set_paused")
+    def set_paused(self, is_paused: bool) -> None:
+        paused_at = (self._record.paused_at or now()) if is_paused else None
+        self._put(msgspec.structs.replace(self._record, is_paused=is_paused, paused_at=paused_at))
+
+    def _put(self, record: FunctionRecord) -> None:
+        if record != self._record:
+            self._record = record
+            workflow.upsert_memo({FUNCTION: record})
+
+
+class AppTriggers(msgspec.Struct, frozen=True):
+    """The new triggers of some functions.
+
+    A function without triggers is missing in ``triggers``.
+    """
+
+    function_ids: tuple[str, ...]
+    triggers: tuple[TriggerRecord, ...]
+
+
+@workflow.defn(name="durably.Topic", sandboxed=False)
+class TopicWorkflow:
+    """The triggers of an event name, and the paths of waits for it."""
+
+    @workflow.init
+    def __init__(self, record: TopicRecord) -> None:
+        self._record = record
+
+    @workflow.run
+    async def run(self, record: TopicRecord) -> None:
+        await wait_for_long_history()
+        workflow.continue_as_new(self._record, memo={TOPIC: self._record})
+
+    @workflow.update(name="set_triggers")
+    def set_triggers(self, change: AppTriggers) -> None:
+        kept = [each for each in self._record.triggers if each.function_id not in change.function_ids]
+        self._put(msgspec.structs.replace(self._record, triggers=(*kept, *change.triggers)))
+
+    @workflow.update(name="add_path")
+    def add_path(self, path: str | None) -> bool:
+        """Add a path. Returns false if the topic has too many paths."""
+        if path in self._record.paths:
+            return True
+        if path is not None and len(self._record.paths) >= MAX_PATHS:
+            return False
+        self._put(msgspec.structs.replace(self._record, paths=(*self._record.paths, path)))
+        return True
+
+    def _put(self, record: TopicRecord) -> None:
+        self._record = record
+        workflow.upsert_memo({TOPIC: record})
+
 
 T = TypeVar("T")
 
@@ -122,8 +296,8 @@ class Restorer:
         """
         since = dt.datetime.now(dt.UTC) - _LAST_DAYS
         query = (
-            "WorkflowType IN ('durably.Gate', 'durably.Queue') AND ExecutionStatus IN ('Terminated', 'Canceled') "
-            f"AND CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}'"
+            "WorkflowType IN ('durably.Bucket', 'durably.LimitQueue') "
+            f"AND ExecutionStatus IN ('Terminated', 'Canceled') AND CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}'"
         )
         at_once = asyncio.Semaphore(_MOST_AT_ONCE)
 

@@ -28,6 +28,28 @@ _TWO_SHARED = (
     "is a second limit that functions share: the engine on Temporal counts the calls of a function in one place, so "
     "it can share one limit with others. Remove one of the limits"
 )
+UNSUPPORTED = frozenset(
+    {
+        "cancel_runs",
+        "count_matching_runs",
+        "delete_cancellation",
+        "function_loads",
+        "get_cancellation",
+        "get_replay",
+        "inspect_function",
+        "list_cancellations",
+        "list_events",
+        "list_replays",
+        "list_runs.status.Scheduled",
+        "overview",
+        "replay_runs",
+        "run_traces",
+        "search_events",
+        "search_runs.if_exp",
+        "search_runs.status.Scheduled",
+    }
+)
+"""The operations that Temporal's own UI and command line do, and the arguments that its index does not know."""
 MAX_PATTERNS = 16
 """Maximum number of wildcard patterns for an event name. Each pattern costs every such event a request."""
 UNUSED_SETTINGS = {
@@ -70,19 +92,11 @@ SUPPORT: Sequence[OptionSupport] = (
     OptionSupport(
         "concurrency",
         Support.DIFFERENT,
-        "It is exact. With a key, each call takes its slot from one workflow for each value, or for the function if it "
-        "has several limits. That costs about four actions a call, and a queue serves a few dozen calls a second. The "
-        "slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not reach its "
-        "app keeps its slot until it does. A changed set of limits applies to runs that start after the sync; changed "
-        "numbers apply to waiting calls within a minute",
-    ),
-    OptionSupport(
-        "concurrency of one limit without a key",
-        Support.DIFFERENT,
-        "It is exact. Processes lease slots in blocks, so it costs few actions whatever the number of calls. Calls "
-        "wait in Temporal, roughly in their order. The slots of a process that dies are free after 45 s. A cancelled "
-        "run frees its slot within 10 s. A changed number applies within 7 s and as calls end. With a priority, a "
-        "throttle, a timeout or a second limit, calls take their slots from a workflow as with a key",
+        "It is exact. Each call takes its slot from one workflow for each value of the key, or for the function if it "
+        "has no key or several limits. That costs about three actions a call, and a queue serves a few dozen calls a "
+        "second. The slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not "
+        "reach its app keeps its slot until it does. A changed set of limits applies to runs that start after the "
+        "sync; changed numbers apply to waiting calls within a minute",
     ),
     OptionSupport(
         "concurrency of scope env or account, with another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"
@@ -98,9 +112,10 @@ SUPPORT: Sequence[OptionSupport] = (
     ),
     OptionSupport(
         "cron triggers",
-        Support.SAME,
-        "A workflow of the function fires the ticks, not a Schedule of Temporal. It needs a process with workers: "
-        "after a time without one, it fires the last of the missed ticks",
+        Support.DIFFERENT,
+        "Each is a Schedule of Temporal, which is paused with the function. A time that the clocks skip has no tick. "
+        "If no process has workers, the last of the missed ticks is fired when one starts. Ticks that are due while "
+        "the Temporal server is down are fired when it is back, if they are at most an hour old",
     ),
 )
 
@@ -125,7 +140,7 @@ def find_refusals(flow: Flow) -> Iterator[tuple[str, str]]:
         others = {limit.key for limit in limits if limit is not limits[shared[0]]}
         if flow.throttle is not None and flow.options.throttle is not None:
             others.add(flow.options.throttle.key)
-        if not _is_constant(key) and others - {key}:
+        if not isinstance(parse(key), Literal) and others - {key}:
             yield f"concurrency[{shared[0]}]", _TWO_SCOPES
 
 
@@ -137,7 +152,3 @@ def _find_long_patterns(config: FunctionConfig) -> Iterator[tuple[str, str]]:
                 f"triggers[{index}]",
                 f"has a wildcard after {depth} slashes and dots; on Temporal at most {MAX_PATTERNS} are allowed",
             )
-
-
-def _is_constant(key: str) -> bool:
-    return isinstance(parse(key), Literal)

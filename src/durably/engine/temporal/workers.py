@@ -1,4 +1,4 @@
-"""The workers of a process: their workflows, activities and polls.
+"""The workers of a process: their workflows, activities and polls, and the runs that they keep in memory.
 
 They run until they are stopped. If one fails, all are created again.
 """
@@ -6,48 +6,96 @@ They run until they are stopped. If one fails, all are created again.
 import asyncio
 import contextlib
 import datetime as dt
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
 
 from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from durably.engine.model.overview import UnreachedApp
 from durably.engine.model.requests import OutboundClient
-from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
-from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
-from durably.engine.temporal.flow.bucket_workflow import BucketWorkflow
-from durably.engine.temporal.flow.limit_queue_workflow import LimitQueueWorkflow
-from durably.engine.temporal.reports.bulk import Bulk
-from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
+from durably.engine.temporal.apps import AppSync, CronActivities, CronTickWorkflow
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, process_queue
+from durably.engine.temporal.observers import report_eviction
+from durably.engine.temporal.records import AppWorkflow, FunctionWorkflow, TopicWorkflow
+from durably.engine.temporal.routing.bucket import BucketWorkflow
+from durably.engine.temporal.routing.limit_queue import LimitQueueWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
-from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, StepRequests
-from durably.engine.temporal.runs.cached_runs import CachedRuns
-from durably.engine.temporal.runs.local_activities import LocalActivities
+from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, LocalActivities, StepRequests
+from durably.engine.temporal.runs.call_slots import CallSlots, tuner_of
+from durably.engine.temporal.runs.contents import CACHED
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
-from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
-from durably.engine.temporal.slots.leased_functions import LeasedFunctions
-from durably.engine.temporal.slots.leased_workers import LeasedWorkers
-from durably.engine.temporal.slots.slot_leases import SlotLeases
-from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.protocol.text import get_logger
-from durably.temporal.compat import ObservedRunner, evict, release_task_queue
+from durably.temporal.compat import Eviction, ObservedRunner, evict, release_task_queue
 
-from .ids import WORKFLOWS_QUEUE, process_queue
+MAX_CACHED_BYTES = 1024 * 1024 * 1024
+"""Maximum size of the contents of all workflows in memory. One run has at most 32 MB."""
+IDLE_SECONDS = 30.0
+"""Seconds without use before an eviction. A run that is evicted during a task, such as during a local activity, waits
+until the task times out."""
+
+
+class CachedRuns:
+    """Evicts idle runs if all contents exceed ``max_bytes``.
+
+    It begins with the least recently used one. The next task of an evicted run reads its history again. ``evict`` and
+    the methods are called in threads of a worker (see ``CacheObserver``).
+    """
+
+    def __init__(self, evict: Callable[[workflow.Info], None], max_bytes: int = MAX_CACHED_BYTES) -> None:
+        self._evict = evict
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[str, tuple[workflow.Info, int, float]] = OrderedDict()
+        self._bytes = 0
+
+    def note_activated(self, info: workflow.Info) -> None:
+        cached = CACHED.get(info.run_id)
+        now = time.monotonic()
+        with self._lock:
+            self._drop(info.run_id)
+            if cached is not None:
+                size = cached.content.size
+                self._runs[info.run_id] = info, size, now
+                self._bytes += size
+            evicted = self._take_idle(now - IDLE_SECONDS)
+        for each in evicted:
+            self._evict(each)
+
+    def _take_idle(self, used_before: float) -> list[workflow.Info]:
+        taken = []
+        while self._bytes > self._max_bytes:
+            info, _, used_at = next(iter(self._runs.values()))
+            if used_at > used_before:
+                break
+            self._drop(info.run_id)
+            taken.append(info)
+        return taken
+
+    def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None:
+        with self._lock:
+            self._drop(info.run_id)
+        if (cached := CACHED.pop(info.run_id, None)) is not None:
+            cached.release()
+        report_eviction(info, eviction)
+
+    def _drop(self, run_id: str) -> None:
+        dropped = self._runs.pop(run_id, None)
+        if dropped is not None:
+            self._bytes -= dropped[1]
+
 
 _COMMON_WORKFLOWS: Sequence[type] = (
     AppWorkflow,
-    CronWorkflow,
-    BulkWorkflow,
+    CronTickWorkflow,
     LimitQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
     BucketWorkflow,
     SignalWorkflow,
-    SlotsWorkflow,
     TopicWorkflow,
     WaitWorkflow,
 )
@@ -73,35 +121,13 @@ _RETURN_SECONDS = 5.0
 _logger = get_logger("durably.engine")
 
 
-class AnyWorker(Protocol):
-    """A temporalio worker, or several that act as one."""
-
-    async def run(self) -> None: ...
-
-    async def shutdown(self) -> None: ...
-
-    async def __aenter__(self) -> Any: ...
-
-    async def __aexit__(self, *_: Any) -> None: ...
-
-
-class Slots(Protocol):
-    """The slots of a worker; see ``CallSlots``."""
-
-    def close(self) -> None: ...
-
-    async def wait_until_unused(self) -> None: ...
-
-    async def wait_until_polls_are_quiet(self) -> None: ...
-
-
-class ProcessWorkers(list[AnyWorker]):
+class ProcessWorkers(list[Worker]):
     """Workers, and the slots of the calls that they make.
 
     The first worker executes requests of the other workers' workflows, such as the registration of a wait.
     """
 
-    def __init__(self, workers: Iterable[AnyWorker], slots: Sequence[Slots]) -> None:
+    def __init__(self, workers: Iterable[Worker], slots: Sequence[CallSlots]) -> None:
         super().__init__(workers)
         self.slots = slots
 
@@ -113,44 +139,25 @@ def make_workers(
     *,
     router: Router,
     apps: AppSync,
-    bulk: Bulk,
-    leased: LeasedFunctions,
     outbound: OutboundClient,
     max_calls: int,
-    away: dict[str, UnreachedApp],
 ) -> ProcessWorkers:
-    """The workers of a process. They record in ``away`` the apps that do not answer.
+    """The workers of a process.
 
     One executes the workflows that all apps share. The others execute the runs of one task queue each, and their calls.
     The server gives a call to the worker that executes its run, with the answer to the workflow task.
     """
-    local = LocalActivities(client, router, apps)
+    local = [*LocalActivities(client, router, apps).activities, *router.buckets.activities]
     requests = StepRequests(process_queue(), outbound)
     common = Worker(
         client,
         task_queue=WORKFLOWS_QUEUE,
         workflows=_COMMON_WORKFLOWS,
-        activities=[
-            *local.activities,
-            *router.buckets.activities,
-            *CronActivities(router).activities,
-            bulk.apply_page,
-        ],
+        activities=[*local, CronActivities(router).fire],
         sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
     )
     slots = [CallSlots(max_calls) for _ in calls_queues]
     at_once = asyncio.Semaphore(max_calls)
-
-    def worker_of(queue: str, queue_slots: CallSlots, leases: SlotLeases) -> Worker:
-        return Worker(
-            client,
-            task_queue=queue,
-            activities=CallActivities(client, call, requests, queue_slots, at_once, leases, away).activities,
-            tuner=tuner_of(queue_slots),
-            max_concurrent_activity_task_polls=_CALL_POLLS,
-        )
-
-    of_leased = LeasedWorkers(leased, router.records, client, worker_of, max_calls)
     loop = asyncio.get_running_loop()
 
     def evict_run(info: workflow.Info) -> None:
@@ -165,11 +172,7 @@ def make_workers(
             task_queue=queue,
             workflows=[RunWorkflow],
             unsandboxed_workflow_runner=runner,
-            activities=[
-                *CallActivities(client, call, requests, queue_slots, at_once, away=away).activities,
-                *local.activities,
-                *router.buckets.activities,
-            ],
+            activities=[CallActivities(client, call, requests, queue_slots, at_once).call, *local],
             tuner=tuner_of(queue_slots),
             max_concurrent_workflow_task_polls=_RUN_POLLS,
             max_concurrent_activity_task_polls=_CALL_POLLS,
@@ -178,8 +181,8 @@ def make_workers(
         )
         for queue, queue_slots in zip(calls_queues, slots, strict=True)
     ]
-    of_requests = Worker(client, task_queue=requests.queue, activities=requests.activities)
-    return ProcessWorkers([common, *runs, of_requests, of_leased], [*slots, of_leased])
+    of_requests = Worker(client, task_queue=requests.queue, activities=[requests.request])
+    return ProcessWorkers([common, *runs, of_requests], slots)
 
 
 class WorkerGroup:
@@ -249,6 +252,5 @@ class WorkerGroup:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
             for worker in self._workers:
-                if isinstance(worker, Worker):
-                    release_task_queue(worker)
+                release_task_queue(worker)
             self._workers = ProcessWorkers([], [])

@@ -23,14 +23,6 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
-def stores_clipped_levels() -> bool:
-    """Whether to store a level that was ahead of the clock and has been clipped.
-
-    Older histories are replayed without it. Call it only if there is such a level: it adds a marker to the history.
-    """
-    return workflow.patched("clipped-levels")
-
-
 class EarliestTimer:
     """One timer, set to the earliest of the requested times.
 

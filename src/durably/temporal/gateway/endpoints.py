@@ -254,19 +254,6 @@ def filter_keys(exposure: Exposure) -> list[SearchAttributeKey[Any]]:
     return [key for key in exposure.attribute_keys if key.origin_value_type is not dt.datetime]
 
 
-@dataclass(frozen=True)
-class Match:
-    """An endpoint with the ids in the URL of a request."""
-
-    endpoint: Endpoint
-    ids: Mapping[str, str]
-
-    def check_ids(self) -> None:
-        """Raises a problem for an invalid id."""
-        for name in self.endpoint.id_names:
-            check_id(self.ids[name], _ID_NAMES[name])
-
-
 class Endpoints:
     """All endpoints of a gateway."""
 
@@ -278,29 +265,34 @@ class Endpoints:
         for endpoints in self._by_exposure.values():
             yield from endpoints
 
-    def find(self, method: str, path: str) -> Match:
-        """The endpoint of a request; HEAD is a GET. Raises the problem 404 or 405."""
+    def find(self, method: str, path: str) -> tuple[Endpoint, Mapping[str, str]]:
+        """The endpoint of a request, and the ids in the path; HEAD is a GET.
+
+        Raises the problem 404 or 405, and 400 for an invalid id.
+        """
         offered = self._at(path)
-        for match in offered:
-            if match.endpoint.method == ("GET" if method == "HEAD" else method):
-                return match
-        raise not_allowed({match.endpoint.method for match in offered})
+        for endpoint, ids in offered:
+            if endpoint.method == ("GET" if method == "HEAD" else method):
+                for name, id in ids.items():
+                    check_id(id, _ID_NAMES[name])
+                return endpoint, ids
+        raise not_allowed({endpoint.method for endpoint, _ in offered})
 
     def options(self, path: str) -> GatewayResponse:
         """The response to OPTIONS. Raises the problem 404."""
-        return options({match.endpoint.method for match in self._at(path)})
+        return options({endpoint.method for endpoint, _ in self._at(path)})
 
-    def _at(self, path: str) -> list[Match]:
+    def _at(self, path: str) -> list[tuple[Endpoint, Mapping[str, str]]]:
         """The endpoints at a path, with any method. Raises a problem if there are none."""
         name, *parts = path.strip("/").split("/")
         if name not in self._by_exposure:
             raise not_found("there is no such workflow here")
-        found = []
+        found: list[tuple[Endpoint, Mapping[str, str]]] = []
         for endpoint in self._by_exposure[name]:
             literals = endpoint.literals
             if len(literals) == len(parts) and all(a in (None, b) for a, b in zip(literals, parts, strict=True)):
                 ids = (part for literal, part in zip(literals, parts, strict=True) if literal is None)
-                found.append(Match(endpoint, dict(zip(endpoint.id_names, ids, strict=True))))
+                found.append((endpoint, dict(zip(endpoint.id_names, ids, strict=True))))
         if not found:
             raise not_found(f"{name} offers nothing here")
         return found

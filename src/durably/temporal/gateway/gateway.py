@@ -33,7 +33,7 @@ from durably.temporal.request_log import (
 from . import actions, events, lists, runs, starting
 from .authorization import Authorize, Guard, Identify, access_of, check_principal, is_anonymous, principal_key
 from .call import STARTS, Call
-from .endpoints import Bodies, Endpoint, EndpointParameter, Endpoints, Key, Match, Route
+from .endpoints import Bodies, Endpoint, EndpointParameter, Endpoints, Key, Route
 from .exposure import Exposure, Operation
 from .idempotency import KeyedRequest, keyed_request
 from .inputs import check_id
@@ -216,27 +216,28 @@ class Gateway:
         """The response to a request. Errors of clients and of the server are problems."""
         if (document := self._documents.answer(request)) is not None:
             return document
-        start, match = time.perf_counter(), None
+        start, endpoint = time.perf_counter(), None
         try:
             if request.method == "OPTIONS":
                 return self.endpoints.options(request.path)
-            match = self.endpoints.find(request.method, request.path)
+            endpoint, ids = self.endpoints.find(request.method, request.path)
             given_id = request.headers.get(_REQUEST_ID)
             # A middleware may have set another id.
             with web_request(current_request_id() or usable_request_id(given_id)) if given_id else nullcontext():
-                response = await self._respond(request, match, io)
+                response = await self._respond(request, endpoint, ids, io)
         except Exception as error:
             response = to_problem(error).response()
-        self._services.metrics.count(None if match is None else match.endpoint, response.status_code, start)
+        self._services.metrics.count(endpoint, response.status_code, start)
         return response.without_body() if request.method == "HEAD" else response
 
     def handle_sync(self, request: GatewayRequest) -> GatewayResponse:
         """``handle`` for threads."""
         return drive(self.handle(request, io=BlockingIO()))
 
-    async def _respond(self, request: GatewayRequest, match: Match, io: IO | None) -> GatewayResponse:
-        endpoint, is_start = match.endpoint, match.endpoint.operation in STARTS
-        match.check_ids()
+    async def _respond(
+        self, request: GatewayRequest, endpoint: Endpoint, ids: Mapping[str, str], io: IO | None
+    ) -> GatewayResponse:
+        is_start = endpoint.operation in STARTS
         request.principal = check_principal(request.principal)
         access = access_of(endpoint.exposure, request.principal)  # Before the body is read: a 401 costs less.
         endpoint.check_names(request.query, {*self._app_parameters, *request.app_parameters})
@@ -248,12 +249,12 @@ class Gateway:
             services=self._services,
             request=request,
             endpoint=endpoint,
-            ids=match.ids,
+            ids=ids,
             access=access,
             params=params,
             value=value,
             keyed=self._keyed(request, endpoint, value),
-            workflow_id=match.ids.get("workflow_id", ""),
+            workflow_id=ids.get("workflow_id", ""),
         )
         if is_start:
             call.workflow_id = starting.choose_id(call)
@@ -335,7 +336,7 @@ class Gateway:
         """The response to a request that the framework refuses."""
         response = problem.response()
         try:
-            endpoint = self.endpoints.find(method, path).endpoint
+            endpoint, _ = self.endpoints.find(method, path)
         except Problem:
             endpoint = None
         self._services.metrics.count(endpoint, response.status_code, time.perf_counter())

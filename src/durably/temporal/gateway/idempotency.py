@@ -27,7 +27,7 @@ from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
 from pydantic_core import to_json
-from temporalio.api.common.v1 import Header, Payload, WorkflowExecution
+from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.update.v1 import Request
@@ -68,19 +68,15 @@ class KeyedRequest:
         """The value of ``MARK``."""
         return {"key": self.scope, "input": self.fingerprint}
 
-    def header(self) -> Payload:
-        content = {**self.mark, "request": self.nonce}
-        return Payload(metadata={"encoding": b"json/plain"}, data=json.dumps(content).encode())
+    def is_repeated_by(self, event: HistoryEvent) -> bool | None:
+        """Whether an earlier request with this key has made the event.
 
-    def is_repeated_by(self, header: Header) -> bool | None:
-        """Whether an earlier request with this key has sent this header.
-
-        Returns ``None`` for a header without this key, ``False`` for a header of this same request. Raises a problem
-        for another input.
+        Returns ``None`` for an event without this key, ``False`` for one of this same request. Raises a problem for
+        another input.
         """
-        if HEADER not in header.fields:
-            return None
-        stored = json.loads(header.fields[HEADER].data)
+        request = _update_request(event)
+        header = event.workflow_execution_signaled_event_attributes.header if request is None else request.input.header
+        stored = json.loads(header.fields[HEADER].data) if HEADER in header.fields else {}
         if stored.get("key") != self.scope:
             return None
         self.check_input(stored)
@@ -112,7 +108,8 @@ def one_request(client: Client, keyed: KeyedRequest | None) -> Iterator[None]:
     if keyed is None:
         yield
         return
-    with request_id(client, keyed.id, {HEADER: keyed.header()}):
+    content = json.dumps({**keyed.mark, "request": keyed.nonce}).encode()
+    with request_id(client, keyed.id, {HEADER: Payload(metadata={"encoding": b"json/plain"}, data=content)}):
         yield
 
 
@@ -189,26 +186,13 @@ async def find_repetition(history: RunHistory, keyed: KeyedRequest) -> bool:
 
 
 def _find(events: Sequence[HistoryEvent], keyed: KeyedRequest) -> bool | None:
-    for event in events:
-        header = _header(event)
-        if header is not None and (repeated := keyed.is_repeated_by(header)) is not None:
-            return repeated
-    return None
-
-
-def _header(event: HistoryEvent) -> Header | None:
-    if event.HasField("workflow_execution_signaled_event_attributes"):
-        return event.workflow_execution_signaled_event_attributes.header
-    if event.HasField("workflow_execution_update_accepted_event_attributes"):
-        return event.workflow_execution_update_accepted_event_attributes.accepted_request.input.header
-    return None
+    return next((found for each in events if (found := keyed.is_repeated_by(each)) is not None), None)
 
 
 async def find_update_name(history: RunHistory, update_id: str) -> str | None:
     """The name of an accepted update, or ``None`` if the history does not contain it."""
     async for events in history.pages():
-        for event in events:
-            request = _update_request(event)
+        for request in map(_update_request, events):
             if request is not None and request.meta.update_id == update_id:
                 return request.input.name
     return None

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
@@ -89,19 +89,6 @@ async def _no_chunks() -> AsyncGenerator[bytes, None]:
     chunks: tuple[bytes, ...] = ()
     for chunk in chunks:
         yield chunk
-
-
-class RequestHandler(Protocol):
-    """A server that adapters mount: the gateway or the codec server."""
-
-    async def handle(self, request: GatewayRequest) -> GatewayResponse: ...
-
-    def handle_sync(self, request: GatewayRequest) -> GatewayResponse: ...
-
-    def check_length(self, length: int | None) -> None:
-        """Raises a problem for a body that is longer than the limit."""
-
-    def refuse(self, method: str, path: str, problem: Any) -> GatewayResponse: ...
 
 
 def answer(

@@ -10,7 +10,7 @@ from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation
 from durably.engine.model.overview import EngineInfo
-from durably.testing import TestEngine
+from durably.testing.engine import TestEngine
 
 from .dashboard_client import get, header, page
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.api.http import routes
-from durably.engine.api.http.access import ApiKeys
+from durably.engine.api.http import application
+from durably.engine.api.http.requests import ApiKeys
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 
@@ -97,7 +97,7 @@ async def test_an_engine_that_has_lost_its_database_is_alive_and_not_ready(cloud
 async def test_an_engine_whose_database_does_not_answer_is_not_ready(
     cloud: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "READY_SECONDS", 0.05)
+    monkeypatch.setattr(application, "READY_SECONDS", 0.05)
     with contextlib.closing(sqlite3.connect(tmp_path / "engine.db", isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         status, answer = await cloud.json("GET", "/ready")
@@ -108,11 +108,6 @@ async def test_an_engine_whose_database_does_not_answer_is_not_ready(
 async def test_dev_information_is_not_for_cloud_mode(cloud: Harness) -> None:
     status, _ = await cloud.json("GET", "/dev", headers={"authorization": f"Bearer {bearer_token(SIGNING_KEY)}"})
     assert status == 404
-
-
-async def test_answers_name_the_mode_of_the_engine(dev: Harness) -> None:
-    async with dev.http.get("/health") as response:
-        assert response.headers["x-inngest-server-kind"] == "dev"
 
 
 async def test_local_pages_may_send_events_in_dev_mode(dev: Harness) -> None:

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from durably.engine.api.http import messages
+from durably.engine.api.http import requests
 from durably.engine.api.http.connections import CONNECTIONS, ConnectionLimits
 from durably.engine.api.http.server import listen, serve_api
 
@@ -99,8 +99,8 @@ async def serve() -> AsyncIterator[Serve]:
 
             async def echo(request: web.Request) -> web.Response:
                 try:
-                    return web.Response(body=await messages.read_body(request))
-                except messages.ApiError as error:
+                    return web.Response(body=await requests.read_body(request))
+                except requests.ApiError as error:
                     return web.Response(status=error.status)
 
             api = web.Application()
@@ -132,20 +132,6 @@ async def test_too_slow_client_gets_408(serve: Serve) -> None:
     assert await reader.read() == b""
 
 
-async def test_a_connection_without_a_byte_is_closed(serve: Serve) -> None:
-    served = await serve(ConnectionLimits(head_timeout=0.2))
-    reader, _ = await served.connect()
-    assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
-
-
-async def test_a_connection_is_kept_between_requests(serve: Serve) -> None:
-    served = await serve(ConnectionLimits(head_timeout=0.1, keep_alive=3600))
-    reader, writer = await served.quick()
-    await served.let_head_timeout_pass()
-    writer.write(GET)
-    assert await status_of(reader) == 200
-
-
 async def test_an_idle_connection_is_closed_in_the_end(serve: Serve) -> None:
     served = await serve(ConnectionLimits(keep_alive=0.2))
     reader, _ = await served.quick()
@@ -153,7 +139,7 @@ async def test_an_idle_connection_is_closed_in_the_end(serve: Serve) -> None:
 
 
 async def test_a_body_that_trickles_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "_GRACE_SECONDS", 0.2)
     served = await serve(ConnectionLimits())
     reader, writer = await served.connect(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000\r\n\r\n")
     trickling = asyncio.create_task(trickle(writer, b"x"))
@@ -162,8 +148,8 @@ async def test_a_body_that_trickles_is_given_up(serve: Serve, monkeypatch: pytes
 
 
 async def test_a_body_that_keeps_coming_may_take_long(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_GRACE_SECONDS", 0.5)
-    monkeypatch.setattr(messages, "_LEAST_BYTES_PER_SECOND", 1000)
+    monkeypatch.setattr(requests, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(requests, "_LEAST_BYTES_PER_SECOND", 1000)
     served = await serve(ConnectionLimits(head_timeout=0.2, keep_alive=0.2))
     reader, writer = await served.connect(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 6000\r\n\r\n")
     for _ in range(6):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from durably.engine.api.http import messages, routes
+from durably.engine.api.http import application, requests
 from durably.protocol.engine_errors import DatabaseUnavailableError
 
 from .conftest import EVENT_KEY, Harness
@@ -99,7 +99,7 @@ async def test_a_packed_body_is_unpacked_up_to_the_limit(
     assert (await dev.json("POST", "/e/any", data=pack(body), headers=encoding))[0] == 200
     status, answer = await dev.json("POST", "/e/any", data=pack(body)[:-1], headers=encoding)
     assert (status, "content-encoding" in answer["error"]) == (400, True)
-    monkeypatch.setattr(messages.read_body, "__defaults__", (10_000,))
+    monkeypatch.setattr(requests.read_body, "__defaults__", (10_000,))
     status, answer = await dev.json("POST", "/e/any", data=pack(body + b" " * 10_000), headers=encoding)
     assert (status, "when it is decompressed" in answer["error"]) == (413, True)
 
@@ -114,24 +114,6 @@ async def test_a_request_that_is_refused_is_not_unpacked(
     assert await cloud.json("GET", "/health")
     await cloud.server.close()
     assert "a request's body did not match its headers" not in caplog.text
-
-
-@pytest.mark.parametrize("limit", ["0", "000000001000", "000000001" + "9" * 5000])
-async def test_a_limit_out_of_range_is_refused(dev: Harness, limit: str) -> None:
-    status, answer = await dev.json("GET", "/v1/events", params={"limit": limit})
-    assert (status, "limit must be" in answer["error"]) == (400, True)
-
-
-async def test_a_header_that_is_not_text_can_be_quoted(dev: Harness) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(dev.server.origin).port)
-    writer.write(
-        b"POST /fn/register HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n"
-        b"x-inngest-expected-server-kind: \xff\r\n\r\n"
-    )
-    answer = await reader.read()
-    writer.close()
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"expected an engine in ? mode" in answer
 
 
 async def exchange(harness: Harness, request: bytes) -> bytes:
@@ -216,11 +198,11 @@ async def test_a_client_that_leaves_within_a_body_is_not_a_failure(
     async def read_body(request: web.Request) -> bytes:
         reading.set()
         try:
-            return await messages.read_body(request)
+            return await requests.read_body(request)
         finally:
             left.set()
 
-    monkeypatch.setattr(routes, "read_body", read_body)
+    monkeypatch.setattr(application, "read_body", read_body)
     port = urlsplit(dev.server.origin).port
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST /e/any HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: 100\r\n\r\n{{".encode())

@@ -1,4 +1,4 @@
-"""Admission of events at random times. Each state is stored and read back in between."""
+"""Admission of events at random times, and the rates that limit them. Each state is stored and read in between."""
 
 import datetime as dt
 import math
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.engine.core.flow.configs import event, flow_of
 
 from durably.engine.core.flow.admission import (
     MAX_BATCH_BYTES,
@@ -26,11 +27,9 @@ from durably.engine.core.flow.admission import (
     start,
     take_singleton,
 )
-from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
+from durably.engine.core.flow.buckets import Bucket, BucketKind, Level, Pace, StateChange, pace_of
 from durably.engine.core.flow.config import Flow
 from durably.engine.core.flow.queue import decode_queue_entry, encode_queue_entry
-
-from .configs import event, flow_of
 
 _START = 1_700_000_000_000
 _DAY = 86_400_000
@@ -121,16 +120,6 @@ def reason(admission: Admission) -> SkipReason | None:
 _gaps = st.lists(st.integers(0, 4_000), min_size=1, max_size=60)
 
 
-def test_a_function_without_options_starts_a_run_for_each_event() -> None:
-    engine = Engine(flow_of())
-    for _ in range(3):
-        admission = engine.send()
-        assert isinstance(admission.outcome, Start)
-        assert admission.changes == ()
-        assert not admission.outcome.queue_entry.is_queued
-    assert engine.states == {}
-
-
 # rate limit and idempotency
 
 
@@ -148,16 +137,6 @@ def test_rate_limit_per_key(gaps: list[int], limit: int, keyed: bool) -> None:
             within = sum(1 for at in times[index:] if at < begin + 10_000)
             assert within <= limit + limit // 10
     assert any(kept.values())
-
-
-def test_a_rate_limit_spreads_over_its_period() -> None:
-    engine = Engine(flow_of(rateLimit={"limit": 6, "period": "1h"}))
-    assert reason(engine.send()) is None
-    assert reason(engine.send()) is SkipReason.RATE_LIMIT
-    engine.pass_time(10 * 60_000 - 2)
-    assert reason(engine.send()) is SkipReason.RATE_LIMIT
-    engine.pass_time(2)
-    assert reason(engine.send()) is None
 
 
 def test_a_rate_limit_goes_on_at_its_rate_after_the_clock_was_set_back() -> None:
@@ -431,11 +410,6 @@ def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
         assert ahead == 0
 
 
-def test_priority_of_a_missing_field_is_zero() -> None:
-    flow = flow_of(priority={"run": "event.data.nothing"})
-    assert queue_position(flow, event(), _START) == _START
-
-
 def test_a_queue_entry_survives_storage() -> None:
     flow = flow_of(
         concurrency=[{"limit": 3}, {"limit": 1, "key": "event.data.user", "scope": "account"}],
@@ -488,13 +462,6 @@ def test_values_share_a_bucket_if_and_only_if_they_are_equal(one: Any, other: An
         assert (buckets[0] == buckets[1]) == (one == other)
 
 
-def test_large_ids_that_differ_in_the_last_digit_are_apart() -> None:
-    engine = Engine(flow_of(idempotency="event.data.id"))
-    assert [reason(engine.send(id=2**60 + digit)) for digit in range(3)] == [None, None, None]
-    assert reason(engine.send(id=[2**60])) is None
-    assert reason(engine.send(id=[2**60 + 1])) is None
-
-
 def test_buckets_of_functions_and_options_are_apart() -> None:
     flows = [flow_of(id=name, throttle={"limit": 1, "period": "1s", "key": "event.data.k"}) for name in ("a", "a/b")]
     keys = ["b/text:c", "c", "~1"]
@@ -504,3 +471,88 @@ def test_buckets_of_functions_and_options_are_apart() -> None:
     long = {Bucket(BucketKind.THROTTLE, "f" * 300 + tail, "key").id for tail in "ab"}
     assert len(long) == 2
     assert max(map(len, long)) < 100
+
+
+_limits = st.integers(1, 2_000)
+_periods = st.sampled_from([1_000, 7_000, 60_000, 3_600_000, 86_400_000])
+_bursts = st.integers(1, 50)
+
+
+def admitted(pace: Pace, arrivals: list[int]) -> list[int]:
+    """The arrivals that a rate limit accepts. The state is stored in between."""
+    level, kept = None, []
+    for now in arrivals:
+        if pace.ready_at(level, now) <= now:
+            level = Level.decode(pace.take(level, now).encode())
+            kept.append(now)
+    return kept
+
+
+@given(_limits, _periods, _bursts, st.lists(st.integers(0, 5_000), min_size=1, max_size=200))
+def test_no_stretch_of_time_has_more_than_its_share_and_the_burst(
+    limit: int, period: int, burst: int, gaps: list[int]
+) -> None:
+    now, arrivals = _START, []
+    for gap in gaps:
+        now += gap
+        arrivals.append(now)
+    kept = admitted(pace_of(limit, period, burst), arrivals)
+    for first, begin in enumerate(kept):
+        for last in range(first, len(kept)):
+            assert last - first + 1 <= (kept[last] - begin + 1) * limit / period + burst
+
+
+@given(st.integers(1, 100), _periods, _bursts)
+def test_in_the_long_run_units_come_at_the_rate(limit: int, period: int, burst: int) -> None:
+    pace, level, now = pace_of(limit, period, burst), None, _START
+    count = 3 * limit + burst
+    for _ in range(count):
+        now = pace.ready_at(level, now)
+        level = pace.take(level, now)
+    exact = (count - burst) * period / limit
+    assert exact - 1 <= now - _START <= exact + count * 1e-6 + 1
+
+
+@given(_limits, _periods, _bursts, st.lists(st.integers(0, 2_000), max_size=60), st.integers(0, 10_000))
+def test_ready_at_is_the_first_time_at_which_a_unit_may_be_used(
+    limit: int, period: int, burst: int, gaps: list[int], ahead: int
+) -> None:
+    pace, level, now = pace_of(limit, period, burst), None, _START
+    for gap in gaps:
+        now = max(now + gap, pace.ready_at(level, now + gap))
+        level = pace.take(level, now)
+    ready = pace.ready_at(level, now)
+    assert pace.ready_at(level, ready) == ready
+    assert ready == now or pace.ready_at(level, ready - 1) == ready
+    assert pace.ready_at(level, now + ahead) == max(ready, now + ahead)
+    if level is not None:
+        later = max(now, level.expires)
+        assert [pace.ready_at(state, later) for state in (level, None)] == [later, later]
+        assert pace.take(level, later) == pace.take(None, later)
+
+
+@given(_limits, _periods, _bursts, st.integers(0, 10**10))
+def test_a_clock_that_was_set_back_keeps_nothing_closed_for_longer_than_a_full_bucket(
+    limit: int, period: int, burst: int, step: int
+) -> None:
+    pace, level = pace_of(limit, period, burst), None
+    for _ in range(burst):
+        level = pace.take(level, _START)
+    assert pace.ready_at(level, _START - step) <= _START - step + pace.interval / 1e6 + 1
+
+
+@given(_limits, _periods, _bursts, st.integers(0, 10**10))
+def test_after_the_clock_was_set_back_a_waiting_unit_is_used_in_time_and_the_rate_is_kept(
+    limit: int, period: int, burst: int, step: int
+) -> None:
+    pace, level = pace_of(limit, period, burst), None
+    for _ in range(burst):
+        level = pace.take(level, _START)
+    assert level is not None
+    now = begin = _START - step
+    level = pace.clip(level, now)  # A unit has to wait: the clipped level is stored.
+    for nth in range(1, 2 * burst):
+        now = pace.ready_at(level, now)
+        assert now <= begin + nth * (pace.interval / 1e6 + 1)
+        assert pace.ready_at(level, now) == now
+        level = pace.take(level, now)

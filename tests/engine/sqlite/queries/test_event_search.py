@@ -12,9 +12,9 @@ from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
 from durably.engine.model.runs import StoredEvent
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.queries import search_pages
-from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.queries import search
+from durably.engine.sqlite.queries.search import Budget
+from durably.engine.sqlite.queries.searches import EventFilter, search_events
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ...conftest import only_run, send, step_is
@@ -27,16 +27,15 @@ TRIGGERING = {"order/paid"}
 @pytest.fixture(params=[3, 17, 20_000])
 def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a request looks at."""
-    monkeypatch.setattr(search_pages, "PORTION", request.param)
-    monkeypatch.setattr(search_pages, "ID_PORTION", request.param)
+    monkeypatch.setattr(search, "PORTION", request.param)
+    monkeypatch.setattr(search, "ID_PORTION", request.param)
     return int(request.param)
 
 
 def find_all(connection: sqlite3.Connection, wanted: EventFilter, limit: int) -> Iterator[StoredEvent]:
     cursor: str | None = None
     while True:
-        search = EventSearch(connection, wanted, TRIGGERING.__contains__, lambda key: None, Budget(0))
-        page = search.read(limit, cursor)
+        page = search_events(connection, wanted, limit, cursor, TRIGGERING.__contains__, lambda key: None, Budget(0))
         assert len(page.events) <= limit
         yield from page.events
         if page.cursor is None:
@@ -99,16 +98,16 @@ def test_events_are_found_by_their_ids(tmp_path: Path, portion: int) -> None:
 def test_a_page_of_large_events_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     history = RandomHistory(3, runs=20)
     connection = history.write(tmp_path / "engine.db")
-    monkeypatch.setattr(search_pages, "MOST_PAGE_BYTES", 300)
-    search = EventSearch(connection, EventFilter(), TRIGGERING.__contains__, lambda key: None, Budget(0))
-    page = search.read(50, None)
+    monkeypatch.setattr(search, "MOST_PAGE_BYTES", 300)
+    arguments = TRIGGERING.__contains__, lambda key: None, Budget(0)
+    page = search_events(connection, EventFilter(), 50, None, *arguments)
     assert 1 <= len(page.events) < 5
     assert page.cursor is not None
     assert [event.id for event in find_all(connection, EventFilter(), 50)] == [
         event.id for event in reversed(history.events)
     ]
     with pytest.raises(SelectionInvalidError):
-        search.read(50, "abc")
+        search_events(connection, EventFilter(), 50, "abc", *arguments)
     connection.close()
 
 
@@ -139,7 +138,7 @@ async def test_an_event_is_unmatched_if_it_has_no_effect(
     assert {going, stopping, refused} <= {event.id for event in others.events}
     assert all(not report.is_unmatched for report in others.events)
     (page,) = (await client.search_events(if_exp="event.data.n == 1", name="unknown")).events
-    assert page.event.data == {"n": 1}
+    assert page.data == {"n": 1}
     with pytest.raises(SelectionInvalidError, match="over `event` alone"):
         await client.search_events(if_exp="async.data.n == 1")
     assert (await client.search_events(name="work")).events[0].runs[0].id == second

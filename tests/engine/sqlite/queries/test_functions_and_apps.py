@@ -11,7 +11,7 @@ from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.runs import MatchCount, to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.queries import functions
+from durably.engine.sqlite.queries import searches
 from durably.engine.sqlite.queries.functions import percentile
 from durably.engine.sqlite.tables.counts import HOUR, MINUTE
 from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError, SelectionInvalidError
@@ -183,5 +183,5 @@ async def test_a_count_of_many_runs_is_a_lower_limit(
     for _ in range(5):
         await run_to_end(engine, "work")
     completed = [RunStatus.COMPLETED]
-    monkeypatch.setattr(functions, "MOST_MATCHED", 3)
+    monkeypatch.setattr(searches, "MOST_MATCHED", 3)
     assert await client.count_matching_runs("app-work", statuses=completed) == MatchCount(count=3, is_complete=False)

@@ -15,9 +15,9 @@ from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.runs import MatchCount, Run
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.queries import run_search, search_pages
-from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
-from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.queries import search, searches
+from durably.engine.sqlite.queries.search import Budget
+from durably.engine.sqlite.queries.searches import RunFilter, count_by_status, search_runs
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ...conftest import only_run, run_to_end, send
@@ -36,8 +36,8 @@ CONDITIONS: dict[str, Callable[[PastRun], bool]] = {
 @pytest.fixture(params=[3, 17, 20_000])
 def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a request looks at."""
-    monkeypatch.setattr(search_pages, "PORTION", request.param)
-    monkeypatch.setattr(search_pages, "ID_PORTION", request.param)
+    monkeypatch.setattr(search, "PORTION", request.param)
+    monkeypatch.setattr(search, "ID_PORTION", request.param)
     return int(request.param)
 
 
@@ -86,7 +86,7 @@ def random_filter(history: RandomHistory, chosen: random.Random) -> tuple[RunFil
 def test_search_finds_the_same_as_a_scan_of_all_runs(
     tmp_path: Path, portion: int, seed: int, is_short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_search, "MOST_OF_EVENT_NAME", 1000 if is_short else 10)
+    monkeypatch.setattr(searches, "MOST_OF_EVENT_NAME", 1000 if is_short else 10)
     history = RandomHistory(seed)
     connection = history.write(tmp_path / "engine.db")
     chosen = random.Random(seed)
@@ -101,10 +101,10 @@ def test_search_finds_the_same_as_a_scan_of_all_runs(
 def test_counts_are_those_of_a_look_at_each_run_or_less(
     tmp_path: Path, portion_of_counts: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_search, "MOST_OF_EVENT_NAME", 10)
-    monkeypatch.setattr(run_search, "COUNTED_PORTION", portion_of_counts)
-    monkeypatch.setattr(run_search, "COUNTED_ROWS_PORTION", portion_of_counts // 2)
-    monkeypatch.setattr(run_search, "MOST_COUNTED", most)
+    monkeypatch.setattr(searches, "MOST_OF_EVENT_NAME", 10)
+    monkeypatch.setattr(searches, "COUNTED_PORTION", portion_of_counts)
+    monkeypatch.setattr(searches, "COUNTED_ROWS_PORTION", portion_of_counts // 2)
+    monkeypatch.setattr(searches, "MOST_COUNTED", most)
     history = RandomHistory(5)
     connection = history.write(tmp_path / "engine.db")
     chosen, complete = random.Random(5), 0
@@ -151,7 +151,7 @@ def test_a_search_by_id_takes_the_other_conditions_too(tmp_path: Path) -> None:
 
 
 def test_an_expensive_expression_ends_a_page_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_pages, "MOST_EVALUATED", 10)
+    monkeypatch.setattr(search, "MOST_EVALUATED", 10)
     history = RandomHistory(3)
     connection = history.write(tmp_path / "engine.db")
     wanted = RunFilter(condition=compile_expression("event.data.n == 99"))
@@ -167,7 +167,7 @@ def test_an_expensive_expression_ends_a_page_early(tmp_path: Path, monkeypatch: 
 def test_large_outputs_are_left_out_of_a_page(tmp_path: Path) -> None:
     history = RandomHistory(3)
     connection = history.write(tmp_path / "engine.db")
-    large = b'{"total": "' + b"x" * run_search.LONGEST_OUTPUT + b'"}'
+    large = b'{"total": "' + b"x" * searches.LONGEST_OUTPUT + b'"}'
     ended = next(run for run in history.runs if run.status is RunStatus.COMPLETED)
     connection.execute("UPDATE runs SET output = ? WHERE key = ?", (large, ended.key))
     for condition in (None, compile_expression("output.total != 1", has_output=True)):

@@ -1,14 +1,11 @@
 """Functions that start each other endlessly: stopped at a depth, and cancelled by bulk cancellations."""
 
-import datetime as dt
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from durably.engine.core.run_state import (
     CHAIN_PERIOD,
-    Origin,
     explain_runaway,
     origin_of,
 )
@@ -135,45 +132,3 @@ def test_invocations_nest_for_good_and_chains_for_an_hour() -> None:
     assert explain_runaway(origin, 3, is_run_end=False) is not None
     assert explain_runaway(origin, 4, is_run_end=False) is None
     assert origin_of(1, origin, 9 * CHAIN_PERIOD).depth == 0
-
-
-@pytest.mark.parametrize(
-    ("chain", "is_run_end", "is_refused"), [(10, False, False), (11, False, True), (12, True, False), (13, True, True)]
-)
-def test_handlers_hear_of_the_run_that_was_refused(chain: int, is_run_end: bool, is_refused: bool) -> None:
-    origin = Origin(run_key=1, depth=0, chain=chain, since=0)
-    assert (explain_runaway(origin, 1, is_run_end=is_run_end) is not None) == is_refused
-
-
-@pytest.mark.parametrize("through", ["loop", "other"])
-async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
-    engine: SqliteEngine, app: SmallApp, through: str
-) -> None:
-    """The run is cancelled while its event is under way, possibly through another function."""
-
-    @app.function("loop")
-    def loop(steps: Steps) -> object:
-        steps.sleep("nap", "1h")
-
-    @app.function("other")
-    def other(steps: Steps) -> object:
-        return None
-
-    await engine.sync_app(app.sync_request())
-    (event_id,) = await engine.send_events([Event(name="loop")])
-    (first,) = await engine.event_runs(event_id)
-    before = dt.datetime.now(dt.UTC) + dt.timedelta(milliseconds=1)
-    while dt.datetime.now(dt.UTC) <= before:
-        pass
-    (event_id,) = await engine.send_events([Event(name="loop")], sender=first.id)
-    (second,) = await engine.event_runs(event_id)  # Created after started_before, before the operation looks at runs.
-    await engine.cancel_runs(function_id="app-loop", started_before=before)
-    for run in (first, second):
-        assert (await ended(engine, run.id)).status == RunStatus.CANCELLED
-    sender = second.id if through == "loop" else await send_from(engine, second.id, "other")
-    late = await engine.get_run(await send_from(engine, sender, "loop"))
-    assert late is not None
-    assert late.status == RunStatus.CANCELLED
-    (event_id,) = await engine.send_events([Event(name="loop")])
-    (unrelated,) = await engine.event_runs(event_id)
-    assert unrelated.status != RunStatus.CANCELLED

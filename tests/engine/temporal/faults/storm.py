@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 
 from ....crash.engine_process import backoff
 from ....crash.processes import Victim
@@ -43,7 +43,7 @@ READY = "the app is synced"
 _LONGEST_STOP = 2 * LEASE.total_seconds()
 _MOST_LIVE = 12
 _PACE_SECONDS = 0.5
-_OF_RUNS = ("durably.Run", "durably.Event", "durably.Wait", "durably.Queue")
+_OF_RUNS = ("durably.Run", "durably.Event", "durably.Wait", "durably.LimitQueue")
 """Workflows that end with the last run."""
 
 

@@ -13,9 +13,9 @@ import msgspec
 from temporalio.client import Client
 
 from durably.engine.model.runs import RunStatus
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.runs.call_messages import ContentPage, ContentRequest
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.messages import ContentPage, ContentRequest
 
 from .limited_functions import LIMITED, kind_of
 from .storm import APP, SETTINGS, Storm

@@ -16,8 +16,7 @@ from tests.crash.app_process import Diary, define
 import durably
 import durably.tornado
 from durably.embedded import temporal_node
-from durably.engine.temporal.runs import run_calls
-from durably.engine.temporal.slots import lease_time
+from durably.engine.temporal.runs import calls
 
 from .limited_functions import define_limited
 from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY, SETTINGS
@@ -36,7 +35,6 @@ async def main(address: str, diary: Diary) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     app_process.PATIENCE = PATIENCE
-    run_calls._HEARTBEAT_TIMEOUT = LEASE
-    lease_time.USE_SECONDS, lease_time.LEASE_SECONDS = LEASE.total_seconds(), 2 * LEASE.total_seconds() + 1
+    calls._HEARTBEAT_TIMEOUT = LEASE
     temporal_node.LONGEST_GAP_SECONDS, temporal_node._BEAT_SECONDS = LEASE.total_seconds() / 3, 0.1
     asyncio.run(main(sys.argv[1], Diary(Path(sys.argv[2]))))

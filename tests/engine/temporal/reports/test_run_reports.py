@@ -81,8 +81,8 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         assert await async_eventually(children, "the report has the invoked run") == [(Relation.INVOKED, "ask")]
         report = await engine.inspect_run(run.id)
         assert report is not None
-        assert report.steps[2].child_run_id == report.children[0].run_id
-        of_child = await engine.inspect_run(report.children[0].run_id)
+        assert report.steps[2].child_run_id == report.children[0].id
+        of_child = await engine.inspect_run(report.children[0].id)
         assert of_child is not None
         assert of_child.parent is not None
         assert (of_child.parent.id, of_child.parent.step) == (run.id, "ask")

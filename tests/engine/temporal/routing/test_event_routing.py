@@ -18,7 +18,7 @@ from durably.engine.model.unmatched import KnownNames
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, event_workflow_id, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import DeliveryRecord, EventRecord
 from durably.engine.temporal.routing import router
-from durably.engine.temporal.routing.event_receiver import EventReceiver
+from durably.engine.temporal.routing.router import EventReceiver
 from durably.engine.temporal.routing.workflows import EventWorkflow
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import Event

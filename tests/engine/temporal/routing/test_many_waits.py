@@ -12,17 +12,10 @@ import pytest
 import durably
 from durably.engine.model.events import make_id
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.ids import (
-    app_workflow_id,
-    cron_workflow_id,
-    function_workflow_id,
-    topic_workflow_id,
-    wait_workflow_id,
-)
+from durably.engine.temporal.ids import app_workflow_id, function_workflow_id, topic_workflow_id, wait_workflow_id
 from durably.engine.temporal.messages import LeaveInput, WaitRecord
 from durably.engine.temporal.routing import workflows
-from durably.engine.temporal.routing.wait_keys import wait_key
-from durably.engine.temporal.routing.workflows import FULL_BYTES, Waiting, WaitState
+from durably.engine.temporal.routing.workflows import FULL_BYTES, Waiting, WaitState, wait_key
 from durably.engine.temporal.workflow_code import pack
 from durably.protocol.opcodes import hash_step_id
 
@@ -127,7 +120,6 @@ async def test_long_lived_workflows_continue_as_new_with_their_state(restless: D
             app_workflow_id(app.app_id),
             function_workflow_id(app.id_of("f")),
             topic_workflow_id(app.event("go")),
-            cron_workflow_id(app.id_of("f")),
             wait_workflow_id(app.event("reply"), None, None),
             wait_workflow_id(waits[0].event, waits[0].path, waits[0].value),
         ]

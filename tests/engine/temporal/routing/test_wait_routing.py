@@ -10,7 +10,7 @@ from temporalio.client import WorkflowFailureError
 from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id, signal_workflow_id, topic_workflow_id, wait_workflow_id
 from durably.engine.temporal.messages import Condition, EventRecord, MatchInput, RunInput
-from durably.engine.temporal.routing.wait_keys import matching, wait_key
+from durably.engine.temporal.routing.workflows import matching, wait_key
 
 from ....temporal.dev_server import DevServer
 from ....waiting import async_eventually

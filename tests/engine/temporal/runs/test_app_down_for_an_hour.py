@@ -18,12 +18,11 @@ from durably.engine.model.events import make_id
 from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import EventRecord, InternalEvents, RunInput
+from durably.engine.temporal.messages import CallInput, EventRecord, InternalEvents, RunInput
+from durably.engine.temporal.routing.router import SEND
 from durably.engine.temporal.runs.activities import CallActivities, StepRequests
-from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.runs.local_activities import SEND
+from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
-from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.protocol.errors import ErrorData
 from durably.temporal.errors import find_program
 

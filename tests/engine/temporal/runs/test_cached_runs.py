@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from durably.engine.temporal.runs import cached_runs
+from durably.engine.temporal import workers
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent
 
 from ....temporal.dev_server import DevServer
@@ -20,8 +20,8 @@ MOST = 3 * OUTPUT_BYTES
 async def test_runs_that_were_used_least_recently_leave_the_memory_and_continue(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached_runs.CachedRuns.__init__, "__defaults__", (MOST,))
-    monkeypatch.setattr(cached_runs, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(workers.CachedRuns.__init__, "__defaults__", (MOST,))
+    monkeypatch.setattr(workers, "IDLE_SECONDS", 0.5)
     async with routed_app(server.address) as app:
         waits(app)
         await app.sync()

@@ -16,11 +16,10 @@ from temporalio.testing import ActivityEnvironment
 from durably.engine.core.calls import Answer, CallData, Returned
 from durably.engine.core.run_state import Call
 from durably.engine.model.requests import OutboundClient
-from durably.engine.temporal.messages import MemoRecord
+from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities, StepRequests
-from durably.engine.temporal.runs.call_messages import CallInput, ContentPage, ContentRequest
+from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
-from durably.engine.temporal.slots.call_slots import CallSlots
 
 EVENT = b'{"name":"order"}'
 

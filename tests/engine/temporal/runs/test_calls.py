@@ -17,9 +17,9 @@ from temporalio.exceptions import ApplicationError
 import durably
 from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.runs import run_calls
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs import calls
 from durably.engine.temporal.runs.activities import unreached_seconds
-from durably.engine.temporal.runs.call_messages import CallInput
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorData
@@ -115,7 +115,7 @@ async def _lose(on_temporal: RunningApp, losses: int) -> list[int]:
 async def test_the_second_loss_of_a_call_costs_an_attempt(
     server: DevServer, monkeypatch: pytest.MonkeyPatch, losses: int, retries: int, ends_well: bool
 ) -> None:
-    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=200))
+    monkeypatch.setattr(calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=200))
     monkeypatch.setattr("durably.engine.temporal.runs.activities._send", lambda seconds: asyncio.Event().wait())
     app = make_client()
     async with running(server.address, app, simple(app, retries=retries)) as on_temporal:
@@ -168,7 +168,7 @@ async def test_a_worker_that_stops_returns_its_calls_to_another(server: DevServe
 
 
 async def test_the_function_of_a_cancelled_run_stops(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(seconds=1))
+    monkeypatch.setattr(calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(seconds=1))
     app = make_client()
     entered, stopped = asyncio.Event(), asyncio.Event()
 

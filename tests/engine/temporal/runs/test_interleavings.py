@@ -16,7 +16,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.apps.cron import CronActivities
+from durably.engine.temporal.apps import CronActivities
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
@@ -27,8 +27,8 @@ from durably.engine.temporal.ids import (
 )
 from durably.engine.temporal.messages import Delivery, EventRecord, RunInput, WaitRecord
 from durably.engine.temporal.routing import router
-from durably.engine.temporal.routing.wait_keys import wait_key
-from durably.engine.temporal.runs.local_activities import LocalActivities
+from durably.engine.temporal.routing.workflows import wait_key
+from durably.engine.temporal.runs.activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.workers import WORKFLOWS
 
@@ -212,7 +212,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
         activities=[
             *routing.activities,
             *app.engine._router.buckets.activities,
-            *CronActivities(app.engine._router).activities,
+            CronActivities(app.engine._router).fire,
         ],
     )
     async with worker, Worker(client, task_queue=app_queue(app.app_id), workflows=[RecordingRun]):

@@ -31,27 +31,26 @@ from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
+    CallInput,
+    CheckpointInput,
+    ContentRequest,
     EventRecord,
     InternalEvents,
     InvokeInput,
     LeaveInput,
+    RequestInput,
+    RequestResult,
     ResolvedInvocation,
     RunInput,
     RunPolicy,
     WaitRecord,
 )
-from durably.engine.temporal.runs import activities, run_calls
+from durably.engine.temporal.routing.router import RESOLVE, SEND
+from durably.engine.temporal.routing.waits import LEAVE, WAIT_FOR_EVENT
+from durably.engine.temporal.runs import activities, calls
 from durably.engine.temporal.runs.activities import REQUEST, CallActivities, StepRequests
-from durably.engine.temporal.runs.call_messages import (
-    CallInput,
-    CheckpointInput,
-    ContentRequest,
-    RequestInput,
-    RequestResult,
-)
-from durably.engine.temporal.runs.local_activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
+from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
-from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 from durably.temporal.errors import find_program
@@ -229,8 +228,8 @@ async def _end_of(handle: WorkflowHandle[Any, Any]) -> tuple[RunStatus, object]:
 
 
 async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", LEASE)
-    policy = run_calls._CALL_RETRIES
+    monkeypatch.setattr(calls, "_HEARTBEAT_TIMEOUT", LEASE)
+    policy = calls._CALL_RETRIES
     async with (
         other_server() as url,
         await WorkflowEnvironment.start_time_skipping(
@@ -244,7 +243,7 @@ async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.
             world = FakeWorld(environment.client, apps[0], seed, misfortunes=3)
             monkeypatch.setattr(activities, "_send", world.send_heartbeats)
             # This server would repeat the call of a lost worker, although the policy excludes that.
-            monkeypatch.setattr(run_calls, "_CALL_RETRIES", ONCE if world.loses_workers else policy)
+            monkeypatch.setattr(calls, "_CALL_RETRIES", ONCE if world.loses_workers else policy)
             found = await _run(environment, world, caches=seed % 4 < 2)
             _check(found, await end_on_sqlite(tmp_path / f"{seed}.db", apps[1], seed), world, seed)
             worlds.append(world)

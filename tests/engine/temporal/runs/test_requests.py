@@ -9,8 +9,8 @@ from temporalio.worker import Worker
 
 import durably
 from durably.engine.core.calls import Answer, CallData, ReportedOps
-from durably.engine.temporal.runs import run_calls
-from durably.engine.temporal.runs.call_messages import CallInput
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs import calls
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
@@ -76,7 +76,7 @@ async def test_requests_are_made_and_their_credentials_are_in_no_history(server:
 async def test_a_request_whose_process_has_ended_is_asked_for_again(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_calls, "_PICK_UP_TIMEOUT", run_calls._PICK_UP_TIMEOUT / 60)
+    monkeypatch.setattr(calls, "_PICK_UP_TIMEOUT", calls._PICK_UP_TIMEOUT / 60)
     app = make_client()
     async with Api() as api, running(server.address, app, fetching(app, api)) as on_temporal:
         (requests,) = [

@@ -3,7 +3,6 @@
 import asyncio
 
 import pytest
-from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from temporalio.exceptions import CancelledError
 
@@ -77,24 +76,3 @@ async def test_the_invoker_of_a_cancelled_run_gets_the_reason(server: DevServer)
 
     async with running(server.address, app, child, parent) as on_temporal:
         assert "timeouts.finish" in await (await on_temporal.start("parent")).result()
-
-
-async def test_details_list_the_last_changes_of_a_run(server: DevServer) -> None:
-    app = make_client()
-
-    @app.create_function(fn_id="steps", trigger=on(app, "steps"))
-    async def steps(ctx: durably.Context) -> None:
-        for n in range(60):
-            await ctx.step.run(f"step-{n}", lambda: 1)
-        await ctx.step.sleep("nap", "1ms")
-
-    async with running(server.address, app, steps) as on_temporal:
-        run = await on_temporal.start("steps")
-        await run.result()
-        metadata = await run.handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
-        details = metadata.current_details.splitlines()
-        assert details[0] == "- … 13 lines before"
-        assert len(details) == 51
-        assert "step `step-59` finished" in details[-4]
-        assert "step `nap` sleeps until" in details[-3]
-        assert details[-1].endswith("the run is completed")

@@ -1,12 +1,18 @@
 """The HTTP API as an aiohttp application, with the dashboard.
 
-It has the routes, and the steps that each request passes.
+One handler serves all operations, others are those of the server itself.
 """
 
+import asyncio
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
+from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
@@ -15,15 +21,349 @@ from durably.engine.api.dashboard.dashboard import SEGMENTS
 from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.api.dashboard.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.api.interface import Engine, LocalEngine
-from durably.engine.api.operations import Access, operations_of
-from durably.protocol.headers import ServerKind
+from durably.engine.api.operations import Access, Operation, operations_of
+from durably.engine.model.json_bodies import decode_json, explain_json_error
+from durably.engine.model.runs import RunUpdate
+from durably.protocol.engine_errors import BodyInvalidError, DatabaseLostError, EngineError
+from durably.protocol.events import AppSyncBody
+from durably.protocol.headers import Header, Query, ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES, MAX_REQUEST_BYTES
+from durably.protocol.sync import decode_sync
+from durably.protocol.text import get_logger, redact_url
 
-from .access import AccessCheck, AllowedHosts, ApiKeys
+from .codec import NOT_FOUND, check_header, encode_result, read_arguments
 from .connections import CONNECTIONS
-from .messages import ApiError, answer_error, answer_expectation, explain_stop, read_body
-from .routes import HEALTH_PATH, SERVER_ROUTES, UNROUTED, ApiState, Route, operation_route, unsupported_routes
-from .syncs import AcceptedSync, AppConflicts, OnSync, SyncAt
+from .metrics import METRICS_PATH, answer_metrics
+from .requests import (
+    AccessCheck,
+    AllowedHosts,
+    ApiError,
+    ApiKeys,
+    answer_error,
+    answer_expectation,
+    data_response,
+    error_response,
+    explain_stop,
+    json_response,
+    read_body,
+)
+from .syncs import AcceptedSync, AppConflicts, AppUnreachedError, NoAppError, OnSync, SyncAt, SyncFailedError
+
+READY_SECONDS = 5.0
+_KEEP_ALIVE_SECONDS = 15.0
+"""Seconds of silence before an empty line is written to a stream.
+
+It is a keep-alive. It also lets the engine detect a disconnected client.
+"""
+_LOG_AGAIN_SECONDS = 600.0
+
+_logger = get_logger("durably.engine.api")
+
+
+@dataclass
+class ApiState:
+    """The state that handlers share.
+
+    ``has_limits``: requests have the limits of a public API, such as of lists.
+    """
+
+    engine: LocalEngine
+    server_kind: ServerKind
+    on_sync: OnSync
+    sync_at: SyncAt | None
+    conflicts: AppConflicts
+    has_limits: bool = True
+
+    def headers(self) -> dict[str, str]:
+        """The headers of each answer."""
+        return {str(Header.SERVER_KIND): self.server_kind}
+
+
+Handle = Callable[[ApiState, web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    method: str
+    path: str
+    access: Access
+    handle: Handle
+
+
+# operations
+
+
+def operation_route(operation: Operation) -> Route:
+    handle = _SPECIAL.get(operation.name) or partial(_execute, operation)
+    return Route(operation.http_method, operation.path, operation.access, handle)
+
+
+async def _execute(operation: Operation, api: ApiState, request: web.Request) -> web.Response:
+    """Execute the operation of a request, and answer with its result.
+
+    The arguments are read from the request.
+    """
+    body = await read_body(request) if operation.has_body else b""
+    try:
+        arguments = read_arguments(
+            operation, request.match_info, request.query, request.headers, body, has_limits=api.has_limits
+        )
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BodyInvalidError(explain_json_error(body, error)) from None
+    result = shown = await getattr(api.engine, operation.name)(**arguments)
+    if not result and await operation.is_missing(api.engine, arguments, result):
+        assert operation.missing is not None
+        raise ApiError(404, operation.missing.format_map(arguments), code=NOT_FOUND)
+    if operation.show is not None:
+        shown = await operation.show(api.engine, arguments, result)
+    return web.Response(body=encode_result(operation, result, shown), content_type="application/json")
+
+
+async def _add_traces(api: ApiState, request: web.Request) -> web.Response:
+    """``POST /v1/traces/userland``: store spans in the form of OTLP over HTTP.
+
+    The body is JSON or Protocol Buffers.
+    """
+    await api.engine.add_traces(await read_body(request), request.content_type)
+    body = b"{}" if request.content_type == "application/json" else b""
+    return web.Response(body=body, content_type=request.content_type)
+
+
+_SPECIAL: dict[str, Handle] = {"add_traces": _add_traces}
+"""Operations whose answers have another protocol's form."""
+
+
+# the state of the engine
+
+
+async def _get_health(api: ApiState, request: web.Request) -> web.Response:
+    """``GET /health``: the process answers.
+
+    A supervisor restarts a process that does not.
+    """
+    return json_response({"status": 200, "message": "OK"})
+
+
+async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
+    """``GET /ready``: whether the engine accepts events and calls apps.
+
+    The answer is 503 with the reason if it does not. The writer's thread checks that the database still belongs to this
+    engine.
+    """
+    try:
+        async with asyncio.timeout(READY_SECONDS):
+            await api.engine.verify()
+    except TimeoutError:
+        return error_response(503, f"the database has not answered within {READY_SECONDS:.0f} s")
+    except EngineError as error:
+        lost = api.engine.stop_error or (error if isinstance(error, DatabaseLostError) else None)
+        return error_response(503, error.message if lost is None else explain_stop(lost))
+    return json_response({"status": 200, "message": "OK"})
+
+
+async def _get_metrics(api: ApiState, request: web.Request) -> web.Response:
+    """``GET /metrics``: the engine's metrics for Prometheus."""
+    return await answer_metrics(api.engine, request)
+
+
+async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
+    """``GET /dev``, in dev mode only: official SDKs detect a dev engine by it."""
+    return json_response(
+        {
+            "version": version("durably"),
+            "authed": False,
+            "functions": [function.config for function in await api.engine.list_functions()],
+            "handlers": [],
+            "isSingleNodeService": True,
+            "isMissingSigningKey": False,
+            "isMissingEventKeys": False,
+            "features": {},
+        }
+    )
+
+
+async def _stream_updates(api: ApiState, request: web.Request) -> web.StreamResponse:
+    """``GET /v1/updates[?function_id=…]``: one ``RunUpdate`` per line.
+
+    The updates are sent from now on, until the engine stops.
+    """
+    headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
+    response = web.StreamResponse(headers=headers | api.headers())
+    with api.engine.watch() as updates, contextlib.suppress(ConnectionResetError):  # The client has disconnected.
+        await response.prepare(request)
+        await _write_updates(response, updates, request.query.get("function_id"))
+        await response.write_eof()
+    return response
+
+
+async def _write_updates(
+    response: web.StreamResponse, updates: AsyncIterator[RunUpdate], function_id: str | None
+) -> None:
+    await response.write(b"\n")
+    while True:
+        try:
+            async with asyncio.timeout(_KEEP_ALIVE_SECONDS):
+                update = await anext(updates)
+        except TimeoutError:
+            await response.write(b"\n")
+        except StopAsyncIteration:
+            return
+        else:
+            if function_id in (None, "", update.function_id):
+                await response.write(msgspec.json.encode(update) + b"\n")
+
+
+# syncs
+
+
+async def _register(api: ApiState, request: web.Request) -> web.Response:
+    """``POST /fn/register[?deployId=…]``: an app sends its functions (spec §4.3)."""
+    expected = request.headers.get(Header.EXPECTED_SERVER_KIND)
+    if expected and expected != api.server_kind:
+        raise ApiError(400, f"the app expected an engine in {expected} mode, and this one is in {api.server_kind} mode")
+    sync = decode_json(await read_body(request), decode_sync)
+    accepted = await api.conflicts.accept(sync, request.query.get(Query.DEPLOY_ID))
+    api.on_sync(accepted)
+    answer = {"ok": True, "status": 200, "modified": accepted.result.modified, "app_id": accepted.result.app_id}
+    return json_response(answer | ({} if accepted.conflict is None else {"warning": accepted.conflict}))
+
+
+class _SyncApp(msgspec.Struct):
+    url: str
+
+
+_sync_app_decoder = msgspec.json.Decoder(_SyncApp)
+
+
+async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
+    """``POST /v1/apps/sync {url}``: ask the app at a URL to sync.
+
+    The answer is 502 if the app does not answer.
+    """
+    url = decode_json(await read_body(request), _sync_app_decoder.decode).url
+    if api.sync_at is None:
+        raise ApiError(400, "this engine runs in its app's own processes, and syncs whenever they start")
+    if not _is_http_url(url):
+        raise ApiError(400, "the body's url must be a URL like http://127.0.0.1:8000/api/inngest")
+    try:
+        accepted = await api.sync_at(url)
+    except AppUnreachedError as error:
+        raise ApiError(502, error.message) from None
+    except (NoAppError, SyncFailedError) as error:
+        raise ApiError(422, error.message) from None
+    return data_response(_describe_sync(accepted))
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
+    result = accepted.result
+    return AppSyncBody(
+        app_id=result.app_id,
+        url=redact_url(accepted.request.url),
+        version=result.version,
+        previous_version=result.previous_version,
+        modified=result.modified,
+        functions=[function.id for function in accepted.request.functions],
+        added=list(result.added),
+        changed=list(result.changed),
+        removed=list(result.removed),
+        previous_url=None if result.previous_url is None else redact_url(result.previous_url),
+        warning=accepted.conflict,
+    )
+
+
+# what the engine lacks
+
+_ENDPOINTS = "durable endpoints: make the endpoint send an event, and do the work in a function"
+UNSUPPORTED = {
+    "/v0/connect/{path:.*}": "Connect: serve the app's functions over HTTP instead of calling connect()",
+    "/v1/realtime/{path:.*}": "realtime (publish, subscribe, streams): send messages to browsers yourself",
+    "/v1/checkpoint": _ENDPOINTS,
+    "/v1/checkpoint/{run_id}/steps": _ENDPOINTS,
+    "/v1/http/{path:.*}": _ENDPOINTS,
+    "/v2/{path:.*}": "the second version of the platform's API, including sandboxes",
+}
+"""Features by their routes."""
+
+
+def _refuse_feature(feature: str, last_logged: dict[str, float]) -> Handle:
+    """Refuse with the reason in the body and in the status line.
+
+    Of an answer to a publish, the JavaScript SDK shows only the status line.
+    """
+
+    async def refuse(api: ApiState, request: web.Request) -> web.StreamResponse:
+        message = f"this engine does not support {feature}"
+        now = time.monotonic()
+        if now - last_logged.get(feature, -_LOG_AGAIN_SECONDS) >= _LOG_AGAIN_SECONDS:
+            last_logged[feature] = now
+            sdk = request.headers.get("x-inngest-sdk") or request.headers.get("user-agent") or "unknown SDK"
+            _logger.error("an app (%s) needs an unsupported feature: %s", ascii(sdk[:80]), message)
+        response = error_response(501, message, code="not_supported")
+        response.set_status(501, reason=message)
+        return response
+
+    return refuse
+
+
+async def _allow_page(api: ApiState, request: web.Request) -> web.Response:
+    """``OPTIONS /e/{key}``, in dev mode only: allow pages to send events.
+
+    Pages of any allowed origin may send events.
+    """
+    requested = "access-control-request-headers"
+    return web.Response(
+        status=204,
+        headers={
+            "access-control-allow-methods": "POST",
+            "access-control-allow-headers": check_header(requested, request.headers.get(requested) or "*"),
+            "access-control-max-age": "3600",
+        },
+    )
+
+
+async def _answer_unrouted(api: ApiState, request: web.Request) -> web.StreamResponse:
+    """Refuse requests that no other route handles.
+
+    Raises ``HTTPMethodNotAllowed`` or ``HTTPNotFound``. It is a route because aiohttp's own answer fails on
+    expectations that are not ASCII.
+    """
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        _, methods = await resource.resolve(request)
+        allowed |= methods
+    allowed.discard(hdrs.METH_ANY)
+    raise web.HTTPMethodNotAllowed(request.method, allowed) if allowed else web.HTTPNotFound
+
+
+HEALTH_PATH = "/health"
+SERVER_ROUTES = (
+    Route("GET", HEALTH_PATH, Access.OPEN, _get_health),
+    Route("GET", "/ready", Access.OPEN, _get_readiness),
+    Route("GET", METRICS_PATH, Access.SIGNING_KEY, _get_metrics),
+    Route("GET", "/dev", Access.DEVELOPMENT, _get_dev_info),
+    Route("OPTIONS", "/e/{key}", Access.DEVELOPMENT, _allow_page),
+    Route("GET", "/v1/updates", Access.SIGNING_KEY, _stream_updates),
+    Route("POST", "/fn/register", Access.SIGNING_KEY, _register),
+    Route("POST", "/v1/apps/sync", Access.SIGNING_KEY, _sync_app),
+)
+UNROUTED = Route(hdrs.METH_ANY, "/{path:(?s:.*)}", Access.SIGNING_KEY, _answer_unrouted)
+
+
+def unsupported_routes() -> list[Route]:
+    last_logged: dict[str, float] = {}
+    return [
+        Route(hdrs.METH_ANY, path, Access.SIGNING_KEY, _refuse_feature(feature, last_logged))
+        for path, feature in UNSUPPORTED.items()
+    ]
+
 
 _LOCAL = AllowedHosts()
 _EVENTS = "/e/"

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from durably.engine.model.logs import SparseLog
 
-from .messages import SERVER_LOGGER
+from .requests import SERVER_LOGGER
 
 _SURE_SECONDS = 1.0
 """Seconds for a new connection's first request, before the connection may be closed for others."""

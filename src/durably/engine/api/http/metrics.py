@@ -15,7 +15,7 @@ from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics import CATALOGUE, FAMILIES, PREFIX, Family, Metric, MetricKind, Sample
 from durably.protocol.engine_errors import EngineError
 
-from .messages import answer_error, answer_expectation
+from .requests import answer_error, answer_expectation
 
 METRICS_PATH = "/metrics"
 _OPENMETRICS = "application/openmetrics-text"

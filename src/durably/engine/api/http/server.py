@@ -24,13 +24,11 @@ from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import describe_os_error, reachable
 
-from .access import AllowedHosts, ApiKeys
 from .application import create_api, ignore_sync
 from .connections import CONNECTIONS, ConnectionLimits, Connections
-from .discovery import AppDiscovery
-from .messages import SERVER_LOGGER
 from .metrics import create_metrics_page
-from .syncs import OnSync
+from .requests import SERVER_LOGGER, AllowedHosts, ApiKeys
+from .syncs import AppDiscovery, OnSync
 
 _LIMITS = ConnectionLimits()
 DEFAULT_HOST = "127.0.0.1"

@@ -247,15 +247,11 @@ class _NewKey:
 
 
 class LimitQueue:
-    """The queue for one transaction. ``now`` is milliseconds since the epoch.
+    """The queue for one transaction. ``now`` is milliseconds since the epoch."""
 
-    ``stores_clipped`` says whether a level that was clipped is stored. It is asked only if there is one.
-    """
-
-    def __init__(self, rows: QueueRows, now: int, stores_clipped: Callable[[], bool] = lambda: True) -> None:
+    def __init__(self, rows: QueueRows, now: int) -> None:
         self._rows = rows
         self._now = now
-        self._stores_clipped = stores_clipped
         self._made: list[QueuedCall] = []
         self._heap: list[tuple[QueuedCall, _NewKey | ConcurrencyKey]] = []
         self._new: dict[str, _NewKey] = {}
@@ -390,7 +386,7 @@ class LimitQueue:
         bucket_id = key.throttle.bucket_id
         level = self._level(bucket_id)
         clipped = None if level is None else key.throttle.pace.clip(level, self._now)
-        if clipped is not None and clipped is not level and self._stores_clipped():
+        if clipped is not None and clipped is not level:
             self._levels[bucket_id] = clipped
             self._rows.put_level(bucket_id, clipped)
 

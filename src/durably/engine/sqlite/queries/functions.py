@@ -1,19 +1,17 @@
-"""Queries for apps and functions: what apps serve, bulk operations, durations, numbers of runs, schedules.
+"""Queries for apps and functions: what apps serve, bulk operations, durations, schedules.
 
 They run in the reader's threads. Times are milliseconds since the epoch.
 """
 
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import App, FunctionInfo, StepTimes
-from durably.engine.model.runs import BulkOperation, MatchCount, Run, to_datetime, to_optional_datetime
+from durably.engine.model.runs import BulkOperation, Run, to_datetime, to_optional_datetime
 from durably.engine.sqlite.transactions.bulk_operations import BulkOperation as BulkOperationRow
 from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, read_bulk_operations
 from durably.protocol.events import InternalEvent
@@ -22,7 +20,6 @@ from durably.protocol.sync import decode_function
 from durably.protocol.text import redact_url
 
 from .runs import FirstCallAt, runs_of_keys
-from .search_pages import Budget, key_range
 
 MOST_SAMPLED = 100
 """Number of ended runs whose durations a report has."""
@@ -30,8 +27,6 @@ _MOST_LOOKED_AT = 2_000
 """The number of a function's newest runs among which those are searched."""
 _MOST_STEPS = 5_000
 """Number of finished steps whose durations a report has."""
-MOST_MATCHED = 20_000
-"""Number of a function's runs that a count looks at."""
 _MOST_CRON_RUNS, _CRON_RUNS_LOOKED_AT = 5, 200
 
 
@@ -113,7 +108,7 @@ def to_bulk_operation(row: BulkOperationRow) -> BulkOperation:
     )
 
 
-# durations, numbers of runs, schedules
+# durations and schedules
 
 
 class Durations(msgspec.Struct, frozen=True):
@@ -174,53 +169,6 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     """
     rank = -(-len(ordered) * round(share * 100) // 100)
     return ordered[max(rank, 1) - 1]
-
-
-def count_matching_runs(
-    connection: sqlite3.Connection,
-    function_id: str,
-    statuses: Collection[RunStatus],
-    times: tuple[int | None, int | None],
-    condition: Expression | None,
-    first_call_at: FirstCallAt,
-    budget: Budget,
-) -> MatchCount:
-    """The number of runs created from ``times[0]`` until before ``times[1]``.
-
-    Looks at the newest runs, until the limits are reached.
-    """
-    after, before = times
-    low, high = key_range(connection, "runs", "created_at", after, before)
-    looked_at = (
-        "SELECT key FROM runs INDEXED BY runs_by_function WHERE function_id = ? AND key >= ? AND key < ? "
-        "ORDER BY key DESC LIMIT ?"
-    )
-    values = (function_id, low, high, MOST_MATCHED)
-    (number,) = connection.execute(f"SELECT count(*) FROM ({looked_at})", values).fetchone()
-    body = "NULL" if condition is None else "(SELECT body FROM events WHERE key = event_key)"
-    rows = connection.execute(
-        f"SELECT runs.key, status, started_at, {body} FROM ({looked_at}) AS looked_at "
-        "CROSS JOIN runs ON runs.key = looked_at.key "
-        "WHERE (? IS NULL OR created_at >= ?) AND (? IS NULL OR created_at < ?) "
-        "AND (ended_at IS NULL OR status IN (SELECT value FROM json_each(?)))",
-        (*values, after, after, before, before, msgspec.json.encode(list(statuses)).decode()),
-    )
-    count, is_complete = 0, number < MOST_MATCHED
-    for key, stored, started_at, event in rows:
-        status = RunStatus(stored)
-        if status is RunStatus.SCHEDULED and (started_at is not None or first_call_at(key) is not None):
-            status = RunStatus.RUNNING
-        if status not in statuses:
-            continue
-        if condition is not None:
-            if budget.is_spent:
-                is_complete = False
-                break
-            budget.spend()
-            if not condition.matches(msgspec.json.decode(event, type=dict[str, Any]), now=budget.now):
-                continue
-        count += 1
-    return MatchCount(count=count, is_complete=is_complete)
 
 
 class _Tick(msgspec.Struct):

@@ -12,7 +12,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.protocol.events import INTERNAL_PREFIX
 
 from .runs import FirstCallAt, read_run_state_of
-from .search_pages import key_at
+from .search import key_at
 
 STUCK_MILLISECONDS = 600_000
 """Milliseconds after which a call that holds a slot needs attention, if others wait for the slot."""

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 
 from durably.engine.core.run_state import RunStatus
-from durably.engine.sqlite.queries.search_pages import key_at
+from durably.engine.sqlite.queries.search import key_at
 
 MINUTE = 60_000
 """Milliseconds of a minute."""

@@ -1,6 +1,7 @@
 """Changes of runs from Temporal's index, for polls and as a stream of updates."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import hashlib
 import time
@@ -14,11 +15,9 @@ from temporalio.service import RPCError
 from durably.engine.model.overview import Changes
 from durably.engine.model.runs import RunUpdate
 from durably.engine.temporal.client import is_unreachable
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
-
-from .run_lists import RunFilter, RunLists
-from .run_views import RunViews, status_of
 
 LONGEST_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 1.0
@@ -37,10 +36,9 @@ class ChangePoll:
     A position identifies a state. Positions are compared for equality only.
     """
 
-    def __init__(self, client: Client, lists: RunLists, views: RunViews) -> None:
+    def __init__(self, client: Client, lists: RunLists) -> None:
         self._client = client
         self._lists = lists
-        self._views = views
         self._waiters = 0
         self._counted_at = 0.0
         self._counting: asyncio.Task[str] | None = None
@@ -63,7 +61,8 @@ class ChangePoll:
         return Changes(position=position)
 
     async def _position(self, run_id: str | None) -> int:
-        return _number(await (self._state() if run_id is None else self._state_of_run(run_id)))
+        state = await (self._state() if run_id is None else self._state_of_run(run_id))
+        return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1  # Below 2^53.
 
     async def _state(self) -> str:
         """The numbers of runs by Temporal's status. Each start and each end changes them.
@@ -80,18 +79,13 @@ class ChangePoll:
         return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
     async def _state_of_run(self, run_id: str) -> str:
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         if not isinstance(described, WorkflowExecutionDescription):
             return ""
         pending = [
             (each.activity_id, each.state, each.attempt) for each in described.raw_description.pending_activities
         ]
         return f"{described.history_length} {described.status} {pending}"
-
-
-def _number(state: str) -> int:
-    """A number below 2^53 for a string."""
-    return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1
 
 
 class _Progress(msgspec.Struct, frozen=True):
@@ -121,8 +115,8 @@ class RunWatch(AsyncIterator[RunUpdate]):
     iteration ends when ``closed`` is set.
     """
 
-    def __init__(self, lists: RunLists, views: RunViews, closed: asyncio.Event) -> None:
-        self._lists, self._views, self._closed = lists, views, closed
+    def __init__(self, lists: RunLists, closed: asyncio.Event) -> None:
+        self._lists, self._closed = lists, closed
         self._opened_at = dt.datetime.now(dt.UTC)
         self._pending: deque[RunUpdate] = deque()
         self._progress: tuple[_Progress, _Progress] | None = None
@@ -134,26 +128,23 @@ class RunWatch(AsyncIterator[RunUpdate]):
                 raise StopAsyncIteration
             await self._poll()
             if not self._pending:
-                await self._pause()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closed.wait(), _POLL_SECONDS)
         return self._pending.popleft()
-
-    async def _pause(self) -> None:
-        try:
-            await asyncio.wait_for(self._closed.wait(), _POLL_SECONDS)
-        except TimeoutError:
-            return
 
     async def _poll(self) -> None:
         try:
             before = self._progress or await self._first_progress()
             started = await self._lists.read(RunFilter(started_after=before[0].since))
             ended = [
-                each for each in await self._lists.read(RunFilter(ended_after=before[1].since)) if _has_ended(each)
+                each
+                for each in await self._lists.read(RunFilter(ended_after=before[1].since))
+                if status_of(each).has_ended
             ]
             new_starts = [each for each in started if each.id not in before[0].ids]
             new_ends = [each for each in ended if each.id not in before[1].ids]
-            updates = [RunUpdate.started(run) for run in await self._views.views(new_starts, has_output=False)]
-            updates += [RunUpdate.ended(run) for run in await self._views.views(new_ends)]
+            updates = [RunUpdate.started(run) for run in await self._lists.views(new_starts, has_output=False)]
+            updates += [RunUpdate.ended(run) for run in await self._lists.views(new_ends)]
         except RPCError as error:
             if not is_unreachable(error):
                 raise
@@ -177,10 +168,6 @@ class RunWatch(AsyncIterator[RunUpdate]):
         old_ends = [(each.id, _end_time(each)) for each in ends if _end_time(each) < self._opened_at]
         old_starts = [(each.id, each.start_time) for each in starts if each.start_time < self._opened_at]
         return _Progress(latest).after(old_starts), _Progress(latest).after(old_ends)
-
-
-def _has_ended(execution: WorkflowExecution) -> bool:
-    return status_of(execution).has_ended
 
 
 def _end_time(execution: WorkflowExecution) -> dt.datetime:

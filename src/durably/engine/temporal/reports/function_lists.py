@@ -8,20 +8,19 @@ import itertools
 
 import msgspec
 from temporalio.client import Client
+from ulid import ULID
 
-from durably.engine.model.overview import App, FunctionInfo, ScheduleInfo
+from durably.engine.model.overview import App, AppReport, FunctionInfo, ScheduleInfo, SyncReport
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import Run, to_datetime
-from durably.engine.temporal.apps.record_workflows import APP
-from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
+from durably.engine.temporal.apps import tick_name
+from durably.engine.temporal.ids import app_workflow_id, make_event_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
-from durably.engine.temporal.records import Records
+from durably.engine.temporal.records import APP, Records
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, memo_of
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.text import redact_url
-
-from .run_lists import RunFilter, RunLists
-from .run_views import RunViews
 
 _MOST_AT_ONCE = 16
 _MOST_TICKS = 5
@@ -30,11 +29,10 @@ _CRON_RUNS_LOOKED_AT = 30
 
 
 class FunctionLists:
-    def __init__(self, client: Client, records: Records, lists: RunLists, views: RunViews) -> None:
+    def __init__(self, client: Client, records: Records, lists: RunLists) -> None:
         self._client = client
         self._records = records
         self._lists = lists
-        self._views = views
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
 
     async def functions(self) -> list[FunctionInfo]:
@@ -69,15 +67,10 @@ class FunctionLists:
             )
         return record
 
-    async def set_paused(self, function_id: str, is_paused: bool) -> None:
-        """Pause or resume a function. Raises ``FunctionNotFoundError``."""
-        await self.get(function_id)
-        handle = self._client.get_workflow_handle(function_workflow_id(function_id))
-        await handle.execute_update("set_paused", is_paused)
-
     async def app_records(self) -> list[tuple[str, AppRecord]]:
         """The apps that have synced, by id."""
-        ids = await self._ids("durably.App", app_workflow_id(""))
+        query = "WorkflowType = 'durably.App' AND ExecutionStatus = 'Running'"
+        ids = [each.id.removeprefix(app_workflow_id("")) async for each in self._client.list_workflows(query)]
         records = await asyncio.gather(*(self._app(app_id) for app_id in ids))
         return sorted((app_id, record) for app_id, record in zip(ids, records, strict=True) if record is not None)
 
@@ -85,22 +78,8 @@ class FunctionLists:
         async with self._slots:
             return await self._records.read(app_workflow_id(app_id), APP, AppRecord)
 
-    async def _ids(self, workflow_type: str, prefix: str) -> list[str]:
-        query = f"WorkflowType = '{workflow_type}' AND ExecutionStatus = 'Running'"
-        return [each.id.removeprefix(prefix) async for each in self._client.list_workflows(query)]
-
     async def apps(self) -> list[App]:
         return [app_view(app_id, record) for app_id, record in await self.app_records()]
-
-    async def paused(self) -> list[tuple[str, int]]:
-        """The paused functions, and when they were paused."""
-        ids = [view.id for view in await self.functions() if view.is_paused]
-        records = await asyncio.gather(*(self._function(function_id) for function_id in ids))
-        return [
-            (function_id, record.paused_at)
-            for function_id, record in zip(ids, records, strict=True)
-            if record is not None and record.is_paused and record.paused_at is not None
-        ]
 
     async def schedules(self, now: int) -> list[ScheduleInfo]:
         """The schedules of active functions, by function."""
@@ -109,7 +88,7 @@ class FunctionLists:
             function = SyncedFunction.from_config(view.config, view.app_id)
             if not function.flow.schedules:
                 continue
-            runs = await self._cron_runs(view.id)
+            runs = await self._cron_runs(function)
             for schedule in function.flow.schedules:
                 ticks = itertools.islice(schedule.ticks_after(now), _MOST_TICKS)
                 views.append(
@@ -123,21 +102,40 @@ class FunctionLists:
                 )
         return sorted(views, key=lambda view: (view.function_id, view.schedule))
 
-    async def _cron_runs(self, function_id: str) -> dict[str, list[Run]]:
+    async def _cron_runs(self, function: SyncedFunction) -> dict[str, list[Run]]:
         """The last runs that schedules of a function started, by schedule."""
-        wanted = RunFilter(function_id=function_id, event_name=InternalEvent.SCHEDULED_TIMER)
         found: dict[str, list[Run]] = {}
         seen = 0
-        async for each in self._lists.walk(wanted):
-            link = await self._views.link(each, has_relation=False)
-            given = await self._views.input(link.id)
-            if given is not None:
-                event = msgspec.json.decode(given.events[0].body)
-                found.setdefault(event.get("data", {}).get("cron", ""), []).append(link)
+        async for each in self._lists.walk(
+            RunFilter(function_id=function.id, event_name=InternalEvent.SCHEDULED_TIMER)
+        ):
+            event_id = (await memo_of(each)).event_ids[0]
+            at = ULID.from_str(event_id).milliseconds
+            for schedule in function.flow.schedules:
+                if make_event_id(at, tick_name(function.id, schedule.text, at)) == event_id:
+                    found.setdefault(schedule.text, []).append(await self._lists.link(each, has_relation=False))
             seen += 1
             if seen == _CRON_RUNS_LOOKED_AT:
                 break
         return found
+
+    async def app_reports(self) -> list[AppReport]:
+        """Apps with their last syncs."""
+        return [
+            AppReport(
+                app=app_view(app_id, record),
+                last_sync=SyncReport(
+                    at=to_datetime(record.synced_at),
+                    error=record.error,
+                    added=record.added,
+                    changed=record.changed,
+                    removed=record.removed,
+                ),
+                unreached_since=None,
+                unreached_error=None,
+            )
+            for app_id, record in await self.app_records()
+        ]
 
 
 def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:

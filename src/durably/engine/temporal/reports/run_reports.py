@@ -18,6 +18,7 @@ from durably.engine.model.records import AttemptRow, StepRow
 from durably.engine.model.run_report import RunRows, report_attempts, report_calls, report_run, report_steps
 from durably.engine.model.runs import (
     Attempt,
+    FromStep,
     LogEntry,
     LogPage,
     Run,
@@ -30,39 +31,39 @@ from durably.engine.model.runs import (
     to_optional_datetime,
 )
 from durably.engine.temporal.ids import CALL_ID_PREFIX, run_workflow_id
-from durably.engine.temporal.reports.event_lists import event_view
-from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
-from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
-from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.runs.run_record import RecordPage, RunSummary, StepsPage
-from durably.protocol.engine_errors import RunUnavailableError
+from durably.engine.temporal.messages import CopiedMemos, MemoRecord, RunInput
+from durably.engine.temporal.records import Records
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, memo_of, status_of, stored_event
+from durably.engine.temporal.runs.record import RecordPage, RunSummary, StepsPage
+from durably.protocol.engine_errors import RunUnavailableError, StepNotFoundError
+from durably.protocol.opcodes import hash_step_id
 
 _QUERY_TIMEOUT = dt.timedelta(seconds=10)
 _SUMMARY_TIMEOUT = dt.timedelta(seconds=3)
 _MOST_CHILDREN = 200
+_MOST_NAMED = 20
 _NO_WORKERS = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION)
 
 
 class RunReports:
-    def __init__(self, client: Client, router: Router, lists: RunLists, views: RunViews) -> None:
+    def __init__(self, client: Client, records: Records, lists: RunLists) -> None:
         self._client = client
-        self._router = router
+        self._records = records
         self._lists = lists
-        self._views = views
 
     async def find(self, run_id: str) -> Run | None:
         """A run, with its current waits if a worker answers."""
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         if described is None:
             return None
         try:
             return await self._view_now(described)
         except RunUnavailableError:
-            return await self._views.view(described)
+            return await self._lists.view(described)
 
     async def _view_now(self, described: WorkflowExecution) -> Run:
         """A run with its current waits. Raises ``RunUnavailableError``."""
-        run = await self._views.view(described)
+        run = await self._lists.view(described)
         if run.status.has_ended:
             return run
         summary: RunSummary = await self._query(run.id, "summary", result_type=RunSummary, timeout=_SUMMARY_TIMEOUT)
@@ -86,11 +87,11 @@ class RunReports:
 
     async def _rows(self, run_id: str) -> RunRows | None:
         """The rows of a run without its events, parent and children. Raises ``RunUnavailableError``."""
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         return None if described is None else await self._read(described, await self._view_now(described))
 
     async def calls(self, run_id: str) -> list[RunCall]:
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         if described is None:
             return []
         if status_of(described).has_ended:
@@ -101,23 +102,23 @@ class RunReports:
 
     async def report(self, run_id: str) -> RunReport | None:
         """Without a worker, it has only the server's data, and is marked so."""
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         if described is None:
             return None
         unavailable = None
         try:
             rows = await self._read(described, await self._view_now(described))
         except RunUnavailableError as error:
-            rows = RunRows(run=await self._views.view(described), calls=_calls_under_way(described))
+            rows = RunRows(run=await self._lists.view(described), calls=_calls_under_way(described))
             unavailable = error.message
         children, has_more = await self._children(run_id)
-        function = await self._router.records.find_function(rows.run.function_id)
-        given = await self._views.input(run_id)
+        function = await self._records.find_function(rows.run.function_id)
+        given = await self._lists.input(run_id)
         rows = msgspec.structs.replace(
             rows,
             function_name=(function.config.name if function is not None else None) or rows.run.function_id,
             app_version=(await memo_of(described)).app_version,
-            events=[] if given is None else [event_view(event) for event in given.events],
+            events=[] if given is None else [stored_event(event) for event in given.events],
             parent=await self._parent(described),
             children=children,
             has_more_children=has_more,
@@ -126,7 +127,7 @@ class RunReports:
 
     async def record(self, run_id: str) -> RecordPage | None:
         """The record of a run without its steps, or ``None`` if the run does not exist."""
-        if await self._views.describe(run_id) is None:
+        if await self._lists.describe(run_id) is None:
             return None
         record, _ = await self._read_record(run_id)
         return record
@@ -134,7 +135,7 @@ class RunReports:
     async def logs(self, run_id: str, position: int | None, limit: int) -> LogPage:
         """Lines from ``position`` on (1 is the first); by default the latest."""
         record = await self.record(run_id)
-        described = await self._views.describe(run_id)
+        described = await self._lists.describe(run_id)
         if record is None or described is None:
             return LogPage(entries=[], position=1)
         function_id = (await memo_of(described)).function_id
@@ -145,14 +146,14 @@ class RunReports:
 
     async def batch(self, run_id: str) -> msgspec.Raw | None:
         """The run's events in the protocol's form."""
-        given = await self._views.input(run_id)
+        given = await self._lists.input(run_id)
         if given is None:
             return None
         return msgspec.Raw(b"[" + b",".join(bytes(event.body) for event in given.events) + b"]")
 
     async def memos(self, run_id: str) -> msgspec.Raw | None:
         """The run's memos by hashed step id in the protocol's form."""
-        given = await self._views.input(run_id)
+        given = await self._lists.input(run_id)
         if given is None:
             return None
         memos: list[tuple[str, bytes]] = []
@@ -172,6 +173,25 @@ class RunReports:
             after += len(page.steps)
             if after >= page.total or not page.steps:
                 return
+
+    async def copied_memos(self, given: RunInput, from_step: FromStep) -> CopiedMemos:
+        """The memos before a step's memo. Raises ``StepNotFoundError``."""
+        accepted = (from_step.step_id, hash_step_id(from_step.step_id))
+        names: list[str] = []
+        size = 0
+        async for page in self.steps_pages(given.run_id):
+            for step, memo in zip(page.steps, page.memos, strict=True):
+                if step.name == from_step.step_id or step.step_id in accepted:
+                    arguments = from_step.input
+                    step_input = None
+                    if arguments is not None:
+                        step_input = MemoRecord(step.step_id, msgspec.Raw(msgspec.json.encode({"input": arguments})))
+                    return CopiedMemos(run_id=given.run_id, memos=len(names), size=size, step_input=step_input)
+                names.append(step.name)
+                size += len(memo)
+        named = ", ".join(map(repr, names[:_MOST_NAMED])) + (", …" if len(names) > _MOST_NAMED else "")
+        known = f"it has {named}" if names else "no step has finished; rerun it from the start"
+        raise StepNotFoundError(f"run {given.run_id} has no finished step {from_step.step_id!r}: {known}")
 
     async def _read(self, described: WorkflowExecution, run: Run) -> RunRows:
         record, failed = await self._read_record(run.id)
@@ -222,17 +242,17 @@ class RunReports:
     async def _children(self, run_id: str) -> tuple[list[Run], bool]:
         """The runs that a run started, the earliest first, and whether there are more."""
         started = await self._lists.read(RunFilter(parent=run_id))
-        links = [await self._views.link(each) for each in itertools.islice(reversed(started), _MOST_CHILDREN)]
+        links = [await self._lists.link(each) for each in itertools.islice(reversed(started), _MOST_CHILDREN)]
         return links, len(started) > _MOST_CHILDREN
 
     async def _parent(self, described: WorkflowExecution) -> Run | None:
         memo = await memo_of(described)
         parent_id = memo.rerun_of or memo.parent
-        parent = None if parent_id is None else await self._views.describe(parent_id)
+        parent = None if parent_id is None else await self._lists.describe(parent_id)
         if parent is None:
             return None
-        link = await self._views.link(described)
-        of_parent = await self._views.link(parent, has_relation=False)
+        link = await self._lists.link(described)
+        of_parent = await self._lists.link(parent, has_relation=False)
         return msgspec.structs.replace(of_parent, relation=link.relation, step=link.step)
 
 

@@ -6,22 +6,29 @@ reaches all of them even if this process ends. Visibility queries are not used, 
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterable, Mapping
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import msgspec
+from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from ulid import ULID
 
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_error
-from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
+from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway, origin_of
 from durably.engine.model.events import (
     RUN_END_EVENTS,
+    CheckedEvent,
+    IdSeed,
     ReceivedEvent,
     check_event,
     invocation_event,
+    make_id,
     make_internal_event,
     make_received_event,
     value_at,
@@ -29,8 +36,8 @@ from durably.engine.model.events import (
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.tracing import trace_of_run
-from durably.engine.temporal.flow.buckets import Buckets, has_buckets
-from durably.engine.temporal.flow.limit_queue import run_flow_of
+from durably.engine.model.unmatched import KnownNames, UnmatchedEvents
+from durably.engine.temporal.client import ignoring_not_found
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -39,6 +46,7 @@ from durably.engine.temporal.ids import (
     make_event_id,
     make_run_id,
     run_workflow_id,
+    topic_name_of,
 )
 from durably.engine.temporal.messages import (
     RUN_MEMO,
@@ -56,22 +64,25 @@ from durably.engine.temporal.messages import (
     RunOutcome,
     TopicRecord,
 )
-from durably.engine.temporal.records import Records
+from durably.engine.temporal.records import TOPIC, Records
+from durably.engine.temporal.routing.buckets import Buckets, has_buckets
+from durably.engine.temporal.routing.limit_queue import run_flow_of
+from durably.engine.temporal.routing.waits import Waits
+from durably.engine.temporal.routing.workflows import DELIVER, DELIVERED, SENDERS_TIME, EventWorkflow, cancel_waits
 from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
-from durably.engine.temporal.workflow_requests import ignoring_not_found
 from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
-from durably.protocol.events import Event, InternalEvent, patterns_of
+from durably.protocol.events import Event, EventReceipt, InternalEvent, patterns_of
 from durably.protocol.options import milliseconds
 from durably.protocol.text import get_logger
 
-from .bulk_cancellations import BulkCancellations
-from .wait_keys import cancel_waits
-from .waits import Waits
-from .workflows import DELIVERED, SENDERS_TIME, EventWorkflow
-
+SEND, RESOLVE = "durably.send", "durably.resolve"
+"""Local activities of runs."""
+_PARALLEL_EVENTS = 20
+_NAMES_FRESH_SECONDS = 10.0
+_MOST_NAMES = 1000
 _MOST_NAMED_FUNCTIONS = 8
 _MAX_DELIVERY_SECONDS = 3.0
 """Seconds for which a sender waits for the delivery of an event that is already durable."""
@@ -96,7 +107,6 @@ class Router:
         self._client = client
         self._settings = settings
         self.records = Records(client)
-        self.cancellations = BulkCancellations(client, self.records)
         self.waits = Waits(client)
         self.buckets = Buckets(client, self.records, self.run_input, self.start)
 
@@ -113,7 +123,7 @@ class Router:
             await self._deliver_with_retries(delivery)
         else:
             functions = await self.records.find_functions(delivery.function_ids)
-            if any(_needs_workflow(function) for function in functions.values()):
+            if any(each.config.cancel or has_buckets(each.config) for each in functions.values()):
                 await self._deliver_with_retries(delivery)
             else:
                 await self._deliver(delivery, functions)
@@ -143,6 +153,7 @@ class Router:
             *(self._trigger(function_id, event, functions.get(function_id)) for function_id in delivery.function_ids)
         )
 
+    @activity.defn(name=SEND)
     async def send_internal(self, sent: InternalEvents) -> None:
         """Route events of the engine. The caller repeats this until it succeeds."""
         for index, (name, data) in enumerate(sent.events):
@@ -177,6 +188,7 @@ class Router:
         with ignoring_not_found():  # After a long stall of the sender, the workflow has delivered it.
             await handle.signal(DELIVERED)
 
+    @activity.defn(name=DELIVER)
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
         """Deliver an event that its sender did not deliver."""
         await self.deliver(delivery)
@@ -201,8 +213,13 @@ class Router:
     async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
         """The runs that an event starts, whether or not their buckets have a worker."""
         functions = (await self.records.find_functions(delivery.function_ids)).values()
-        starts = [each for each in functions if each.is_active and each.config.cancel and not _delays_runs(each)]
-        return [self.run_input(function, (delivery.event,)) for function in starts]
+        return [
+            self.run_input(function, (delivery.event,))
+            for function in functions
+            if function.is_active
+            and function.config.cancel
+            and not (function.config.debounce or function.config.batch_events)  # No event cancels before the delay.
+        ]
 
     # runs
 
@@ -235,9 +252,7 @@ class Router:
                 CancelRecord(each.event, None if each.condition is None else each.condition.text, each.until)
                 for each in cancel_on
             ),
-            flow=None
-            if outcome is not None
-            else run_flow_of(function.flow, events[0], wall_clock(), in_process=record.in_process),
+            flow=None if outcome is not None else run_flow_of(function.flow, events[0], wall_clock()),
             finish_timeout=_finish_timeout_of(function),
         )
 
@@ -259,10 +274,9 @@ class Router:
         chain = describe_chain(named, is_whole)
         return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")
 
-    async def start(self, run: RunInput, function: FunctionRecord) -> str:
+    async def start(self, run: RunInput) -> str:
         """Start a run of a function, unless it was started before."""
-        run = await self.cancellations.apply(run, function)
-        await self._listen_for_cancellations(run)
+        await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
         try:
             await self._client.start_workflow(
                 "durably.Run",
@@ -280,11 +294,9 @@ class Router:
                 await self.waits.leave(LeaveInput(cancel_waits(run)))
         return run.run_id
 
-    async def _listen_for_cancellations(self, run: RunInput) -> None:
-        await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
-
     # invocations
 
+    @activity.defn(name=RESOLVE)
     async def resolve_invocation(self, invocation: InvokeInput) -> ResolvedInvocation:
         """The run to start for an invocation. The caller repeats this until it succeeds."""
         function_id = invocation.function_id
@@ -309,16 +321,14 @@ class Router:
             return ResolvedInvocation(error=runaway)
         await self.deliver(await self._find_others(record, function_id))
         run = self.run_input(function, (record,))
-        if not has_buckets(function.config):
-            run = await self.cancellations.apply(run, function)
         if run.outcome is not None:
-            await self.start(run, function)
+            await self.start(run)
             return ResolvedInvocation(error=run.outcome.error)
         if has_buckets(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
             await self.buckets.trigger(function, msgspec.structs.replace(record, invoker=invoker))
             return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
-        await self._listen_for_cancellations(run)
+        await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
     def _event_of_run(self, sent: InternalEvents | InvokeInput, event: ReceivedEvent) -> EventRecord:
@@ -376,16 +386,6 @@ def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict
     }
 
 
-def _needs_workflow(function: FunctionRecord) -> bool:
-    """Whether a start of the function takes several requests."""
-    return bool(function.config.cancel) or has_buckets(function.config)
-
-
-def _delays_runs(function: FunctionRecord) -> bool:
-    """Whether a debounce or batch delays runs. No event cancels them before that."""
-    return bool(function.config.debounce or function.config.batch_events)
-
-
 def _refused(name: str, message: str) -> ResolvedInvocation:
     return ResolvedInvocation(error=ErrorData(name=name, message=message))
 
@@ -406,3 +406,115 @@ def _finish_timeout_of(function: SyncedFunction) -> int | str | None:
     timeouts = function.flow.options.timeouts
     finish = None if timeouts is None else timeouts.finish
     return milliseconds(finish) if isinstance(finish, dt.timedelta) else finish
+
+
+# events from outside
+
+
+class EventReceiver:
+    def __init__(self, client: Client, router: Router, settings: EngineSettings) -> None:
+        self._client = client
+        self._router = router
+        self._settings = settings
+        self._unmatched = UnmatchedEvents(are_stored=False)
+        self._names = KnownNames()
+        self._names_read_at: float | None = None
+        self.has_synced = False
+        """Whether this process has synced functions. The index has them later."""
+
+    async def receive(
+        self,
+        events: Sequence[Event],
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+    ) -> EventReceipt:
+        """Route events. They are durable when this returns.
+
+        A repeated event with an id of its sender changes nothing, as long as the server keeps ended workflows. Raises
+        ``EventInvalidError``.
+        """
+        checked = [check_event(event, self._settings.max_event_bytes) for event in events]
+        id_seed = IdSeed(seed) if seed else None
+        now = wall_clock()
+        sent_by = (
+            _Sender(traceparent=traceparent) if sender is None else await self._find_sender(sender, now, traceparent)
+        )
+        records = [_record(each, id_seed, index, now, sent_by) for index, each in enumerate(checked)]
+        limit = asyncio.Semaphore(_PARALLEL_EVENTS)
+
+        async def route(record: EventRecord, event: Event) -> bool:
+            async with limit:
+                return (await self._router.route(record, is_deduplicated=bool(event.id))).is_known
+
+        known = await asyncio.gather(*map(route, records, events))
+        unmatched = dict.fromkeys(event.name for event, is_known in zip(events, known, strict=True) if not is_known)
+        explained = self._unmatched.explain(unmatched, await self._known_names()) if unmatched else {}
+        return EventReceipt(ids=[record.id for record in records], unmatched=explained)
+
+    async def _find_sender(self, run_id: str, now: int, traceparent: str | None) -> "_Sender":
+        """The run that sends events.
+
+        Its events continue its trace and its chain.
+        """
+        run = await self._router.records.find_run(run_id)
+        if run is None:
+            return _Sender(run_id, traceparent)
+        traceparent = traceparent or trace_of_run(self._settings.tracing, run_id, run.traceparent)
+        return _Sender(run_id, traceparent, origin_of(0, run.origin, now), run.chain)
+
+    async def _known_names(self) -> KnownNames:
+        """Known event names for explanations. They may lag, unlike the routes of events."""
+        if self._names_read_at is None or time.monotonic() - self._names_read_at > _NAMES_FRESH_SECONDS:
+            self._names_read_at = time.monotonic()
+            self._names = await self._read_names()
+        if self.has_synced and not self._names.has_functions:
+            self._names_read_at = None
+            return msgspec.structs.replace(self._names, has_functions=True)
+        return self._names
+
+    async def _read_names(self) -> KnownNames:
+        triggering, awaited = list[str](), list[str]()
+        async for found in self._client.list_workflows("WorkflowType = 'durably.Topic'", limit=_MOST_NAMES):
+            name = topic_name_of(found.id)
+            topic: TopicRecord = await found.memo_value(TOPIC, TopicRecord(), type_hint=TopicRecord)
+            if topic.triggers:
+                triggering.append(name)
+            elif topic.paths:
+                awaited.append(name)
+        functions = await self._client.count_workflows("WorkflowType = 'durably.Function'")
+        return KnownNames(triggering, awaited, has_functions=functions.count > 0)
+
+
+class _Sender(msgspec.Struct, frozen=True):
+    """The parts of an event that come from its sender."""
+
+    run_id: str | None = None
+    traceparent: str | None = None
+    origin: Origin | None = None
+    chain: tuple[str, ...] = ()
+
+
+def _record(checked: CheckedEvent, seed: IdSeed | None, index: int, now: int, sender: _Sender) -> EventRecord:
+    event = checked.event
+    at = now
+    if event.id:
+        event_id = make_event_id(0, event.id)
+    elif seed is not None:
+        event_id = seed.id_of(index)
+        at = ULID.from_str(event_id).milliseconds
+    else:
+        event_id = make_id(now, os.urandom)
+    received = make_received_event(event, event_id, now, data=checked.data)
+    return EventRecord(
+        id=event_id,
+        name=event.name,
+        body=msgspec.Raw(received.body),
+        origin=sender.origin,
+        traceparent=sender.traceparent,
+        at=at,
+        sender=sender.run_id,
+        chain=sender.chain,
+        index=index,
+    )

@@ -4,10 +4,11 @@ import asyncio
 from typing import Any
 
 import msgspec
+from temporalio import activity
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.temporal.apps.record_workflows import TopicWorkflow
+from durably.engine.temporal.client import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
     run_workflow_id,
@@ -16,11 +17,11 @@ from durably.engine.temporal.ids import (
     wait_workflow_id,
 )
 from durably.engine.temporal.messages import EventRecord, LeaveInput, SignalRecord, TopicRecord, WaitRecord
-from durably.engine.temporal.records import Records, Restorer
-from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
+from durably.engine.temporal.records import Records, Restorer, TopicWorkflow
+from durably.engine.temporal.routing.workflows import SignalWorkflow, WaitState, WaitWorkflow
 
-from .workflows import SignalWorkflow, WaitState, WaitWorkflow
-
+WAIT_FOR_EVENT, WAIT_FOR_SIGNAL, LEAVE = "durably.wait_for_event", "durably.wait_for_signal", "durably.leave"
+"""Local activities of runs."""
 _MOST_TRIES = 5
 _NEVER_RAN = "not found"
 """Part of the server's error for a workflow that does not exist. The error for an ended workflow has another text."""
@@ -34,6 +35,7 @@ class Waits:
 
     # events
 
+    @activity.defn(name=WAIT_FOR_EVENT)
     async def register(self, wait: WaitRecord) -> None:
         """Register a wait. Repeating it changes nothing.
 
@@ -95,6 +97,7 @@ class Waits:
 
     # signals
 
+    @activity.defn(name=WAIT_FOR_SIGNAL)
     async def register_signal(self, wait: SignalRecord) -> bool:
         """Register a wait for a signal. Returns false if another step waits for it."""
         await self._restorer.restore(signal_workflow_id(wait.signal))
@@ -140,6 +143,7 @@ class Waits:
 
     # ends
 
+    @activity.defn(name=LEAVE)
     async def leave(self, left: LeaveInput) -> None:
         """Remove waits. Repeating it changes nothing."""
         await asyncio.gather(

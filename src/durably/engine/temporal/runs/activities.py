@@ -1,4 +1,4 @@
-"""Activities of runs: calls to apps, and requests of steps.
+"""Activities of runs: calls to apps, requests of steps, and local activities.
 
 The requests are those of ``fetch`` and ``ai.infer``. The process that received the options of a request from the app
 makes the request. Options may contain credentials, so they are in no history. They stay in the memory of the process,
@@ -9,39 +9,43 @@ import asyncio
 import datetime as dt
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
-from durably.engine.core.inputs import MakeRequest
+from durably.engine.core.inputs import CancelRequested, MakeRequest
 from durably.engine.core.ops import REQUESTS
-from durably.engine.model.overview import UnreachedApp
 from durably.engine.model.requests import OutboundClient, perform
+from durably.engine.temporal.apps import AppSync
+from durably.engine.temporal.client import describe
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
-from durably.engine.temporal.slots.call_slots import CallSlots
-from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
-from durably.engine.temporal.workflow_code import wall_clock
-from durably.protocol.errors import error_message
-from durably.protocol.text import get_logger
-
-from .call_messages import (
+from durably.engine.temporal.messages import (
+    END,
     CallInput,
     CallResult,
     CheckpointInput,
     ContentPage,
     ContentRequest,
+    MatchInput,
+    MemosToCopy,
     RequestInput,
     RequestResult,
     result_of,
 )
-from .contents import CONTENTS, RunContent
-from .sizes import MAX_OUTPUT_BYTES, FittedAnswer, fit_answer, size_of
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.routing.workflows import MATCH, matching
+from durably.engine.temporal.runs.call_slots import CallSlots
+from durably.engine.temporal.runs.contents import CONTENTS, RunContent
+from durably.engine.temporal.runs.sizes import MAX_OUTPUT_BYTES, FittedAnswer, fit_answer, size_of
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.errors import ErrorData, error_message
+from durably.protocol.text import get_logger
 
 REQUEST = "durably.request"
 _MAX_KEPT_BYTES = 128 * 1024 * 1024
@@ -53,8 +57,6 @@ CALL_RETURNED = "CallReturnedError"
 _MAX_UNREACHED_SECONDS = 66.0
 """Maximum pause between attempts to reach an app that is down. The first hour has at most 60 attempts, including the
 quick first ones."""
-_MAX_SLOT_SECONDS = 60.0
-"""Seconds for which a process keeps a call without a slot. It sends heartbeats, which are billed."""
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
@@ -148,26 +150,18 @@ class CallActivities:
     """The activity that calls apps.
 
     It is separate from the others, because its task queue is that of the app. ``at_once`` limits the calls of the
-    process: calls with leased slots come from separate workers. ``away`` are the apps that its calls do not reach.
+    process.
     """
 
     def __init__(
-        self,
-        client: Client,
-        call: ActivityCaller,
-        requests: StepRequests,
-        slots: CallSlots,
-        at_once: asyncio.Semaphore,
-        leases: SlotLeases | None = None,
-        away: dict[str, UnreachedApp] | None = None,
+        self, client: Client, call: ActivityCaller, requests: StepRequests, slots: CallSlots, at_once: asyncio.Semaphore
     ) -> None:
         self._client = client
         self._call = call
         self._requests = requests
-        self._away = {} if away is None else away
         self._slots = slots
         self._at_once = at_once
-        self._leases = leases
+        self._unreached: set[str] = set()
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
@@ -176,10 +170,15 @@ class CallActivities:
     @activity.defn(name=CALL)
     async def call(self, call: CallInput) -> CallResult:
         if self._slots.is_closed:
-            # The function was not started, so the call keeps its generation.
-            raise _passed_on("the process stops")
+            # The function was not started, so the server gives the call to another worker with its generation.
+            raise ApplicationError(
+                "the process stops",
+                type=CALL_RETURNED,
+                next_retry_delay=_RETURN_DELAY,
+                category=ApplicationErrorCategory.BENIGN,
+            )
         try:
-            async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
+            async with heartbeats(), self._at_once:
                 called_at = wall_clock()
                 answer = await self._answer_of(call, await self._data_of(call))
                 self._note_reached(call.app_id, answer)
@@ -187,11 +186,6 @@ class CallActivities:
                     raise _unreached(answer)
                 answer, has_requests = self._requests.keep(call.run_id, answer)
                 answer = await self._commit_steps(call, fit_answer(answer))
-        except SlotsClosedError:
-            raise _passed_on("the process has no free slot") from None
-        except SlotLostError:
-            # Other processes may use the slot, and this process's function may still run.
-            raise returned_call("the process has lost the lease of the call's slot") from None
         except asyncio.CancelledError:
             if activity.is_worker_shutdown():
                 # Another process makes the call, with a new generation: this process's function may still run.
@@ -243,23 +237,13 @@ class CallActivities:
                 return failed(getattr(cause, "type", None) or "Error", getattr(cause, "message", ""), no_retry=True)
         return fitted.answer
 
-    def _leased_slot(self, function_id: str) -> AbstractAsyncContextManager[None]:
-        if self._leases is None:
-            return nullcontext()
-        timeout = activity.info().start_to_close_timeout
-        assert timeout is not None
-        return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
-
     def _note_reached(self, app_id: str, answer: Answer) -> None:
         """Log once that an app does not answer, and once that it answers again."""
-        known = self._away.get(app_id)
-        if isinstance(answer, Unreached):
-            if known is None:
-                _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
-                known = UnreachedApp(wall_clock(), "", 0)
-            self._away[app_id] = UnreachedApp(known.since, answer.error.message or "", known.count + 1)
-        elif known is not None:
-            del self._away[app_id]
+        if isinstance(answer, Unreached) and app_id not in self._unreached:
+            self._unreached.add(app_id)
+            _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
+        elif not isinstance(answer, Unreached) and app_id in self._unreached:
+            self._unreached.discard(app_id)
             _logger.warning("calls reach the app %r again", app_id)
 
     async def _data_of(self, call: CallInput) -> CallData:
@@ -338,16 +322,6 @@ def returned_call(reason: str) -> ApplicationError:
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
 
-def _passed_on(reason: str) -> ApplicationError:
-    """The error after which the server gives a call to another worker."""
-    return ApplicationError(
-        reason,
-        type=CALL_RETURNED,
-        next_retry_delay=_RETURN_DELAY,
-        category=ApplicationErrorCategory.BENIGN,
-    )
-
-
 def _unreached(answer: Unreached) -> ApplicationError:
     """The error after which the server repeats the call later.
 
@@ -367,3 +341,73 @@ def unreached_seconds(attempt: int) -> float:
     The first attempt has the number 1.
     """
     return min(2.0 ** min(attempt - 1, 10), _MAX_UNREACHED_SECONDS)
+
+
+CANCEL = "durably.cancel"
+COPY_MEMOS = "durably.copy_memos"
+FIND_LOST = "durably.find_lost"
+READ_END = "durably.read_end"
+LOCAL_TIMEOUT = dt.timedelta(seconds=10)
+CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
+_LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
+
+
+def terminated_error(run_id: str) -> ErrorData:
+    return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
+
+
+class LocalActivities:
+    """Activities by which workflows use the router, and reach other runs.
+
+    Each costs one event of history.
+    """
+
+    def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
+        self._client = client
+        self._router = router
+        self._apps = apps
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        router, waits = self._router, self._router.waits
+        return [
+            router.finish_delivery,
+            router.send_internal,
+            router.resolve_invocation,
+            waits.register,
+            waits.register_signal,
+            waits.leave,
+            self._apps.apply,
+            self.match,
+            self.cancel,
+            self.read_end,
+            self.find_lost,
+            self.copy_memos,
+        ]
+
+    @activity.defn(name=MATCH)
+    async def match(self, wanted: MatchInput) -> list[int]:
+        return await asyncio.to_thread(matching, wanted, wall_clock())
+
+    @activity.defn(name=CANCEL)
+    async def cancel(self, workflow_id: str) -> None:
+        """Cancel a run that has cancelled itself, so that Temporal shows it as cancelled."""
+        await self._client.get_workflow_handle(workflow_id).cancel()
+
+    @activity.defn(name=READ_END)
+    async def read_end(self, run_id: str) -> ErrorData:
+        """The error of a cancelled run."""
+        described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+        error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
+        return error
+
+    @activity.defn(name=FIND_LOST)
+    async def find_lost(self, run_id: str) -> ErrorData | None:
+        """The error of a run that ended without its code and without a report."""
+        described = await describe(self._client, run_workflow_id(run_id))
+        return terminated_error(run_id) if described is not None and described.status in _LOST else None
+
+    @activity.defn(name=COPY_MEMOS)
+    async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
+        page = await read_content(self._client.get_workflow_handle(run_workflow_id(wanted.run_id)), wanted.request)
+        return msgspec.structs.replace(page, events=[], step_input=None)

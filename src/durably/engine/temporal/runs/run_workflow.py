@@ -1,16 +1,13 @@
 """A run as a workflow.
 
-It keeps the run state, and executes the commands of the run machine. Calls are in ``run_calls.py``, waits in
-``run_waits.py``.
+It keeps the run state, and executes the commands of the run machine. Calls are in ``calls.py``, waits in ``waits.py``.
 
 No user code runs here, so there is no sandbox. Everything in this file is workflow code: a change must replay the
-histories of released versions (``workflow.patched``; see CONTRIBUTING.md).
+histories of released versions (see CONTRIBUTING.md).
 """
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable
-from typing import Any
 
 import msgspec
 from temporalio import workflow
@@ -25,6 +22,7 @@ from durably.engine.core.inputs import (
     CancelRequested,
     Checkpointed,
     CloseWait,
+    Command,
     Defer,
     DelaysSkipped,
     EndRun,
@@ -42,21 +40,44 @@ from durably.engine.core.run_state import Policy, RunStatus, origin_of, standard
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
+from durably.engine.temporal.messages import (
+    END,
+    CheckpointInput,
+    ContentPage,
+    ContentRequest,
+    Delivery,
+    InternalEvents,
+    MemoRecord,
+    MemosToCopy,
+    RunInput,
+    RunPolicy,
+    chain_after,
+)
+from durably.engine.temporal.observers import RunChanges
+from durably.engine.temporal.routing.router import SEND
+from durably.engine.temporal.runs.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, STEPS
+from durably.engine.temporal.runs.calls import RunCalls
+from durably.engine.temporal.runs.context import RunContext
+from durably.engine.temporal.runs.record import (
+    Annotation,
+    RecordPage,
+    RunRecord,
+    RunSummary,
+    StepsPage,
+    steps_page,
+)
+from durably.engine.temporal.runs.sizes import (
+    MAX_HISTORY_BYTES,
+    MAX_HISTORY_EVENTS,
+    MAX_OUTPUT_BYTES,
+    MAX_SIGNALS,
+    fit_end_event,
+)
+from durably.engine.temporal.runs.waits import RUN, RunWaits
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.engine_errors import EngineError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
-
-from .activities import STEPS
-from .call_messages import CheckpointInput, ContentPage, ContentRequest, MemosToCopy
-from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
-from .run_calls import RunCalls
-from .run_changes import RunChanges
-from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunDetails, RunRecord, RunSummary, StepsPage, steps_page
-from .run_waits import RUN, RunWaits
-from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
 _COPY_TIMEOUT = dt.timedelta(minutes=1)
 _MILLISECOND = dt.timedelta(milliseconds=1)
@@ -70,7 +91,6 @@ class RunWorkflow:
         self._context = RunContext(run, self._apply)
         self._calls = RunCalls(self._context)
         self._waits = RunWaits(self._context)
-        self._details = RunDetails()
         self._policy = _make_policy(run.policy)
         self._deferred: dict[str, tuple[str, bytes]] = {}
         """Functions to start at the end, and their data, by step."""
@@ -148,7 +168,7 @@ class RunWorkflow:
         """
         if checkpoint.execution not in (0, execution_of(workflow.info().run_id)):
             raise StaleCallError("the call is stale: its run was reset in Temporal")
-        policy = msgspec.structs.replace(self._policy, retry_delay=_no_delay, unreached_delay=_no_delay)
+        policy = msgspec.structs.replace(self._policy, retry_delay=lambda _: 0, unreached_delay=lambda _: 0)
         advance(self._context.state, self._checkpointed(checkpoint), now(), policy)
 
     def _checkpointed(self, checkpoint: CheckpointInput) -> Checkpointed:
@@ -243,8 +263,7 @@ class RunWorkflow:
         self._changes.note(commands)
         self._calls.stop_given_up()
         for command in commands:
-            self._details.note(command)
-            _COMMANDS[type(command)](self, command)
+            self._execute(command)
         self._check_history()
 
     def _check_history(self) -> None:
@@ -284,26 +303,33 @@ class RunWorkflow:
         self._calls.stop_given_up()
         self._end_run(EndRun(status, encode_error(error), by_engine=status is RunStatus.FAILED))
 
-    # commands
-
-    def _make_request(self, command: MakeRequest) -> None:
-        self._waits.add(command.step_id, self._calls.make_request(command))
-
-    def _write_memo(self, command: WriteMemo) -> None:
-        self._context.add_memo(command.step_id, command.memo)
-
-    def _close_wait(self, command: CloseWait) -> None:
-        self._waits.close(command.step_id)
-
-    def _defer(self, command: Defer) -> None:
-        self._deferred[command.step_id] = command.function_id, command.data
-
-    def _abort_deferred(self, command: AbortDeferred) -> None:
-        self._deferred.pop(command.step_id, None)
-
-    def _refuse_deferred(self, command: RefuseDeferred) -> None:
-        message = "run %s cannot defer %r: %s; it continues without"
-        workflow.logger.warning(message, self._run.run_id, command.name, command.reason)
+    def _execute(self, command: Command) -> None:
+        match command:
+            case MakeCall():
+                self._calls.make(command)
+            case WriteMemo(step_id=step_id, memo=memo):
+                self._context.add_memo(step_id, memo)
+            case Sleep():
+                self._waits.sleep(command)
+            case AwaitEvent():
+                self._waits.await_event(command)
+            case AwaitSignal():
+                self._waits.await_signal(command)
+            case Invoke():
+                self._waits.invoke(command)
+            case MakeRequest():
+                self._waits.add(command.step_id, self._calls.make_request(command))
+            case CloseWait(step_id=step_id):
+                self._waits.close(step_id)
+            case Defer(step_id=step_id, function_id=function_id, data=data):
+                self._deferred[step_id] = function_id, data
+            case AbortDeferred(step_id=step_id):
+                self._deferred.pop(step_id, None)
+            case RefuseDeferred(name=name, reason=reason):
+                message = "run %s cannot defer %r: %s; it continues without"
+                workflow.logger.warning(message, self._run.run_id, name, reason)
+            case EndRun():
+                self._end_run(command)
 
     def _end_run(self, command: EndRun) -> None:
         self._end = command
@@ -399,23 +425,3 @@ def _make_policy(run_policy: RunPolicy) -> Policy:
         max_depth=run_policy.max_depth,
         max_step_output_bytes=MAX_OUTPUT_BYTES,
     )
-
-
-def _no_delay(_: int) -> int:
-    return 0
-
-
-_COMMANDS: dict[type[Any], Callable[[RunWorkflow, Any], None]] = {
-    MakeCall: lambda run, command: run._calls.make(command),
-    WriteMemo: RunWorkflow._write_memo,
-    Sleep: lambda run, command: run._waits.sleep(command),
-    AwaitEvent: lambda run, command: run._waits.await_event(command),
-    AwaitSignal: lambda run, command: run._waits.await_signal(command),
-    Invoke: lambda run, command: run._waits.invoke(command),
-    MakeRequest: RunWorkflow._make_request,
-    CloseWait: RunWorkflow._close_wait,
-    Defer: RunWorkflow._defer,
-    AbortDeferred: RunWorkflow._abort_deferred,
-    RefuseDeferred: RunWorkflow._refuse_deferred,
-    EndRun: RunWorkflow._end_run,
-}

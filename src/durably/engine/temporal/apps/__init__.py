@@ -1,1 +1,0 @@
-"""Apps: their syncs, functions and cron schedules."""

@@ -1,0 +1,577 @@
+"""The engine on Temporal: its operations, and the engine of ``durably start --temporal``."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import msgspec
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.api.interface import LocalEngine
+from durably.engine.api.metrics import Metric
+from durably.engine.core.calls import Answer, CallData, Unreached, generation_of_checkpoint, shorten_op_error
+from durably.engine.core.inputs import CancelRequested
+from durably.engine.core.run_state import RunStatus
+from durably.engine.core.transition import data_memo
+from durably.engine.model.events import check_event, make_id
+from durably.engine.model.http_call import HttpCaller
+from durably.engine.model.json_bodies import decode_events
+from durably.engine.model.overview import (
+    App,
+    AppReport,
+    Changes,
+    EngineInfo,
+    FunctionInfo,
+    ScheduleInfo,
+    SyncResult,
+)
+from durably.engine.model.registry import SyncedFunction, read_sync
+from durably.engine.model.requests import OutboundClient
+from durably.engine.model.runs import (
+    Attempt,
+    FromStep,
+    InvokeReceipt,
+    LogPage,
+    MatchCount,
+    Run,
+    RunCall,
+    RunMetadata,
+    RunPage,
+    RunReport,
+    RunUpdate,
+    StatusCounts,
+    Step,
+    StoredEvent,
+    to_datetime,
+)
+from durably.engine.model.settings import EngineSettings
+from durably.engine.temporal.apps import AppSync
+from durably.engine.temporal.client import is_unreachable, with_cancellation
+from durably.engine.temporal.ids import HTTP_QUEUE, run_workflow_id, split_generation
+from durably.engine.temporal.messages import CallInput, CheckpointInput
+from durably.engine.temporal.observers import ProcessMonitor
+from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
+from durably.engine.temporal.reports.function_lists import FunctionLists
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
+from durably.engine.temporal.reports.run_reports import RunReports
+from durably.engine.temporal.routing.router import EventReceiver, Router
+from durably.engine.temporal.runs.activities import ActivityCaller
+from durably.engine.temporal.runs.record import Annotation
+from durably.engine.temporal.runs.sizes import (
+    MAX_EVENT_BYTES,
+    MAX_OUTPUT_BYTES,
+    check_step,
+    split_steps,
+    without_large_arguments,
+)
+from durably.engine.temporal.search_attributes import register_search_attributes
+from durably.engine.temporal.support import UNSUPPORTED, check_support
+from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import (
+    CheckpointInvalidError,
+    ConfigInvalidError,
+    EngineError,
+    EventInvalidError,
+    FunctionNotFoundError,
+    FunctionPausedError,
+    NotSupportedError,
+    RunNotFoundError,
+    ServerUnavailableError,
+    StaleCallError,
+    TooLargeError,
+)
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event, EventReceipt, InternalEvent
+from durably.protocol.headers import ServerKind, read_trace
+from durably.protocol.sync import SyncRequest
+
+T = TypeVar("T", int, bool)
+
+_NOTES = [
+    "Lists and counts come from Temporal's index, which lags behind, usually by less than a second.",
+    "Temporal stores events in the runs that they start, and no others, so there is no list of events.",
+]
+_NO_MORE_CHECKPOINTS = (
+    "Temporal accepts no further checkpoint, so each further step needs a call of its own: buffer steps "
+    "(buffered_steps), or spread the work over several runs"
+)
+_VERIFY_TIMEOUT = dt.timedelta(seconds=2)
+_CANCEL_SECONDS = 5.0
+"""Seconds for which a cancellation waits for the run's end."""
+_FUNCTION_SECONDS = 1.0
+"""Seconds for which the URL of a function is cached. A change of an app's URL takes effect after this time."""
+
+
+class WorkflowEngine(LocalEngine):
+    """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
+
+    unsupported = UNSUPPORTED
+
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
+        settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
+        client = with_cancellation(client)
+        self._client = client
+        self._settings = settings
+        self._outbound = OutboundClient(
+            allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES
+        )
+        self._router = Router(client, settings)
+        self._apps = AppSync(client, settings)
+        self._events = EventReceiver(client, self._router, settings)
+        self._lists = RunLists(client)
+        self._reports = RunReports(client, self._router.records, self._lists)
+        self._functions = FunctionLists(client, self._router.records, self._lists)
+        self._changes = ChangePoll(client, self._lists)
+        self._monitor = ProcessMonitor(settings)
+        self._has_search_attributes = False
+        self._closed = asyncio.Event()
+        self._ui_url: str | None = None
+        if (url := settings.temporal_ui) is not None:
+            self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
+        self.alternative = f"Temporal's own UI ({self._ui_url or 'https://docs.temporal.io/web-ui'})"
+
+    def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
+        """The workers of a process. They make the calls of task queues by ``call``."""
+        return make_workers(
+            self._client,
+            calls_queues,
+            self._monitor.monitor(self._client.namespace, calls_queues, call),
+            router=self._router,
+            apps=self._apps,
+            outbound=self._outbound,
+            max_calls=self._settings.max_calls,
+        )
+
+    async def close(self) -> None:
+        """Close the connections of steps' requests, and end watches. Stop the workers first."""
+        self._closed.set()
+        await self._monitor.close()
+        await self._outbound.close()
+
+    async def verify(self) -> None:
+        """Raises ``ServerUnavailableError`` if the server does not answer."""
+        request = DescribeNamespaceRequest(namespace=self._client.namespace)
+        try:
+            await self._client.workflow_service.describe_namespace(request, timeout=_VERIFY_TIMEOUT)
+        except Exception as error:
+            raise self.explain(error) from None
+
+    def explain(self, error: Exception) -> Exception:
+        if is_unreachable(error):
+            return ServerUnavailableError(f"the Temporal server does not answer: {error}")
+        return error
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
+        """Starts and ends of runs, about a second later. Temporal's index has no steps."""
+        yield RunWatch(self._lists, self._closed)
+
+    def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """The updates of this process. Workflows report their changes to their process."""
+        return self._monitor.watch()
+
+    async def prepare(self) -> None:
+        """Prepare the namespace for runs. Each process does so before it serves functions.
+
+        Raises ``SearchAttributeError`` with the commands to run if the server does not let this client do it, and
+        ``TemporalCredentialsError`` if it denies the namespace.
+        """
+        if not self._has_search_attributes:
+            await register_search_attributes(self._client)
+            self._has_search_attributes = True
+
+    async def has_synced(self, app_id: str) -> bool:
+        """Whether events find the triggers of an app's functions."""
+        return await self._apps.has_synced(app_id)
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        try:
+            functions = read_sync(request, in_process=in_process)
+            check_support(functions)
+            await self.prepare()
+            result = await self._apps.sync(request, functions, in_process=in_process)
+            self._events.has_synced = self._events.has_synced or bool(functions)
+            return result
+        except ConfigInvalidError as error:
+            await self._apps.note_refused(request.app_id, error.message)
+            raise
+
+    async def receive_events(
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
+    ) -> EventReceipt:
+        events = await decode_events(body, self._settings.max_event_bytes)
+        trace = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
+        tracing = self._settings.tracing
+        names = [event.name for event in events]
+        # The events of an untraced app's run continue the trace of the run.
+        receiving: contextlib.AbstractContextManager[str | None]
+        if tracing is None or (sender is not None and trace is None):
+            receiving = contextlib.nullcontext(trace)
+        else:
+            receiving = tracing.receiving(names, trace)
+        with receiving as received:
+            receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
+        self._monitor.note_events(names, receipt.unmatched)
+        return receipt
+
+    async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        generation, execution = split_generation(generation_of_checkpoint(request))
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
+        for step in request.steps:
+            check_step(step)
+        try:
+            for steps in split_steps([without_large_arguments(shorten_op_error(step)) for step in request.steps]):
+                checkpoint = CheckpointInput(generation, steps, request.request_started_at, execution)
+                await handle.execute_update("checkpoint", checkpoint)
+        except WorkflowUpdateFailedError as error:
+            raise _error_of_checkpoint(error) from None
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                raise StaleCallError("the call is stale: its run has ended") from None
+            if error.status is RPCStatusCode.FAILED_PRECONDITION:
+                raise CheckpointInvalidError(f"run {run_id}: {_NO_MORE_CHECKPOINTS} ({error.message})") from None
+            raise
+
+    # runs
+
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        started_after: dt.datetime | None = None,
+        id_suffix: str | None = None,
+    ) -> list[Run]:
+        """A page of runs. Lists lag, usually below a second."""
+        wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
+        return await self._lists.page(wanted, limit, cursor, id_suffix and id_suffix.upper())
+
+    async def search_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """A page of runs. ``event_name`` is that of the first event of a batch.
+
+        Raises ``NotSupportedError`` for an expression, and for a part of an id.
+        """
+        if if_exp:
+            raise NotSupportedError(f"an engine on Temporal has no search by expressions: use {self.alternative}")
+        wanted = RunFilter(
+            status=status,
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=started_after,
+            started_before=started_before,
+        )
+        return await self._lists.search(wanted, id or None, limit, cursor)
+
+    async def count_runs(
+        self,
+        *,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+    ) -> StatusCounts:
+        """Numbers of runs. Running runs include scheduled ones.
+
+        Raises ``NotSupportedError`` if the server cannot count groups.
+        """
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=started_after,
+            started_before=started_before,
+        )
+        counts = await self._lists.count_by_status(wanted)
+        return StatusCounts(
+            counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
+        )
+
+    async def get_run(self, run_id: str) -> Run | None:
+        return await self._reports.find(run_id)
+
+    async def run_steps(self, run_id: str) -> list[Step]:
+        return await self._reports.steps(run_id)
+
+    async def run_attempts(self, run_id: str) -> list[Attempt]:
+        return await self._reports.attempts(run_id)
+
+    async def run_calls(self, run_id: str) -> list[RunCall]:
+        return await self._reports.calls(run_id)
+
+    async def inspect_run(self, run_id: str) -> RunReport | None:
+        return await self._reports.report(run_id)
+
+    async def run_batch(self, run_id: str) -> msgspec.Raw | None:
+        return await self._reports.batch(run_id)
+
+    async def run_actions(self, run_id: str) -> msgspec.Raw | None:
+        return await self._reports.memos(run_id)
+
+    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
+        return await self._update_live(run_id, "skip_delays", step_id, 0)
+
+    async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
+        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
+        return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
+
+    async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
+        if self._settings.server_kind is not ServerKind.DEV:
+            return False
+        return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
+
+    async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
+        """The result of an Update of a run, or ``of_ended`` if the run has ended.
+
+        Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
+        """
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
+        try:
+            result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
+        except (RPCError, WorkflowUpdateFailedError) as error:
+            if isinstance(error, RPCError) and error.status is RPCStatusCode.FAILED_PRECONDITION:
+                message = f"run {run_id}: Temporal accepts no further change of this run ({error.message})"
+                raise NotSupportedError(message) from None
+            has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
+            if not has_ended:
+                raise
+            if await self._lists.describe(run_id) is None:
+                raise RunNotFoundError(f"there is no run with the id {run_id!r}") from None
+            return of_ended
+        return result
+
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
+        record = await self._reports.record(run_id)
+        return None if record is None else record.metadata
+
+    async def list_logs(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        position: int | None = None,
+        limit: int = 100,
+    ) -> LogPage:
+        """Lines of one run. Raises ``NotSupportedError`` without ``run_id``."""
+        if run_id is None:
+            raise NotSupportedError("an engine on Temporal has the log lines of one run at a time: name a run")
+        return await self._reports.logs(run_id, position, limit)
+
+    async def add_traces(self, body: bytes, content_type: str) -> bool:
+        """Discard spans. Apps need an OpenTelemetry exporter."""
+        return False
+
+    async def wait_for_run(self, run_id: str) -> Run:
+        run = await self._lists.describe(run_id)
+        if run is not None and not status_of(run).has_ended:
+            await self._lists.output(run_id)
+            run = await self._lists.describe(run_id)
+        if run is None:
+            raise RunNotFoundError(f"no run has the id {run_id!r}")
+        return await self._lists.view(run)
+
+    async def cancel_run(self, run_id: str) -> bool:
+        """Cancel a run. Returns when it has ended, or after 5 s if no worker executes it."""
+        run = await self._lists.describe(run_id)
+        if run is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        if status_of(run).has_ended:
+            return False
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
+        try:
+            await handle.cancel(reason=CancelRequested().reason)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:  # It ended in between.
+                return False
+            raise
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._lists.output(run_id), _CANCEL_SECONDS)
+        return True
+
+    async def invoke(
+        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        if data is not None and not isinstance(data, dict):
+            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+        check_event(event, self._settings.max_event_bytes, is_internal=True)
+        event_id = make_id(wall_clock(), os.urandom)
+        return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
+
+    async def signal(self, name: str, data: Any = None) -> str | None:
+        memo = data_memo(b'{"data":' + msgspec.json.encode(data) + b',"signal":' + msgspec.json.encode(name) + b"}")
+        return await self._router.waits.send_signal(name, memo)
+
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        """See ``Engine``. Raises also ``RunUnavailableError`` if no worker reads the steps of the run."""
+        given = await self._lists.input(run_id)
+        if given is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        record = await self._functions.get(given.function_id)
+        if record.is_paused:
+            raise FunctionPausedError(
+                f"the function {given.function_id!r} is paused; resume it before you run anything again"
+            )
+        # The invoking step has its result already.
+        events = tuple(msgspec.structs.replace(event, invoker=None) for event in given.events)
+        run = msgspec.structs.replace(
+            self._router.run_input(record, events),
+            run_id=make_id(wall_clock(), os.urandom),
+            rerun_of=run_id,
+            parent=None,
+            parent_step=None,
+            copied=None if from_step is None else await self._reports.copied_memos(given, from_step),
+        )
+        return await self._router.buckets.start(run, record)
+
+    # events
+
+    async def get_event(self, event_id: str) -> StoredEvent | None:
+        """An event. Raises ``NotSupportedError`` if it started no run."""
+        event = await self._lists.event(event_id)
+        if event is None:
+            raise NotSupportedError(
+                f"no run was started by an event with the id {event_id!r}: an engine on Temporal stores events in the "
+                "runs that they start, and no others. Idempotency, a rate limit or a debounce of a function may have "
+                "dropped the event, or a debounce or a batch holds it; lists of new runs lag behind by about a second"
+            )
+        return event
+
+    async def event_runs(self, event_id: str) -> list[Run]:
+        return await self._lists.event_runs(event_id)
+
+    # the engine, functions and apps
+
+    async def describe_engine(self) -> EngineInfo:
+        ui_url = self._ui_url
+        return EngineInfo(
+            kind="Temporal",
+            notes=_NOTES,
+            unsupported=self.unsupported,
+            ui_url=ui_url,
+            run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
+        )
+
+    async def inspect_apps(self) -> list[AppReport]:
+        return await self._functions.app_reports()
+
+    async def list_schedules(self) -> list[ScheduleInfo]:
+        return await self._functions.schedules(wall_clock())
+
+    async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
+        return await self._changes.wait(after, run_id)
+
+    async def read_metrics(self) -> list[Metric]:
+        """Counts of this process. Temporal and its workers have their own metrics."""
+        return self._monitor.read()
+
+    async def list_functions(self) -> list[FunctionInfo]:
+        return await self._functions.functions()
+
+    async def list_apps(self) -> list[App]:
+        return await self._functions.apps()
+
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
+        return await self._functions.of_app(app_id)
+
+    async def pause_function(self, function_id: str) -> None:
+        await self._apps.set_paused(function_id, await self._functions.get(function_id), True)
+
+    async def resume_function(self, function_id: str) -> None:
+        await self._apps.set_paused(function_id, await self._functions.get(function_id), False)
+
+
+class HttpWorkflowEngine(WorkflowEngine):
+    """An engine that executes workflows and calls apps at their synced URLs.
+
+    Several processes may serve the same apps.
+    """
+
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
+        super().__init__(client, settings)
+        self._caller = HttpCaller(settings)
+        self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app), settings.close_grace)
+        self._called: dict[str, tuple[float, SyncedFunction]] = {}
+
+    @classmethod
+    async def open(cls, client: Client, settings: EngineSettings) -> Self:
+        """Prepare the namespace, and run workers.
+
+        Raises ``RPCError``, and ``SearchAttributeError`` if the namespace cannot be prepared.
+        """
+        engine = cls(client, settings)
+        try:
+            await engine.prepare()
+        except BaseException:
+            await engine.close()
+            raise
+        engine._workers.start()
+        return engine
+
+    async def close(self) -> None:
+        self._closed.set()  # Streams of changes must end before calls do.
+        await self._workers.stop()
+        await self._caller.close()
+        await super().close()
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        result = await super().sync_app(request, in_process=in_process)
+        self._called.clear()
+        return result
+
+    async def _call_app(self, call: CallInput, data: CallData) -> Answer:
+        try:
+            function = await self._find_function(call.function_id)
+        except EngineError as error:
+            return Unreached(ErrorData(name=type(error).__name__, message=error.message))
+        return await self._caller.call(function, data)
+
+    async def _find_function(self, function_id: str) -> SyncedFunction:
+        known = self._called.get(function_id)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        record = await self._router.records.find_function(function_id)
+        if record is None:
+            raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
+        self._called[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
+        return function
+
+
+def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
+    cause = error.cause
+    kinds = {each.__name__: each for each in (StaleCallError, CheckpointInvalidError, TooLargeError)}
+    kind = kinds.get(getattr(cause, "type", ""), CheckpointInvalidError)
+    return kind(getattr(cause, "message", str(cause)))

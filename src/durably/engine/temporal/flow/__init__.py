@@ -1,1 +1,0 @@
-"""Flow control on Temporal: buckets for events, and queues for calls."""

@@ -1,0 +1,242 @@
+"""The record of a run for reports.
+
+The run's workflow keeps it. It has no effect on the execution of the run.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from durably.engine.core.inputs import (
+    AwaitEvent,
+    AwaitSignal,
+    CloseWait,
+    Command,
+    EndRun,
+    Input,
+    Invoke,
+    MakeCall,
+    MakeRequest,
+    OfCall,
+    Sleep,
+    WriteMemo,
+)
+from durably.engine.core.run_state import RunState, RunStatus
+from durably.engine.model.records import (
+    MAX_LOG_CHARACTERS,
+    MAX_LOG_LINES,
+    MAX_METADATA_BYTES,
+    AttemptRow,
+    CallTimes,
+    StepRow,
+    UnfinishedStep,
+    WaitTimes,
+    arguments_to_keep,
+    failed_call_row,
+    failed_request_row,
+    memo_times,
+    unfinished_steps,
+)
+from durably.engine.model.run_report import run_wait
+from durably.engine.model.runs import RunMetadata, RunWait
+from durably.protocol.call import LogLine
+
+_MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
+"""Maximum number of step arguments that a run keeps. Further arguments are not shown."""
+_MAX_PAGE_BYTES = 1024 * 1024
+_ROW_BYTES = 300
+"""Approximate size of a row of the record."""
+
+
+class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The state of a run that has not ended: the answer of the query ``summary``."""
+
+    started_at: int | None = None
+    attempt: int = 0
+    waiting: RunWait | None = None
+
+
+class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A page of failed attempts, from the answer of the query ``record``.
+
+    ``total`` is the number of failed attempts. The first page also has the rest of the record. ``started_at`` is the
+    time of the first call.
+    """
+
+    total: int
+    failed: list[AttemptRow] = []
+    state: RunState | None = None
+    waits: dict[str, WaitTimes] = {}
+    unfinished: list[UnfinishedStep] = []
+    started_at: int | None = None
+    last_called_at: int | None = None
+    logs: list[LogLine] = []
+    metadata: list[RunMetadata] = []
+
+
+class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of finished steps with their memos: the answer of the query ``steps``.
+
+    ``total`` is the number of finished steps.
+    """
+
+    total: int
+    steps: list[StepRow] = []
+    memos: list[msgspec.Raw] = []
+
+
+class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The argument of the Update ``annotate``.
+
+    It has lines of ``ctx.logger``, or metadata of an SDK.
+    """
+
+    lines: list[LogLine] = []
+    metadata: RunMetadata | None = None
+
+
+class RunRecord:
+    """Records the changes of a run. It is a ``ChangingRun``."""
+
+    def __init__(self, run_id: str) -> None:
+        self.id = run_id
+        self.input: Input | None = None
+        self.called_at: int | None = None
+        self.began = 0
+        self.call: CallTimes | None = None
+        self.before = RunState(version=0, status=RunStatus.SCHEDULED, max_attempts=1)
+        self.ended_waits: dict[str, WaitTimes] = {}
+        self.steps: list[StepRow] = []
+        """The finished steps, in the order of the memos."""
+        self.logs: list[LogLine] = []
+        self.metadata: list[RunMetadata] = []
+        self.started_at: int | None = None
+        self._failed: list[AttemptRow] = []
+        self._waits: dict[str, WaitTimes] = {}
+        self._unfinished: list[UnfinishedStep] = []
+        self._last_called_at: int | None = None
+        self._arguments_bytes = 0
+        self._log_characters = 0
+
+    def copy(self, steps: Sequence[StepRow]) -> None:
+        """Copy steps of the run that this one repeats."""
+        self.steps += [msgspec.structs.replace(step, is_copied=True) for step in steps]
+
+    def note(self, before: RunState, run_input: Input, commands: Sequence[Command], now: int) -> None:
+        """Record an input and the commands that it caused.
+
+        ``before`` is the state before it.
+        """
+        self.before, self.input, self.call, self.called_at = before, run_input, None, None
+        self.began, self.ended_waits = now, {}
+        if isinstance(run_input, OfCall):
+            if call := before.call(run_input.generation):
+                self.began, self.called_at = call.due, run_input.called_at
+            if self.started_at is None:
+                self.started_at = self.began if self.called_at is None else min(self.called_at, now)
+        for command in commands:
+            self._note_command(command, now)
+
+    def _note_command(self, command: Command, now: int) -> None:
+        match command:
+            case MakeCall():
+                if (failed := failed_call_row(self, command, now)) is not None:
+                    self._failed.append(failed)
+            case WriteMemo():
+                self._note_memo(command, now)
+            case Sleep(step_id=step_id, until=until):
+                self._open(step_id, now, until)
+            case AwaitEvent(step_id=step_id, until=until, event=topic):
+                self._open(step_id, now, until, topic)
+            case AwaitSignal(step_id=step_id, until=until, signal=topic):
+                self._open(step_id, now, until, topic)
+            case Invoke(step_id=step_id, until=until, function_id=topic):
+                self._open(step_id, now, until, topic)
+            case MakeRequest():
+                if (failed := failed_request_row(command, now)) is None:
+                    self._open(command.step_id, now)
+                else:
+                    self._failed.append(failed)
+            case CloseWait(step_id=step_id):
+                if (wait := self._waits.pop(step_id, None)) is not None:
+                    self.ended_waits[step_id] = wait
+            case EndRun():
+                self._unfinished = unfinished_steps(self._waits, self, now)
+                self._last_called_at = self.called_at
+                self._waits.clear()
+
+    def _note_memo(self, command: WriteMemo, now: int) -> None:
+        arguments = None if command.arguments is None else arguments_to_keep(self, command)
+        if arguments is not None:
+            self._arguments_bytes += len(arguments)
+            arguments = arguments if self._arguments_bytes <= _MAX_ARGUMENTS_BYTES else None
+        self.steps.append(
+            StepRow(
+                command.step_id,
+                command.name,
+                command.op,
+                command.attempts,
+                command.failed,
+                memo_times(self, command, now),
+                arguments=arguments,
+            )
+        )
+
+    def _open(self, step_id: str, now: int, due: int | None = None, topic: str | None = None) -> None:
+        self._waits[step_id] = WaitTimes(now, due, topic, self.called_at)
+
+    def annotate(self, annotation: Annotation) -> bool:
+        """Store an annotation. Returns false if part of it is dropped."""
+        if annotation.metadata is not None:
+            size = sum(len(bytes(each.body)) for each in (*self.metadata, annotation.metadata))
+            if size > MAX_METADATA_BYTES:
+                return False
+            self.metadata.append(annotation.metadata)
+        for line in sorted(annotation.lines, key=lambda line: line.at):
+            self._log_characters += len(line.message)
+            if len(self.logs) >= MAX_LOG_LINES or self._log_characters > MAX_LOG_CHARACTERS:
+                return False
+            self.logs.append(line)
+        return True
+
+    # answers of queries
+
+    def summary(self, state: RunState) -> RunSummary:
+        due = sorted((wait.due is None, wait.due or 0, step_id) for step_id, wait in self._waits.items())
+        first = self._waits[due[0][2]] if due else None
+        return RunSummary(
+            started_at=self.started_at,
+            attempt=max((call.attempt for call in state.calls), default=0),
+            waiting=run_wait(state) if first is None else run_wait(state, due[0][2], first.due, first.topic),
+        )
+
+    def page(self, state: RunState, after: int) -> RecordPage:
+        """A page of the failed attempts after a number of them."""
+        size, end = 0, after
+        while end < len(self._failed) and size < _MAX_PAGE_BYTES:
+            size += _ROW_BYTES + len(self._failed[end].data or b"")
+            end += 1
+        page = RecordPage(total=len(self._failed), failed=self._failed[after:end])
+        if after:
+            return page
+        return msgspec.structs.replace(
+            page,
+            state=state,
+            waits=self._waits,
+            unfinished=self._unfinished,
+            started_at=self.started_at,
+            last_called_at=self._last_called_at,
+            logs=self.logs,
+            metadata=self.metadata,
+        )
+
+
+def steps_page(steps: Sequence[StepRow], memos: Sequence[tuple[str, bytes]], after: int) -> StepsPage:
+    """A page of the steps after a number of them."""
+    size, end, total = 0, after, min(len(steps), len(memos))
+    while end < total:
+        size += _ROW_BYTES + len(steps[end].arguments or b"") + len(memos[end][1])
+        if size > _MAX_PAGE_BYTES and end > after:
+            break
+        end += 1
+    return StepsPage(total, list(steps[after:end]), [msgspec.Raw(memo) for _, memo in memos[after:end]])
