@@ -1,6 +1,7 @@
 """A follower: a process that reaches the engine through the HTTP API at the leader's socket.
 
-Its operations are requests as any client makes them. Its functions run in calls that it asks for: see ``remote_workers.py``.
+Its operations are requests as any client makes them. Its functions run in calls that it asks for: see
+``remote_workers.py``.
 """
 
 import asyncio
