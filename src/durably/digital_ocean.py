@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urljoin
 
-from durably.comm.mounts import Mount, check_mount, mounts_of
+from durably.comm.serve_options import Mount, check_mount, mounts_of
 from durably.functions.function import Function
 from durably.web import check_size
 

@@ -19,8 +19,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
-from durably.comm.mounts import Mount, add_mount, check_mount, mounts_of
-from durably.comm.serve_options import StreamingOption, mount_path
+from durably.comm.serve_options import Mount, StreamingOption, add_mount, check_mount, mount_path, mounts_of
 from durably.functions.function import Function
 from durably.web import UNREADABLE, lower_headers, read_chunks
 from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, path_of, read_body, to_response
@@ -128,7 +127,7 @@ class _Endpoint:
     The framework's work for a view would cost calls more than all other code.
     """
 
-    def __init__(self, mount: Mount) -> None:
+    def __init__(self, mount: Mount[CommHandler]) -> None:
         self._mount = mount
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

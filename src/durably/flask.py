@@ -9,8 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
-from durably.comm.mounts import add_mount, check_mount
-from durably.comm.serve_options import StreamingOption, mount_path
+from durably.comm.serve_options import StreamingOption, add_mount, check_mount, mount_path
 from durably.functions.function import Function
 from durably.web import METHODS, UNREADABLE, check_length, is_chunked, read_body
 from durably.web.flask import add_rule, mount_point, to_response

@@ -11,8 +11,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
-from durably.comm.mounts import add_mount, check_mount, mounts_of
-from durably.comm.serve_options import StreamingOption, mount_path
+from durably.comm.serve_options import StreamingOption, add_mount, check_mount, mount_path, mounts_of
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
 from durably.web import METHODS, check_size, lower_headers

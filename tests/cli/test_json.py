@@ -17,7 +17,6 @@ import pytest
 
 from durably.cli.group import durably
 from durably.cli.runs import wait_for_end
-from durably.cli.temporal import ForwardedCommand
 from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import open_database
 
@@ -40,8 +39,6 @@ def commands_of(group: click.Group, path: str = "") -> Iterator[tuple[str, click
         assert command is not None
         if f"{path}{name}" in WITHOUT_JSON:
             continue
-        if isinstance(command, ForwardedCommand):
-            command = command.make()
         if isinstance(command, click.Group):
             yield from commands_of(command, f"{path}{name} ")
         else:

@@ -4,7 +4,7 @@ import importlib
 
 import click
 
-from .text import Group
+from .text import CliError, Group
 
 COMMANDS = {
     "dev": ("dev", "Run an engine for development, and MODULE:APP with it."),
@@ -34,7 +34,13 @@ class _Commands(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__), cmd_name)
+        try:
+            module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        except ModuleNotFoundError:
+            raise
+        except ImportError as error:  # Of an extra, which it names.
+            raise CliError(str(error)) from error
+        command: click.Command = getattr(module, cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,81 +1,63 @@
-"""The commands of ``durably temporal``."""
+"""``durably temporal``: a development server with workers and an app, workers, search attributes, schedules, keys."""
 
+import asyncio
+import contextlib
 import datetime as dt
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 import click
+import msgspec
 from click.core import ParameterSource
 
+from durably.client import Client
+from durably.protocol.text import reachable
+from durably.temporal import Temporal
+from durably.temporal.commands import make_register_command, make_sync_schedules_command, make_worker_command
+from durably.temporal.errors import find_program
+from durably.temporal.gateway import Gateway
+from durably.temporal.worker.process import run_worker_process
+from durably.temporal.worker.workers import Workers
+
 from .app_server import AppImportError, import_app
-from .options import json_option, read_host, require_temporal
+from .child_process import (
+    AppFailedError,
+    ChildProcess,
+    SourceChanges,
+    check_port_free,
+    free_port,
+    restart_on_changes,
+    state_directory,
+)
+from .event_loop import first_failure, run_until_stopped
+from .guard import follow_parent
+from .options import json_option, read_host
 from .text import CliError, Console, echo_json
-
-if TYPE_CHECKING:
-    from durably.temporal import Temporal
-    from durably.temporal.gateway import Gateway
-
-Loaded = TypeVar("Loaded")
 
 USUAL_NAMES = ("temporal",)
 """The name of the connection in the documentation."""
-_ALL_ARGUMENTS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
-class ForwardedCommand(click.Command):
-    """A command that another one executes. ``make`` makes the other."""
-
-    make: Callable[[], click.Command]
-
-
-def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> click.Command:
-    """A command that ``make`` makes when it is used.
-
-    Its options are declared in ``durably.temporal``. So the ``durably`` command starts without ``temporalio``. The
-    command raises ``CliError`` if that is missing.
-    """
-
-    @click.command(
-        name, cls=ForwardedCommand, add_help_option=False, context_settings=_ALL_ARGUMENTS, short_help=short_help
-    )
-    @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-    @click.pass_context
-    def command(context: click.Context, arguments: tuple[str, ...]) -> None:
-        require_temporal()
-        made = make()
-        with made.make_context(name, list(arguments), parent=context.parent) as own:
-            made.invoke(own)
-
-    command.make = make
-    return command
-
-
-def load_temporal(target: str) -> "Temporal":
+def load_temporal(target: str) -> Temporal:
     """Load the connection that ``target`` names.
 
     ``target`` is ``module:name``, or ``module`` for the name ``temporal``. Raises ``CliError``.
     """
-    from durably.temporal import Temporal
-
     found = _load(target, USUAL_NAMES)
     if not isinstance(found, Temporal):
         raise _unexpected(target, found, "a durably.temporal.Temporal")
     return found
 
 
-def load_code(target: str) -> "Gateway | Temporal":
+def load_code(target: str) -> Gateway | Temporal:
     """Load the gateway or connection that ``target`` names.
 
     ``target`` is ``module:name``, or ``module`` for the name ``gateway`` or ``temporal``. Raises ``CliError``.
     """
-    from durably.temporal import Temporal
-    from durably.temporal.gateway import Gateway
-
     found = _load(target, ("gateway", *USUAL_NAMES))
     if not isinstance(found, Gateway | Temporal):
         raise _unexpected(target, found, "a Gateway or a durably.temporal.Temporal")
@@ -93,8 +75,6 @@ def _load(target: str, usual_names: tuple[str, ...]) -> object:
 
 def _hint_for_step_functions(target: str) -> str:
     """The way to run the step functions of a module that declares no workflows."""
-    from durably.client import Client
-
     module = sys.modules.get(target.partition(":")[0])
     if module is None or not any(isinstance(each, Client) for each in vars(module).values()):
         return ""
@@ -125,47 +105,9 @@ def temporal() -> None:
     """
 
 
-def _register() -> click.Command:
-    from durably.temporal import Temporal
-    from durably.temporal.commands import make_register_command
-
-    def load(target: str) -> Temporal:
-        code = load_code(target)
-        return code if isinstance(code, Temporal) else code.temporal
-
-    return make_register_command(load, target="MODULE:GATEWAY")
-
-
-def _sync_schedules() -> click.Command:
-    from durably.temporal.commands import make_sync_schedules_command
-
-    return make_sync_schedules_command(load_temporal, target="MODULE:TEMPORAL")
-
-
-def _worker() -> click.Command:
-    from durably.temporal.commands import make_worker_command
-
-    more = (
-        click.Option(
-            ["--log-level"],
-            default="info",
-            show_default=True,
-            type=click.Choice(["debug", "info", "warning", "error"]),
-            help="Level of the log on stderr.",
-        ),
-        click.Option(
-            ["--guarded"], is_flag=True, hidden=True, help="End with the parent process, which gets the signals."
-        ),
-    )
-    return make_worker_command(_run_worker, target="MODULE:TEMPORAL", more=more)
-
-
-for name, make, short_help in (
-    ("register", _register, "Register the search attributes that an app declares."),
-    ("sync-schedules", _sync_schedules, "Create and update the schedules that an app declares."),
-    ("worker", _worker, "Run the workers that an app declares."),
-):
-    temporal.add_command(forwarded(name, make, short_help))
+def _load_connection(target: str) -> Temporal:
+    code = load_code(target)
+    return code if isinstance(code, Temporal) else code.temporal
 
 
 def _run_worker(
@@ -182,25 +124,39 @@ def _run_worker(
     if reload:
         if click.get_current_context().get_parameter_source("grace") is not ParameterSource.DEFAULT:
             raise CliError("--reload cancels activities after 1 second: leave out --grace, or --reload")
-        from durably.cli.event_loop import run_until_stopped
-
-        from .temporal_dev import run_reloaded_worker
 
         options = [("--task-queue", each) for each in task_queues] + [("--log-level", log_level)]
         options += [(name, value) for name, value in (("--health", health), ("--metrics", metrics)) if value]
         run_until_stopped(run_reloaded_worker(target, [part for option in options for part in option]))
         return
     if guarded:
-        from durably.cli.guard import follow_parent
-
         follow_parent()
     log_plain_lines(log_level)
     loaded = load_temporal(target)
-    from durably.temporal.worker.process import run_worker_process
-    from durably.temporal.worker.workers import Workers
-
     workers = Workers(loaded, task_queues=task_queues, grace=timedelta(seconds=grace))
     run_worker_process(loaded, workers, print_line=Console().note, health=health, metrics=metrics)
+
+
+temporal.add_command(make_register_command(_load_connection, target="MODULE:GATEWAY"))
+temporal.add_command(make_sync_schedules_command(load_temporal, target="MODULE:TEMPORAL"))
+temporal.add_command(
+    make_worker_command(
+        _run_worker,
+        target="MODULE:TEMPORAL",
+        more=(
+            click.Option(
+                ["--log-level"],
+                default="info",
+                show_default=True,
+                type=click.Choice(["debug", "info", "warning", "error"]),
+                help="Level of the log on stderr.",
+            ),
+            click.Option(
+                ["--guarded"], is_flag=True, hidden=True, help="End with the parent process, which gets the signals."
+            ),
+        ),
+    )
+)
 
 
 @temporal.command("encryption-key")
@@ -299,10 +255,6 @@ def dev(
         raise CliError("--namespace is for a server that is started here: leave it out with --server")
     if migrate and manage is None:
         raise CliError("--migrate applies a Django project's migrations: say which, --django manage.py")
-    require_temporal()
-    from durably.cli.event_loop import run_until_stopped
-
-    from .temporal_dev import TemporalDev, TemporalDevOptions
 
     options = TemporalDevOptions(
         app=app,
@@ -319,3 +271,281 @@ def dev(
         reload=not no_reload,
     )
     run_until_stopped(TemporalDev(options, Console()).run())
+
+
+START_SECONDS = 60.0
+_PAUSE_SECONDS = 0.05
+_APP_SERVER = "durably.cli.app_server"
+_FREE_PORT_TRIES = 3
+
+_SERVER_SETTINGS = {"frontend.WorkflowPauseEnabled": "true"}
+"""Dynamic configuration of the development server: features that production servers have by default."""
+
+
+class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``app`` is ``module:app``, ``workers`` are ``module:temporal``.
+
+    ``manage`` is a Django project's ``manage.py``: its worker and server run instead of them, with ``migrate`` after
+    its migrations. ``server`` is the ``host:port`` of a running server. Otherwise one is started, with its state in
+    ``database`` and ``namespaces`` beside ``default``. Port 0 takes a free port.
+    """
+
+    app: str | None
+    workers: tuple[str, ...]
+    namespaces: tuple[str, ...] = ()
+    manage: Path | None = None
+    migrate: bool = False
+    host: str = "127.0.0.1"
+    app_port: int = 8000
+    port: int = 7233
+    ui_port: int = 8233
+    database: Path | None = None
+    server: str | None = None
+    reload: bool = True
+
+
+class TemporalDev:
+    """Runs the processes until cancelled.
+
+    Raises ``AppFailedError`` or ``ProgramMissingError`` at the start.
+    """
+
+    def __init__(self, options: TemporalDevOptions, console: Console) -> None:
+        self._options, self._console = options, console
+        self._django_connections: list[DjangoConnection] = []
+
+    async def run(self) -> None:
+        options = self._options
+        if options.manage is not None:
+            self._django_connections = await self._list_django_connections(options.manage)
+        if options.server is not None:
+            await self._run_children({"TEMPORAL_ADDRESS": options.server})
+            return
+        server = await self._start_server()
+        try:
+            self._console.note(f"Temporal at {server.address}, its web UI at {server.ui}, state in {server.database}")
+            with first_failure():
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(_fail_at_end(server))
+                    tasks.create_task(self._run_children(server.variables))
+        finally:
+            await server.stop()
+
+    async def _start_server(self) -> "ServerProcess":
+        """Start Temporal's server and wait until it accepts connections.
+
+        A free port is looked up before the server binds it, so another program can take it in between. Then
+        another port is tried, unless the user chose the port.
+        """
+        options = self._options
+        tries = _FREE_PORT_TRIES if 0 in (options.port, options.ui_port) else 1
+        while True:
+            tries -= 1
+            server = ServerProcess(
+                options.host,
+                options.port or free_port(options.host),
+                options.ui_port or free_port(options.host),
+                options.database or state_directory() / "temporal.db",
+                self._namespaces(),
+            )
+            try:
+                await server.start()
+                await server.answer()
+            except AppFailedError:
+                await server.stop()
+                if not tries:
+                    raise
+            except BaseException:
+                await server.stop()
+                raise
+            else:
+                return server
+
+    def _namespaces(self) -> list[str]:
+        """The server's namespaces besides ``default``."""
+        of_project = [each.namespace for each in self._django_connections]
+        return [each for each in dict.fromkeys([*self._options.namespaces, *of_project]) if each != "default"]
+
+    async def _list_django_connections(self, manage: Path) -> list["DjangoConnection"]:
+        """The connections of the project that have workers.
+
+        If the project does not report them, the result is the default connection alone. The worker of the default
+        connection then reports the fault, and is started again when the source changes.
+        """
+        try:
+            found = await _django_connections(manage)
+        except AppFailedError as error:
+            self._console.note(f"{error.message}: only the worker of the default connection is run")
+            found = []
+        return found or [DjangoConnection(name="default", namespace="default")]
+
+    async def _run_children(self, variables: dict[str, str]) -> None:
+        if self._options.manage is not None:
+            if self._options.migrate:
+                await _migrate(self._options.manage, variables)
+            children = self._django(self._options.manage, variables)
+        else:
+            children = [_worker(each, (), variables) for each in self._options.workers]
+            if self._options.app is not None:
+                children.append(self._app(self._options.app, variables))
+        await _run_children(children, self._console, reload=self._options.reload)
+
+    def _app(self, target: str, variables: dict[str, str]) -> "ServedProcess":
+        host, port = self._options.host, self._options.app_port or free_port(self._options.host)
+        command = (sys.executable, "-m", _APP_SERVER, target, "--host", host, "--port", str(port))
+        return ServedProcess(target, command, variables, host=host, port=port, option="--app-port")
+
+    def _django(self, manage: Path, variables: dict[str, str]) -> list[ChildProcess]:
+        host, port = self._options.host, self._options.app_port or free_port(self._options.host)
+        server = _manage(manage, "runserver", "--noreload", f"{host}:{port}")
+        return [
+            *(_django_worker(manage, each, variables) for each in self._django_connections),
+            ServedProcess("runserver", server, variables, host=host, port=port, option="--app-port"),
+        ]
+
+
+class DjangoConnection(msgspec.Struct, frozen=True):
+    """A connection of a Django project that has workers."""
+
+    name: str
+    namespace: str
+
+
+async def _django_connections(manage: Path) -> list[DjangoConnection]:
+    """The connections to Temporal that a Django project lists.
+
+    Raises ``AppFailedError`` if the project cannot list them. The reason is on its stderr.
+    """
+    command = (sys.executable, str(manage), "run_temporal_worker", "--list-connections")
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    try:
+        if process.returncode:
+            raise ValueError(f"exit status {process.returncode}")
+        return msgspec.json.decode((output.splitlines() or [b""])[-1], type=list[DjangoConnection])
+    except ValueError as error:
+        raise AppFailedError(f"{manage} does not list the connections to Temporal ({error})") from error
+
+
+def _django_worker(manage: Path, connection: DjangoConnection, variables: dict[str, str]) -> ChildProcess:
+    arguments = ("run_temporal_worker", "--grace", "1", "--no-connection-notes", "--connection", connection.name)
+    title = "run_temporal_worker"
+    if connection.name != "default":
+        title = f"run_temporal_worker --connection {connection.name}"
+    return ChildProcess(title, _manage(manage, *arguments), variables, purpose="does")
+
+
+class ServedProcess(ChildProcess):
+    """A child process that listens at a port.
+
+    It is up when it accepts connections there.
+    """
+
+    def __init__(
+        self, target: str, command: Sequence[str], variables: dict[str, str], *, host: str, port: int, option: str
+    ) -> None:
+        super().__init__(target, command, variables, purpose="serves")
+        self.host, self.port = reachable(host), port
+        self._option = option
+
+    async def start(self) -> None:
+        check_port_free(self.host, self.port, option=self._option)
+        await super().start()
+
+    async def answer(self) -> None:
+        """Wait until the process accepts connections.
+
+        Raises ``AppFailedError`` if it ends before, or does not accept them within ``START_SECONDS``.
+        """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await self._accepts():
+                    self.check_alive()
+                    await asyncio.sleep(_PAUSE_SECONDS)
+        except TimeoutError:
+            seconds = f"{START_SECONDS:.0f} s"
+            raise AppFailedError(f"{self.target} does not answer at {self.host}:{self.port} after {seconds}") from None
+
+    async def _accepts(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+
+class ServerProcess(ServedProcess):
+    """Temporal's development server."""
+
+    def __init__(self, host: str, port: int, ui_port: int, database: Path, namespaces: Sequence[str]) -> None:
+        self.database = database
+        arguments = ["server", "start-dev", "--ip", host, "--port", str(port), "--ui-port", str(ui_port)]
+        arguments += ["--db-filename", str(database), "--log-level", "error"]
+        for name, value in _SERVER_SETTINGS.items():
+            arguments += ["--dynamic-config-value", f"{name}={value}"]
+        arguments += [part for namespace in namespaces for part in ("--namespace", namespace)]
+        command = (sys.executable, "-m", "durably.cli.guard", str(find_program("temporal")), *arguments)
+        super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
+        self.address = f"{self.host}:{port}"
+        self.ui = f"http://{self.host}:{ui_port}"
+        self.variables = {"TEMPORAL_ADDRESS": self.address, "TEMPORAL_UI_URL": self.ui}
+        """For the app and its workers."""
+
+
+def _manage(manage: Path, *arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "durably.cli.guard", sys.executable, str(manage), *arguments)
+
+
+async def _migrate(manage: Path, variables: dict[str, str]) -> None:
+    process = ChildProcess("migrate", _manage(manage, "migrate"), variables, purpose="does")
+    try:
+        await process.start()
+        await process.finish()
+    finally:
+        await process.stop()
+
+
+def _worker(target: str, options: Sequence[str], variables: dict[str, str]) -> ChildProcess:
+    command = ("-m", "durably.cli", "temporal", "worker", target, "--guarded", "--grace", "1", *options)
+    return ChildProcess(target, (sys.executable, *command), variables, purpose="runs the workers of")
+
+
+async def run_reloaded_worker(target: str, options: Sequence[str]) -> None:
+    """Run ``durably temporal worker --reload`` until cancelled."""
+    await _run_children([_worker(target, options, {})], Console(), reload=True)
+
+
+async def _run_children(children: Sequence[ChildProcess], console: Console, *, reload: bool) -> None:
+    async with contextlib.AsyncExitStack() as cleanup:
+        with first_failure():
+            async with asyncio.TaskGroup() as tasks:
+                for child in children:
+                    cleanup.push_async_callback(child.stop)
+                    changes = SourceChanges(Path.cwd())
+                    if reload:  # From before the child reads its source.
+                        changes.start()
+                        cleanup.push_async_callback(changes.stop)
+                    await child.start()
+                    tasks.create_task(_keep(child, changes, console, reload=reload))
+
+
+async def _keep(child: ChildProcess, changes: SourceChanges, console: Console, *, reload: bool) -> None:
+    async def report_up() -> None:
+        if isinstance(child, ServedProcess):
+            await child.answer()
+            console.note(f"{child.target} is up at http://{child.host}:{child.port}")
+
+    await report_up()
+    if not reload:
+        await _fail_at_end(child)
+    await restart_on_changes(child, changes, console, report_up)
+
+
+async def _fail_at_end(child: ChildProcess) -> None:
+    raise AppFailedError(await child.wait())

@@ -21,8 +21,7 @@ from django.utils.module_loading import module_has_submodule
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
-from durably.comm.mounts import Mount, check_mount, mounts_of
-from durably.comm.serve_options import StreamingOption, mount_path
+from durably.comm.serve_options import Mount, StreamingOption, check_mount, mount_path, mounts_of
 from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.diagnostics import find_unserved, warn_of_unserved

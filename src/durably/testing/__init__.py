@@ -9,8 +9,7 @@ from .digital_ocean import DigitalOceanSimulator
 
 if TYPE_CHECKING:
     from .determinism import NotDeterministicError
-    from .engine import SyncTestEngine, SyncTestRun, TestEngine, check_determinism
-    from .engine_base import TestRun
+    from .engine import SyncTestEngine, SyncTestRun, TestEngine, TestRun, check_determinism
     from .runs import RunStuckError, RunUnknownError, TestStep
 
 __all__ = [
@@ -34,7 +33,7 @@ _MODULES = {
     "SyncTestEngine": "engine",
     "SyncTestRun": "engine",
     "TestEngine": "engine",
-    "TestRun": "engine_base",
+    "TestRun": "engine",
     "TestStep": "runs",
 }
 """Names that need the engine, and their modules, which are imported at their first use."""

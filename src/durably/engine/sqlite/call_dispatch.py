@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
-from durably.engine.model.http_call import Caller
-from durably.engine.model.observers import EndedCall, Observers
+from durably.engine.model.calls import Caller
 from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.model.settings import Clock
+from durably.engine.model.subscriptions import EndedCall, Observers
 from durably.engine.sqlite.call_queue import CallLoad, ReadyCalls
 from durably.engine.sqlite.outbox import ScheduledCall, ScheduledRequest
 from durably.engine.sqlite.queries.runs import pending_input, read_batch

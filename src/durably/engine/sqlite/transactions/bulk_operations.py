@@ -14,7 +14,7 @@ import msgspec
 
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.registry import (
+from durably.engine.model.functions import (
     CANCELLED_IN_BULK,
     FOLLOWED_FOR,
     BulkCancellation,

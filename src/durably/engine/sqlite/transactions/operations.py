@@ -21,8 +21,8 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import find_delays
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncReport, SyncResult
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime
 from durably.engine.sqlite.outbox import (
     BucketTimer,
