@@ -11,7 +11,7 @@ from durably.embedded import dispatcher as dispatcher_module
 from durably.embedded.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached
 from durably.engine.core.run_state import Call
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 

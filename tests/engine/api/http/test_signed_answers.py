@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 import durably
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.runs import Run, RunStatus
 
 from .conftest import EVENT_KEY, SIGNING_KEY, Harness, ServeFunctions, client_of

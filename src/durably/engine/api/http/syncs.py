@@ -25,7 +25,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.model.http_call import read_limited, sign_request, was_sent
+from durably.engine.model.calls import read_limited, sign_request, was_sent
 from durably.engine.model.overview import SyncResult
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.call import decode
