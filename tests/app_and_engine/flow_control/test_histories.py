@@ -161,7 +161,7 @@ class Histories(RuleBasedStateMachine):
     def _answer(self, due: ScheduledCall, answer: Answer) -> None:
         del self.under_way[due.run_key, due.call.generation]
         if self._head_call(due) is not None:
-            self._do(operations.answer, due, answer, self.now)
+            self._do(operations.answer, [(due, answer)], self.now)
 
     def _some_call(self, index: int) -> ScheduledCall:
         return list(self.under_way.values())[index % len(self.under_way)]
