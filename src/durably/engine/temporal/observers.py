@@ -32,11 +32,17 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.observers import EndedCall, Group
 from durably.engine.model.runs import END_UPDATES, RunUpdate, UpdateKind
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.subscriptions import RunChange, Subscriptions, call_repeated, step_ended, step_waits
-from durably.engine.model.tracing import EndedRun
+from durably.engine.model.settings import EndedRun, EngineSettings
+from durably.engine.model.subscriptions import (
+    EndedCall,
+    Group,
+    RunChange,
+    Subscriptions,
+    call_repeated,
+    step_ended,
+    step_waits,
+)
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import CallInput, RunInput
 from durably.engine.temporal.runs.activities import ActivityCaller
