@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from durably.protocol.call import NotUtf8Error, TooDeepError, check_nesting
-from durably.protocol.engine_errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
+from durably.protocol.engine_errors import EngineError, EventInvalidError, EventTooLargeError, JsonInvalidError
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_EVENTS_PER_POST, MAX_NESTING
 
@@ -90,7 +90,7 @@ def _too_large(encoded: bytes, most: int, what: str) -> EventTooLargeError:
     return EventTooLargeError(f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
 
 
-def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = BodyInvalidError) -> T:
+def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = JsonInvalidError) -> T:
     """Decode JSON.
 
     Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value.
