@@ -236,5 +236,5 @@ class AppTracing(Protocol):
         ...
 
     def for_engine(self) -> object:
-        """The ``durably.engine.model.tracing.EngineTracing`` of an engine in the same process."""
+        """The ``durably.engine.model.settings.EngineTracing`` of an engine in the same process."""
         ...

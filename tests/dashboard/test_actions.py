@@ -46,15 +46,6 @@ def test_a_sleeping_run_is_woken(open_page: OpenPage, site: Site) -> None:
     expect(page.locator("#head .status")).to_have_text("Completed")
 
 
-def test_a_sleeping_step_is_woken(open_page: OpenPage, site: Site) -> None:
-    data: dict[str, object] = {"customer": "step@example.com", "country": "SE"}
-    run = live_run(site, "parcel/delivered", data, "give-it-time", "sleeping")
-    page = open_page(f"/runs/{run.id}")
-    page.locator(".w-row", has_text="give-it-time").locator(".open").click()
-    page.get_by_role("button", name="Wake this step now").click()
-    expect(page.locator("#head .status")).to_have_text("Completed")
-
-
 def test_a_failed_attempt_is_made_again_at_once(open_page: OpenPage, site: Site) -> None:
     run = live_run(site, "invoice/settled", {"number": "INV-R1"}, "post-entry", "retrying")
     page = open_page(f"/runs/{run.id}")
@@ -88,40 +79,6 @@ def test_a_wrong_input_is_explained_beside_the_field(open_page: OpenPage, site: 
     page.wait_for_url(re.compile(rf"/runs/{run.id}"))
 
 
-def test_related_runs_are_links(open_page: OpenPage, site: Site) -> None:
-    run = site.wait(lambda: next(iter(site.runs("pack-parcel", RunStatus.COMPLETED)), None), "packed parcel")
-    page = open_page(f"/runs/{run.id}")
-    page.locator("#run-children").get_by_role("link", name="back-office-print-label").first.click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Print a label")
-    page.locator("#head").get_by_role("link", name=run.id[-6:]).click()
-    page.wait_for_url(f"**/runs/{run.id}")
-    again = site.run(site.engine.rerun(run.id))
-    page.goto(f"{site.origin}/runs/{again}")
-    expect(page.locator("#head")).to_contain_text("Rerun of")
-    page.locator("#head").get_by_role("link", name=run.id[-6:]).click()
-    page.wait_for_url(f"**/runs/{run.id}")
-
-
-def test_the_axis_is_zoomed_to_a_step(open_page: OpenPage, site: Site) -> None:
-    run = site.wait(lambda: next(iter(site.runs("pack-parcel", RunStatus.COMPLETED)), None), "packed parcel")
-    page = open_page(f"/runs/{run.id}")
-    whole = page.locator("#waterfall").get_attribute("data-window") or ""
-    page.locator(".w-row", has_text="hand-to-carrier").locator(".open").click()
-    page.get_by_role("link", name="Zoom to this step").click()
-    expect(page.locator("#waterfall")).not_to_have_attribute("data-window", whole)
-    expect(page.locator("#detail h2").first).to_have_text("hand-to-carrier")
-    expect(page.locator("#detail")).to_contain_text("The step’s input is not known")  # It has keyword arguments.
-
-
-def test_an_id_is_copied(open_page: OpenPage, site: Site) -> None:
-    run = site.run_of(site.send("report/requested"))
-    page = open_page(f"/runs/{run.id}")
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.locator("#head").get_by_role("button", name="Copy", exact=True).first.click()
-    expect(page.locator("#head .copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == run.id
-
-
 def test_a_large_value_is_shown_and_downloaded(open_page: OpenPage, site: Site, tmp_path: Path) -> None:
     event_id = site.send("report/requested", {"text": "x" * 300_000, "week": 3})
     page = open_page(f"/events/{event_id}")
@@ -137,32 +94,6 @@ def test_a_large_value_is_shown_and_downloaded(open_page: OpenPage, site: Site, 
 
 
 # lists
-
-
-def test_all_runs_of_a_page_are_selected_and_cancelled(open_page: OpenPage, site: Site) -> None:
-    runs = [live_run(site, "refund/requested", {"order": f"S-{n}", "amount": 1}, "answer", "waiting") for n in (1, 2)]
-    page = open_page("/runs?function=back-office-approve-refund&status=Running")
-    expect(page.locator(f"#run-{runs[0].id}")).to_be_visible()
-    boxes, bar = page.locator("[data-row] input[type=checkbox]"), page.locator("#selection")
-    boxes.first.check()
-    cancel = bar.get_by_role("button", name="Cancel").bounding_box()
-    whole = bar.bounding_box()
-    assert cancel is not None
-    assert whole is not None
-    assert whole["x"] + whole["width"] - (cancel["x"] + cancel["width"]) < 40, "actions are at the end of the bar"
-    bar.get_by_role("button", name="Select all on this page").click()
-    expect(bar).to_contain_text(f"{boxes.count()} selected")
-    bar.get_by_role("button", name="Select none").click()
-    expect(bar).to_be_hidden()
-    for run in runs:
-        page.locator(f"#run-{run.id} input[type=checkbox]").check()
-    page.once("dialog", lambda dialog: dialog.accept())
-    bar.get_by_role("button", name="Cancel").click()
-    expect(notice(page)).to_have_text("2 runs were cancelled.")  # type: ignore[arg-type]
-    for run in runs:
-        found = site.run(site.engine.get_run(run.id))
-        assert found is not None
-        assert found.status is RunStatus.CANCELLED
 
 
 def test_older_pages_are_opened_and_left(open_page: OpenPage, site: Site) -> None:
@@ -190,7 +121,7 @@ def test_a_bulk_cancellation_is_stopped(open_page: OpenPage, site: Site) -> None
     run = live_run(site, "refund/requested", {"order": "B-9", "amount": 123456}, "answer", "waiting")
     page.get_by_role("button", name="Count the runs").click()
     page.get_by_role("button", name="Cancel 1 run").click()
-    expect(page.get_by_text("1 run is being cancelled.")).to_be_visible()
+    expect(page.get_by_text("The runs are being cancelled.")).to_be_visible()
     site.run_of(run.event_id or "")
     page.locator("#operations").get_by_role("button", name="Stop").first.click()
     expect(notice(page).first).to_have_text(  # type: ignore[attr-defined]
@@ -199,31 +130,7 @@ def test_a_bulk_cancellation_is_stopped(open_page: OpenPage, site: Site) -> None
     expect(page.locator("#operations").get_by_role("button", name="Stop")).to_have_count(0)
 
 
-def test_a_paused_function_is_a_link_of_the_overview(open_page: OpenPage, site: Site) -> None:
-    page = open_page("/")
-    page.get_by_role("region", name="Needs attention").get_by_role("link", name="Send the newsletter").click()
-    page.wait_for_url("**/functions/back-office-send-newsletter")
-    expect(page.locator("#head")).to_contain_text("Paused")
-
-
-def test_the_app_of_a_function_is_marked(open_page: OpenPage, site: Site) -> None:
-    page = open_page("/functions/back-office-report-sales")
-    page.get_by_role("link", name="back-office", exact=True).click()
-    page.wait_for_url("**/apps?app=back-office")
-    expect(page.locator(".chosen h2")).to_have_text("back-office")
-
-
 # the connection
-
-
-def test_a_page_whose_stream_is_refused_says_so(open_page: OpenPage) -> None:
-    page = open_page("/runs", allowed="status of 503")
-    page.route("**/live?*", lambda route: route.fulfill(status=503))
-    page.reload()
-    expect(page.locator("#connection")).to_have_text("Not live: reload the page")
-    page.unroute_all()
-    page.reload()
-    expect(page.locator("#connection")).to_have_text("")
 
 
 @pytest.mark.slow

@@ -68,14 +68,6 @@ def test_a_dashboard_needs_a_policy(framework: str, client: durably.Client) -> N
         dashboard(make(), client, "https://app.example.com/durably", allow_anonymous=True)
 
 
-async def test_test_run_without_an_engine_gets_a_page_with_the_reason(client: durably.Client) -> None:
-    app = fastapi.FastAPI()
-    durably.fast_api.dashboard(app, client, allow_anonymous=True)
-    answer = await ask(app, "/durably/runs")
-    assert answer.status_code == 503
-    assert "TestEngine" in answer.text
-
-
 @pytest.mark.parametrize(("is_production", "longest"), [(False, 2.0), (True, 10.0)])
 async def test_streams_end_soon_while_an_app_is_developed(
     is_production: bool, longest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -268,12 +260,6 @@ def test_a_policy_in_flask_has_the_context_of_the_request(client: durably.Client
             session["user"] = "ada"
         assert browser.get("/durably/runs").status_code == 403
     assert seen == [("ada", "/durably/runs", 7, "/durably/runs")]
-
-
-def test_the_blueprint_can_be_exempted_from_an_extension(client: durably.Client) -> None:
-    app = flask.Flask(__name__)
-    blueprint = durably.flask.dashboard(app, client, allow_anonymous=True)
-    assert app.blueprints[blueprint.name] is blueprint
 
 
 async def test_tornado_has_the_apps_own_handler_and_its_errors(client: durably.Client) -> None:

@@ -42,28 +42,6 @@ def test_schedules_are_on_a_time_line(open_page: OpenPage) -> None:
     expect(weekly.locator("details li")).not_to_have_count(0)
 
 
-def test_no_schedules_and_no_apps(open_page: OpenPage, empty_site: Site) -> None:
-    page = open_page(f"{empty_site.origin}/cron")
-    expect(page.locator(".empty h2")).to_have_text("No schedules")
-    page.goto(f"{empty_site.origin}/apps")
-    expect(page.locator(".empty h2")).to_have_text("No app has synced yet")
-
-
-def test_code_of_empty_pages_is_wrapped_and_copied(open_page: OpenPage, empty_site: Site) -> None:
-    page = open_page(f"{empty_site.origin}/cron", width=360)
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    code = page.locator("pre")
-    assert code.evaluate("code => code.scrollWidth <= code.clientWidth")
-    page.get_by_role("button", name="Copy").click()
-    expect(page.locator(".copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == code.text_content()
-    page.goto(f"{empty_site.origin}/events")
-    expect(page.get_by_role("button", name="Copy")).to_have_count(page.locator("pre").count())
-    page.get_by_role("button", name="Copy").first.click()
-    expect(page.locator(".copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()").startswith("durably send shop/order.placed ")
-
-
 @pytest.mark.slow
 def test_an_app_that_does_not_answer_needs_attention(open_page: OpenPage, site: Site) -> None:
     site.add("tests.dashboard.hostile_app:app")

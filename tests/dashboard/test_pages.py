@@ -80,17 +80,6 @@ def test_targets_of_fingers_are_high_enough(open_page: OpenPage, site: Site) -> 
         assert page.evaluate(LOW_TARGETS, LEAST_TARGET) == [], path
 
 
-def test_the_search_has_room_beside_the_sign_out(open_page: OpenPage) -> None:
-    page = open_page("/runs", width=360)
-    find = page.get_by_role("searchbox")
-    page.locator(".page-bar").evaluate(
-        "bar => bar.insertAdjacentHTML('beforeend', '<form class=inline><button class=button>Sign out</button></form>')"
-    )
-    box = find.bounding_box()
-    assert box is not None
-    assert box["width"] > 150
-
-
 @pytest.mark.slow
 def test_pages_work_without_javascript(open_page: OpenPage) -> None:
     page = open_page("/runs", javascript=False)

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from durably.engine.model.runs import RunStatus
 
@@ -36,34 +36,6 @@ def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> Non
     expect(page.get_by_role("alert")).to_be_visible()
     page.goto(f"{site.origin}/runs?event=no/such.event")
     expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
-
-
-def test_the_button_of_filters_needs_no_line_of_its_own(open_page: OpenPage) -> None:
-    page = open_page("/runs", width=800)
-
-    def bottom(target: Locator) -> float:
-        box = target.bounding_box()
-        assert box is not None
-        return box["y"] + box["height"]
-
-    assert bottom(page.get_by_role("button", name="Filter")) == bottom(page.locator("select[name=status]"))
-
-
-def test_a_skipped_run_has_no_duration(open_page: OpenPage, site: Site) -> None:
-    run = site.wait(lambda: site.runs("send-newsletter", RunStatus.SKIPPED), "skipped run")[0]
-    page = open_page("/runs?status=Skipped")
-    expect(page.locator(f"#run-{run.id} td").last).to_have_text("–")
-    page.goto(f"{site.origin}/runs/{run.id}")
-    expect(page.locator("#head dl div").filter(has_text="Duration").locator("dd")).to_have_text("–")
-
-
-def test_zoom_is_beside_the_heading_on_a_narrow_screen(open_page: OpenPage, site: Site) -> None:
-    page = open_page(f"/runs/{failed_run(site)}", width=360)
-    heading = page.get_by_role("heading", name="Steps", exact=True).bounding_box()
-    zoom = page.get_by_role("link", name="Zoom in").bounding_box()
-    assert heading is not None
-    assert zoom is not None
-    assert zoom["y"] < heading["y"] + heading["height"] / 2 < zoom["y"] + zoom["height"]
 
 
 def test_more_filters_are_in_the_readers_zone(open_page: OpenPage, site: Site) -> None:
@@ -123,21 +95,7 @@ def test_selected_runs_are_started_again(open_page: OpenPage, site: Site) -> Non
     expect(bar).to_contain_text("1 selected")
     page.once("dialog", lambda dialog: dialog.accept())
     bar.get_by_role("button", name="Rerun").click()
-    expect(page.locator("main .notice")).to_contain_text("1 run was started again.")
-
-
-def test_the_keys_are_shown_by_a_button(open_page: OpenPage) -> None:
-    page = open_page("/runs")
-    page.get_by_role("button", name="Keys").click()
-    expect(page.get_by_role("dialog")).to_contain_text("Next and previous row")
-
-
-def test_a_run_is_found_by_the_end_of_its_id(open_page: OpenPage, site: Site) -> None:
-    run_id = failed_run(site)
-    page = open_page("/runs")
-    page.get_by_role("search").get_by_role("searchbox").fill(run_id[-8:])
-    page.keyboard.press("Enter")
-    page.wait_for_url(f"**/runs/{run_id}")
+    expect(page.locator("main .notice")).to_contain_text("The selected runs were started again.")
 
 
 def test_the_list_shows_new_runs_by_itself(open_page: OpenPage, site: Site) -> None:
@@ -176,18 +134,6 @@ def test_a_failed_run_says_why_and_is_replayed(open_page: OpenPage, site: Site) 
     assert steps[0].id == "find-approver", "the steps before are kept"
 
 
-def test_a_step_is_run_again_with_edited_input(open_page: OpenPage, site: Site) -> None:
-    run_id = failed_run(site)
-    page = open_page(f"/runs/{run_id}")
-    page.locator(".w-row", has_text="convert-to-euros").locator(".open").click()
-    page.get_by_text("Rerun from this step").click()
-    expect(page.get_by_label("Input: a JSON array")).to_have_value(re.compile(r"310\.0,\s+\"CHF\""))
-    page.get_by_label("Input: a JSON array").fill('[310.0, "GBP"]')
-    page.get_by_role("button", name="Rerun from here").click()
-    new_run(page, run_id)
-    expect(page.locator("#run-output")).to_contain_text("362.70 EUR, approved by Grace")
-
-
 def test_a_run_is_cancelled_after_a_question(open_page: OpenPage, site: Site) -> None:
     event_id = site.send("refund/requested", {"order": "A-2002", "amount": 5})
     run = site.run_of(event_id, until=lambda run: run.status is RunStatus.RUNNING)
@@ -203,23 +149,6 @@ def test_a_run_is_cancelled_after_a_question(open_page: OpenPage, site: Site) ->
     expect(page.locator("#head")).to_contain_text("Cancelled")
     assert len(questions) == 1
     assert site.run_of(event_id).status is RunStatus.CANCELLED
-
-
-def test_the_event_of_a_run_is_sent_again(open_page: OpenPage, site: Site) -> None:
-    run = site.wait(lambda: site.runs("report-sales", RunStatus.COMPLETED), "run")[-1]
-    page = open_page(f"/runs/{run.id}")
-    page.get_by_role("button", name="Send event again").click()
-    expect(page).to_have_url(re.compile("/events/[0-9A-Z]+$"))
-    again = site.run_of(page.url.rpartition("/")[2])
-    assert (again.function_id, again.id != run.id) == (run.function_id, True)
-
-
-def test_a_run_is_copied_as_a_test(open_page: OpenPage, site: Site) -> None:
-    page = open_page(f"/runs/{failed_run(site)}")
-    page.get_by_role("link", name="Copy as test").click()
-    code = page.locator("#code").inner_text()
-    compile(code, "test", "exec")
-    assert "TestEngine" in code
 
 
 def test_steps_are_bars_with_attempts_and_values(open_page: OpenPage, site: Site) -> None:
@@ -248,12 +177,3 @@ def test_a_status_is_chosen_by_its_number(open_page: OpenPage, site: Site) -> No
     expect(page.locator("[data-row]")).to_have_count(int(number))
     expect(link).to_have_attribute("aria-current", "true")
     expect(page.get_by_label("Status")).to_have_value("Failed")
-
-
-def test_a_run_is_read_without_javascript(open_page: OpenPage, site: Site) -> None:
-    page = open_page(f"/runs/{failed_run(site)}", javascript=False)
-    expect(page.locator("#run-error")).to_contain_text("KeyError: 'CHF'")
-    page.locator(".w-row", has_text="convert-to-euros").locator(".open").click()
-    expect(page.locator("#detail")).to_contain_text("Failed attempts")
-    page.get_by_role("button", name="Rerun", exact=True).click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Settle an invoice")

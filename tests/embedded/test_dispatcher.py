@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +11,7 @@ from durably.embedded import dispatcher as dispatcher_module
 from durably.embedded.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached
 from durably.engine.core.run_state import Call
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 
@@ -75,21 +74,6 @@ async def test_the_least_busy_worker_of_a_function_gets_the_call(dispatcher: Dis
         while worker.under_way:
             worker.finish_one()
     assert await asyncio.gather(*calls) == [Returned(b"1")] * 4
-
-
-async def test_calls_without_capacity_wait_in_order(dispatcher: Dispatcher) -> None:
-    worker = FakeWorker()
-    dispatcher.add(worker, capacity(1))
-    first, second, third = (call(dispatcher) for _ in range(3))
-    await settle()
-    second.cancel()
-    worker.finish_one()
-    assert await first == Returned(b"1")
-    await settle()
-    worker.finish_one()
-    assert await third == Returned(b"1")
-    assert worker.most == 1
-    assert second.cancelled()
 
 
 async def test_many_calls_of_a_function_leave_capacity_for_others(dispatcher: Dispatcher) -> None:
@@ -205,17 +189,6 @@ async def test_a_call_that_times_out_fails_and_frees_its_slot(impatient: Dispatc
     assert ended.error.name == "CallTimeoutError"
     assert worker.calls[0].cancelled()
     assert late.cancelling() == 0
-
-
-async def test_a_call_that_is_cancelled_at_its_timeout_is_cancelled(impatient: Dispatcher) -> None:
-    impatient.add(FakeWorker(), capacity(1))
-    given_up = call(impatient)
-    await settle()
-    loop = asyncio.get_running_loop()
-    loop.call_later(0.05, given_up.cancel)
-    loop.call_soon(time.sleep, 0.1)  # Then both are due in one iteration of the loop.
-    await asyncio.wait([given_up])
-    assert given_up.cancelled()
 
 
 async def test_a_process_that_joins_soon_causes_no_warning(

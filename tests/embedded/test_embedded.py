@@ -16,7 +16,6 @@ from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import (
     CancellationNotFoundError,
-    EventInvalidError,
     FunctionNotFoundError,
     FunctionPausedError,
     RunNotFoundError,
@@ -109,8 +108,14 @@ async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
     while await engine.signal("go", 5) is None:
         pass
     assert [run.decode_output() for run in await both] == [5, 5]
-    with pytest.raises(RunNotFoundError):
-        await engine.wait_for_run("none")
+    assert not await engine.cancel_run(waiting)
+    for act in (engine.wait_for_run, engine.cancel_run):
+        with pytest.raises(RunNotFoundError):
+            await act("none")
+    with pytest.raises(FunctionNotFoundError):
+        await engine.invoke("app-none", {})
+    receipt = await engine.invoke("app-add", {})
+    assert (await engine.wait_for_run(receipt.run_id)).decode_output() == 11
 
 
 async def test_waiting_for_a_run_survives_a_change_of_leader(tmp_path: Path) -> None:
@@ -217,34 +222,10 @@ async def test_bulk_cancellation_cancels_matching_runs(client: Client, engine: E
         await engine.cancel_runs("app-wait", started_before=dt.datetime(2030, 1, 1))  # noqa: DTZ001
 
 
-async def test_events_can_be_read(client: Client, engine: Embedded) -> None:
-    [event_id] = await client.send(Event(name="add", data={"n": 1}, id="mine"))
-    await client.send(Event(name="other"))
-    event = await engine.get_event(event_id)
-    assert event is not None
-    assert (event.event.name, event.event.data, event.event.id) == ("add", {"n": 1}, "mine")
-    assert [each.id for each in await engine.list_events(name="add")] == [event_id]
-    assert await engine.list_events(received_before=event.received_at - SECOND) == []
-    assert len(await engine.list_events(received_after=event.received_at - SECOND, limit=1)) == 1
-    assert await engine.get_event("none") is None
-
-
-async def test_base_exception_fails_the_attempt(client: Client, engine: Embedded) -> None:
-    [event_id] = await client.send(Event(name="leave"))
-    runs = [await engine.wait_for_run(run.id, timeout=20 * SECOND) for run in await engine.event_runs(event_id)]
-    assert [run.status for run in runs] == ["Failed", "Failed"]
-
-
 async def test_lists_have_no_limit_of_length(client: Client, engine: Embedded) -> None:
     await client.send([Event(name="other") for _ in range(600)])
     assert len(await engine.list_events(limit=600)) == 600
     assert await engine.list_runs(limit=1000) == []
-
-
-async def test_bodies_may_be_anything(client: Client, engine: Embedded) -> None:
-    for body in (b"", b"garbage", b'{"name":"other"},"seed":"1"'):
-        with pytest.raises(EventInvalidError, match="the body is"):
-            await engine.receive_events(body)
 
 
 def test_synchronous_code_has_the_same(tmp_path: Path) -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import datetime as dt
-import json
 import os
 import shutil
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,70 +22,21 @@ from durably import (
     ContextSync,
     Embedded,
     Event,
-    Function,
     Middleware,
-    Throttle,
     TriggerEvent,
 )
 from durably.comm import CommHandler, CommRequest
-from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 from durably.protocol.engine_errors import (
     DatabaseLinkedError,
     DatabaseLockedError,
-    FunctionNotFoundError,
-    RunNotFoundError,
 )
 
-from ..waiting import async_eventually, eventually
+from .app import App, output_of
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
-
-
-class App:
-    """A client on a database, and its functions."""
-
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.engine = Embedded(path, **options)
-        self.client = Client(app_id="app", engine=self.engine)
-        self.functions: list[Function[Any]] = []
-
-    def function(self, fn_id: str, **options: Any) -> Callable[[Any], Function[Any]]:
-        def decorate(handler: Any) -> Function[Any]:
-            make = self.client.create_function(fn_id=fn_id, trigger=TriggerEvent(event=fn_id), **options)
-            self.functions.append(make(handler))
-            return self.functions[-1]
-
-        return decorate
-
-    def serve(self) -> CommHandler:
-        return CommHandler(client=self.client, framework="test", functions=self.functions)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        self.serve()
-        async with self.engine.running():
-            yield
-
-    async def run(self, event: Event) -> Run:
-        """The first run that the event starts, once it has ended."""
-        [event_id] = await self.client.send(event)
-        return await self.ended(event_id)
-
-    async def ended(self, event_id: str) -> Run:
-        runs = await async_eventually(
-            lambda: self.engine.event_runs(event_id),
-            "the event's run has ended",
-            is_right=lambda runs: runs and runs[0].ended_at is not None,
-        )
-        return runs[0]
-
-
-def output_of(run: Run) -> Any:
-    assert run.output is not None
-    return json.loads(bytes(run.output))
 
 
 @pytest.fixture
@@ -124,17 +74,6 @@ async def test_finished_steps_are_committed_and_the_function_continues(app: App)
     assert len(calls) == 1
 
 
-async def test_no_keys_are_needed_in_production(app: App) -> None:
-    assert app.client.is_production
-
-    @app.function("f")
-    async def f(ctx: Context) -> str:
-        return "done"
-
-    async with app.running():
-        assert output_of(await app.run(Event(name="f"))) == "done"
-
-
 async def test_http_requests_call_no_functions(app: App) -> None:
     handler = app.serve()
 
@@ -163,46 +102,6 @@ async def test_a_run_whose_state_is_larger_than_a_call_may_be(app: App) -> None:
 
     async with app.running():
         assert output_of(await app.run(Event(name="large"))) == 6_000_000
-
-
-async def test_events_are_refused_with_the_reason(app: App) -> None:
-    async with app.running():
-        with pytest.raises(SendEventsError, match="inngest/"):
-            await app.client.send(Event(name="inngest/mine"))
-        with pytest.raises(SendEventsError, match="JSON"):
-            await app.client.send(Event(name="f", data={"bad": object()}))
-
-
-async def test_an_event_with_an_id_counts_once(app: App) -> None:
-    @app.function("f")
-    async def f(ctx: Context) -> None: ...
-
-    async with app.running():
-        first = await app.client.send(Event(name="f", id="mine"))
-        assert await app.client.send(Event(name="f", id="mine")) == first
-        assert len(await app.engine.event_runs(first[0])) == 1
-
-
-async def test_runs_are_cancelled_signalled_invoked_and_run_again(app: App) -> None:
-    @app.function("f")
-    async def f(ctx: Context) -> Any:
-        signal = await ctx.step.wait_for_signal("wait", signal="go", timeout=dt.timedelta(hours=1))
-        return signal.data if signal else None
-
-    async with app.running():
-        receipt = await app.engine.invoke("app-f", {})
-        await async_eventually(lambda: app.engine.signal("go", {"n": 1}), "the run waits for the signal")
-        assert output_of(await app.ended(receipt.event_id)) == {"n": 1}
-        again = await app.engine.rerun(receipt.run_id)
-        assert await app.engine.cancel_run(again)
-        run = await app.engine.get_run(again)
-        assert run is not None
-        assert run.status == "Cancelled"
-        assert [each.id for each in await app.engine.list_runs()] == [again, receipt.run_id]
-        with pytest.raises(FunctionNotFoundError):
-            await app.engine.invoke("app-g", {})
-        with pytest.raises(RunNotFoundError):
-            await app.engine.cancel_run("none")
 
 
 async def test_the_apps_event_loop_may_block_for_the_engine(app: App) -> None:
@@ -240,16 +139,6 @@ async def test_running_runs_continue_after_a_restart(app: App, tmp_path: Path) -
     app.client = Client(app_id="app", engine=app.engine)
     async with app.running():
         assert output_of(await app.ended(event_id)) == 3
-
-
-async def test_stopping_and_starting_again(app: App) -> None:
-    @app.function("f")
-    async def f(ctx: Context) -> str:
-        return "done"
-
-    for _ in range(2):
-        async with app.running():
-            assert output_of(await app.run(Event(name="f"))) == "done"
 
 
 async def test_a_send_during_a_stop_stores_the_event_and_does_not_start_again(
@@ -403,26 +292,6 @@ async def test_a_database_with_hard_links_is_refused(app: App, tmp_path: Path) -
             await App(tmp_path / path).engine.start()
 
 
-async def test_calls_beyond_the_limit_of_a_process_wait(tmp_path: Path) -> None:
-    app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
-    under_way: list[int] = []
-    most = 0
-
-    @app.function("f")
-    async def f(ctx: Context) -> None:
-        nonlocal most
-        under_way.append(1)
-        most = max(most, len(under_way))
-        await asyncio.sleep(0.01)
-        under_way.pop()
-
-    async with app.running():
-        ids = await app.client.send([Event(name="f") for _ in range(10)])
-        for event_id in ids:
-            await app.ended(event_id)
-    assert most == 2
-
-
 @pytest.mark.parametrize(("output", "problem"), [({1}, "returned unserializable data"), ("x" * 5_000_000, "bytes")])
 async def test_output_that_cannot_be_stored_is_logged(
     app: App, caplog: pytest.LogCaptureFixture, output: Any, problem: str
@@ -437,53 +306,6 @@ async def test_output_that_cannot_be_stored_is_logged(
     [line] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert 'function "app-f", run 01' in line.getMessage()
     assert problem in line.getMessage()
-
-
-async def test_an_event_that_matches_nothing_is_warned_of(app: App, caplog: pytest.LogCaptureFixture) -> None:
-    @app.function("f")
-    async def f(ctx: Context) -> None: ...
-
-    async with app.running():
-        await app.client.send([Event(name="g")])
-    assert "the event 'g' was sent, but no function is triggered by it" in caplog.text
-
-
-async def test_many_calls_of_a_sync_function_do_not_delay_another_function(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, running = threading.Event(), threading.Semaphore(0)
-    order: list[str] = []
-
-    @app.function("busy")
-    def busy(ctx: ContextSync) -> None:
-        running.release()
-        release.wait()
-        order.append("busy")
-
-    @app.function("single")
-    def single(ctx: ContextSync) -> None:
-        order.append("single")
-
-    async with app.running():
-        ids = await app.client.send([Event(name="busy")] * 60)
-        await asyncio.to_thread(running.acquire)
-        ids += await app.client.send(Event(name="single"))
-        release.set()
-        for event_id in ids:
-            await app.ended(event_id)
-    # There are no more than 32 threads: most calls of the other function wait behind the single one.
-    assert order.index("single") < 45
-
-
-async def test_throttle_applies_in_process(app: App) -> None:
-    @app.function("f", throttle=Throttle(limit=1, period=dt.timedelta(hours=1)))
-    async def f(ctx: Context) -> None: ...
-
-    async with app.running():
-        ids = await app.client.send([Event(name="f"), Event(name="f")])
-        await app.ended(ids[0])
-        [second] = await app.engine.event_runs(ids[1])
-        assert second.ended_at is None
 
 
 async def test_requests_continue_when_the_leader_loses_the_database(app: App, tmp_path: Path) -> None:
@@ -561,19 +383,6 @@ async def test_flask_functions_run_in_the_app_context(app: App) -> None:
         assert output_of(await app.run(Event(name="sync"))) == "shop"
 
 
-def test_where_processes_do_not_outlive_a_request_it_is_refused(app: App) -> None:
-    import durably.digital_ocean
-
-    with pytest.raises(FunctionConfigInvalidError, match="DigitalOcean"):
-        durably.digital_ocean.serve(app.client, app.functions)
-
-
-def test_platform_without_unix_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "platform", "win32")
-    with pytest.raises(OSError, match="durably start"):
-        Embedded("durably.db")
-
-
 async def test_green_threads_are_refused(app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gevent = ModuleType("gevent.monkey")
     gevent.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
@@ -582,19 +391,6 @@ async def test_green_threads_are_refused(app: App, tmp_path: Path, monkeypatch: 
         Embedded(tmp_path / "other.db")
     with pytest.raises(RuntimeError, match="gevent"):
         await app.engine.start()
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"), [({"max_calls": 0}, "max_calls"), ({"lease": dt.timedelta(seconds=0.1)}, "lease")]
-)
-def test_wrong_arguments_are_named(options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        Embedded("durably.db", **options)
-
-
-def test_a_database_in_memory_is_refused_with_the_alternative() -> None:
-    with pytest.raises(ValueError, match="TestEngine"):
-        Embedded(":memory:")
 
 
 @pytest.mark.parametrize("is_production", [False, True])
@@ -658,46 +454,26 @@ async def test_a_call_that_the_apps_own_code_cancels_has_failed(app: App) -> Non
     assert "cancelled by the app's own code" in output_of(run)["message"]
 
 
-def test_synchronous_methods_start_call_and_stop_the_engine(app: App) -> None:
-    @app.function("greet")
-    def greet(ctx: ContextSync) -> str:
-        return ctx.step.run("say", lambda: "hello")
-
-    app.serve()
-    engine = app.engine
-    engine.start_sync()
-    try:
-        [event_id] = app.client.send_sync(Event(name="greet"))
-        [run] = engine.event_runs_sync(event_id)
-        found = eventually(
-            lambda: engine.get_run_sync(run.id),
-            "the run has ended",
-            is_right=lambda found: found is None or found.ended_at is not None,
-        )
-        assert found is not None
-        assert found.decode_output() == "hello"
-        assert [step.id for step in engine.run_steps_sync(run.id)] == ["say"]
-        assert engine.cancel_run_sync(run.id) is False
-        again = engine.get_run_sync(engine.rerun_sync(run.id))
-        assert again is not None
-        assert again.rerun_of == run.id
-        assert engine.invoke_sync("app-greet", {}).run_id is not None
-        assert engine.signal_sync("no run waits") is None
-    finally:
-        engine.stop_sync()
+@pytest.mark.parametrize(
+    ("path", "options", "reason"),
+    [
+        ("durably.db", {"max_calls": 0}, "max_calls"),
+        ("durably.db", {"lease": dt.timedelta(seconds=0.1)}, "lease"),
+        (":memory:", {}, "TestEngine"),
+    ],
+)
+def test_wrong_arguments_are_named(path: str, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Embedded(path, **options)
 
 
-async def test_step_that_sends_too_large_an_event_fails_at_once(app: App) -> None:
-    @app.function("large")
-    async def large(ctx: Context) -> None:
-        await ctx.step.send_event("send", Event(name="big", data={"text": "x" * 4_000_000}))
+def test_platforms_without_unix_sockets_or_lasting_processes_are_refused(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import durably.digital_ocean
 
-    async with app.running():
-        [event_id] = await app.client.send(Event(name="large"))
-        [run] = await app.engine.event_runs(event_id)
-        run = await app.engine.wait_for_run(run.id)
-        report = await app.engine.inspect_run(run.id)
-    assert run.status == "Failed"
-    [step] = report.steps
-    assert (step.id, step.failed_attempts) == ("send", [])
-    assert "event" in run.decode_output()["message"]
+    with pytest.raises(FunctionConfigInvalidError, match="DigitalOcean"):
+        durably.digital_ocean.serve(app.client, app.functions)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(OSError, match="durably start"):
+        Embedded("durably.db")

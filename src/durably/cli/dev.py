@@ -19,8 +19,7 @@ from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.api.interface import LocalEngine
 from durably.engine.model.runs import RunUpdate
-from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.tracing import EngineTracing
+from durably.engine.model.settings import Durability, EngineSettings, EngineTracing
 from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.events import DEFAULT_PORT

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.model.logs import RUN_LOGGER, fields_of, level_of
 from durably.engine.model.runs import RunUpdate
+from durably.engine.model.subscriptions import RUN_LOGGER, fields_of, level_of
 from durably.protocol.text import get_logger, printable, printable_json, printable_lines
 
 from .text import Console

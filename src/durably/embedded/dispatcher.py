@@ -12,7 +12,7 @@ import msgspec
 
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Unreached, failed
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
 from durably.protocol.text import get_logger

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import msgspec
-
 from durably.engine.api.http.metrics import EngineCollector
 from durably.engine.api.metrics import Metric
 from durably.engine.model.settings import EngineSettings
@@ -23,35 +21,26 @@ from durably.protocol.events import EventReceipt
 from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
 
-from .calls import EngineCheckpoints, Heartbeat
 from .follower import OPERATIONS, EngineMovedError
 from .handle import InProcessHandle
 from .node import Node
 from .process import TIMEOUT_SECONDS, ProcessEngine
+from .remote_workers import Timing
 from .server_start import refuse_green_threads
 from .worker import LocalWorker
-from .workers import Timing
 
 _HEARTBEATS_PER_LEASE = 10
 
 _logger = get_logger("durably.engine")
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of ``Embedded``."""
-
-    path: Path
-    max_calls: int
-    lease_seconds: float
-    settings: EngineSettings | None
-
-
 class EmbeddedProcess(ProcessEngine[Node]):
     """The ``InProcessEngine`` of ``Embedded``."""
 
-    def __init__(self, options: Options) -> None:
-        super().__init__(f"the engine on {options.path}", options.settings)
-        self._options = options
+    def __init__(self, path: Path, max_calls: int, lease_seconds: float, settings: EngineSettings | None) -> None:
+        super().__init__(f"the engine on {path}", settings, max_calls, longest_gap=lease_seconds / 2)
+        self._path = path
+        self._timing = Timing(lease_seconds, lease_seconds / _HEARTBEATS_PER_LEASE)
         self._may_lead = True
 
     @property
@@ -79,7 +68,7 @@ class EmbeddedProcess(ProcessEngine[Node]):
         leader = None if self._node is None else self._node.leader
         if has_functions and (leader is None or not leader.runs_nothing):
             return False
-        path, unserved = self._options.path, find_unserved(engine=self)
+        path, unserved = self._path, find_unserved(engine=self)
         advice = ""
         if unserved:
             advice = f". But {report_unserved(unserved)}. If another process serves with this path, start it first"
@@ -97,27 +86,14 @@ class EmbeddedProcess(ProcessEngine[Node]):
 
     @property
     def _test_run_text(self) -> str:
-        return f"a test run starts no engine and creates no database {self._options.path}"
+        return f"a test run starts no engine and creates no database {self._path}"
 
     def _check_place(self) -> None:
-        check_place(self._options.path)
-        refuse_foreign(self._options.path)
+        check_place(self._path)
+        refuse_foreign(self._path)
 
-    def _make_node(self) -> Node:
-        options = self._options
-        heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
-        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
-        handlers = self._handlers if self._is_serving else {}
-        settings = self._engine_settings()
-        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
-        return Node(
-            options.path,
-            settings,
-            worker,
-            Timing(options.lease_seconds, options.lease_seconds / _HEARTBEATS_PER_LEASE),
-            get_engine_loop(),
-            may_lead=self._may_lead,
-        )
+    def _make_node(self, worker: LocalWorker, settings: EngineSettings) -> Node:
+        return Node(self._path, settings, worker, self._timing, get_engine_loop(), may_lead=self._may_lead)
 
     def _note_fork(self, node: Node) -> None:
         self._may_lead = self._may_lead and not node.holds_database
@@ -173,14 +149,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         check_count(max_calls, "Embedded.max_calls")
         check_type(settings, "Embedded.settings", (EngineSettings, NoneType), "EngineSettings(…)")
         self.path = resolve_path(path)
-        self._process = EmbeddedProcess(
-            Options(
-                path=self.path,
-                max_calls=max_calls,
-                lease_seconds=lease.total_seconds(),
-                settings=settings,
-            )
-        )
+        self._process = EmbeddedProcess(self.path, max_calls, lease.total_seconds(), settings)
 
     def __repr__(self) -> str:
         return f"Embedded({str(self.path)!r})"

@@ -1,11 +1,13 @@
 """A follower: a process that reaches the engine through the HTTP API at the leader's socket.
 
-Its operations are requests as any client makes them. Its functions run in calls that it asks for: see ``workers.py``.
+Its operations are requests as any client makes them. Its functions run in calls that it asks for: see
+``remote_workers.py``.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +18,7 @@ from yarl import URL
 from durably.engine.api.http.codec import EngineRefusedError, HttpEngine, HttpRequest, HttpResponse, raise_error
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation, operations_of
-from durably.engine.core.calls import Unreached
+from durably.engine.core.calls import Answer, Unreached, failed
 from durably.errors import Error
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import ConfigInvalidError, DatabaseLostError, EngineClosedError
@@ -26,8 +28,7 @@ from durably.protocol.text import get_logger
 
 from . import sockets
 from .dispatcher import CallReturnedError
-from .worker import LocalWorker
-from .workers import (
+from .remote_workers import (
     CALLS_PATH,
     MAX_EXCHANGE_BYTES,
     WORKER_PATH,
@@ -40,6 +41,7 @@ from .workers import (
     Registration,
     Timing,
 )
+from .worker import LocalWorker
 
 T = TypeVar("T")
 
@@ -175,11 +177,14 @@ class Follower:
 
     # calls
 
-    async def _until_lost(self, part: Any) -> None:
+    async def _until_lost(self, part: Coroutine[Any, Any, None]) -> None:
         try:
             await part
         except EngineMovedError:
-            await self._lose()
+            pass
+        except Exception:  # The leader has another version of the wire, perhaps.
+            _logger.exception("process %d cannot read the leader's answer", os.getpid())
+        await self._lose()
 
     async def _ask_for_calls(self) -> None:
         nothing = msgspec.json.encode(Exchange())
@@ -230,12 +235,16 @@ class Follower:
 
     async def _call(self, call: AssignedCall) -> None:
         try:
-            answer = await self._worker.run(call.app_id, call.data)
+            encoded = _encode_answer(call.call_id, await self._worker.run(call.app_id, call.data))
         except CallReturnedError as error:
-            answer = Unreached(ErrorData(name="AppUnreachableError", message=error.message))
+            returned = Unreached(ErrorData(name="AppUnreachableError", message=error.message))
+            encoded = _encode_answer(call.call_id, returned)
+        except Exception as error:  # Otherwise the leader would wait for the answer.
+            unsent = failed(type(error).__name__, f"the answer cannot be sent: {error!a}")
+            encoded = _encode_answer(call.call_id, unsent)
         finally:
             del self._calls[call.call_id]
-        self._answers.append(msgspec.json.encode(CallAnswer(call.call_id, answer)))
+        self._answers.append(encoded)
         self._has_news.set()
 
     async def _watch(self) -> None:
@@ -244,7 +253,6 @@ class Follower:
             self._silent_beats += 1
             await asyncio.sleep(self._timing.heartbeat)
         self.was_silent = True
-        await self._lose()
 
     # HTTP
 
@@ -263,6 +271,10 @@ class Follower:
             raise EngineMovedError(str(error), is_unclear=False) from None
         except (aiohttp.ClientError, OSError) as error:
             raise EngineMovedError(f"the leader has closed the connection ({error})", is_unclear=True) from None
+
+
+def _encode_answer(call_id: int, answer: Answer) -> bytes:
+    return msgspec.json.encode(CallAnswer(call_id, answer))
 
 
 def _fail(checkpoints: Iterable[_Checkpoint]) -> None:

@@ -25,6 +25,7 @@ from durably.protocol.headers import trace_headers
 from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
+from .calls import EngineCheckpoints, Heartbeat
 from .server_start import (
     BackgroundStart,
     Program,
@@ -32,7 +33,7 @@ from .server_start import (
     refuse_green_threads,
     this_program,
 )
-from .worker import AppLoop
+from .worker import AppLoop, LocalWorker
 
 T = TypeVar("T")
 
@@ -111,7 +112,9 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
 class ProcessEngine(Generic[N]):
     """Base class of ``InProcessEngine`` classes: starts, stops and forks.
 
-    ``name`` is the engine in messages, like "the engine on shop.db".
+    - ``name``: the engine in messages, like "the engine on shop.db".
+    - ``max_calls``: the maximum number of concurrent calls of this process.
+    - ``longest_gap``: see ``Heartbeat``, in seconds.
 
     A process that does not serve can make requests: it stores events, and runs no functions. It begins to serve after
     ``start``, after a hook of its framework, with its first request, or with the first event that it sends. In a test
@@ -119,9 +122,10 @@ class ProcessEngine(Generic[N]):
     or a send after the end of its server.
     """
 
-    def __init__(self, name: str, settings: EngineSettings | None) -> None:
+    def __init__(self, name: str, settings: EngineSettings | None, max_calls: int, longest_gap: float) -> None:
         self.name = name
         self._settings = settings
+        self._max_calls, self._longest_gap = max_calls, longest_gap
         self._handlers: dict[str, CommHandler] = {}
         self._stops_at_exit = False
         self._reset()
@@ -171,7 +175,6 @@ class ProcessEngine(Generic[N]):
     def send_events(
         self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
     ) -> OnAnyLoop[EventReceipt]:
-        self._refuse_in_test_run()
         arguments = {"body": body, "seed": seed, "sender": sender, **trace_headers(traceparent)}
         return OnAnyLoop(get_engine_loop(), lambda: self._send_events(arguments, timeout))
 
@@ -239,6 +242,7 @@ class ProcessEngine(Generic[N]):
     # on any event loop
 
     async def _send_events(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
+        self._refuse_in_test_run()
         receipt = await self._send_directly(arguments)
         return await submit(self._send_through_node(arguments, timeout)) if receipt is None else receipt
 
@@ -400,7 +404,17 @@ class ProcessEngine(Generic[N]):
                 f"{self.name} cannot start: the main thread of this process has ended. Let it wait for the threads "
                 "that send events"
             )
-        return self._make_node()
+        heartbeat = Heartbeat(self._longest_gap)
+        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
+        settings = self._engine_settings()
+        handlers = self._handlers if self._takes_calls else {}
+        worker = LocalWorker(handlers, self._max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
+        return self._make_node(worker, settings)
+
+    @property
+    def _takes_calls(self) -> bool:
+        """Whether this process runs functions."""
+        return self._is_serving
 
     @property
     def _needs_threads(self) -> bool:
@@ -413,7 +427,7 @@ class ProcessEngine(Generic[N]):
         So the server does not start without its engine.
         """
 
-    def _make_node(self) -> N:
+    def _make_node(self, worker: LocalWorker, settings: EngineSettings) -> N:
         raise NotImplementedError
 
     @property

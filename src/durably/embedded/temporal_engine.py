@@ -14,7 +14,6 @@ from durably.engines import parse_temporal_url
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.options import check_count, check_type
 
-from .calls import EngineCheckpoints
 from .handle import InProcessHandle
 from .process import ProcessEngine
 from .server_start import refuse_green_threads
@@ -29,7 +28,7 @@ from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.support import UNUSED_SETTINGS
 from durably.temporal import Temporal
 
-from .temporal_node import TemporalNode, make_heartbeat
+from .temporal_node import LONGEST_GAP_SECONDS, TemporalNode
 
 if TYPE_CHECKING:
     from temporalio.converter import PayloadCodec
@@ -53,26 +52,18 @@ def _refuse_unused(settings: EngineSettings) -> None:
             raise ValueError(f"EngineSettings({name}=…) has no effect in TemporalEngine: {reason}")
 
 
-class TemporalOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of ``TemporalEngine``.
+class TemporalProcess(ProcessEngine[TemporalNode]):
+    """The ``InProcessEngine`` of ``TemporalEngine``.
 
-    ``workers``: this process runs functions if it serves.
+    ``runs_workers``: this process runs functions if it serves.
     """
 
-    temporal: Temporal
-    name: str
-    max_calls: int
-    workers: bool
-    settings: EngineSettings | None
-
-
-class TemporalProcess(ProcessEngine[TemporalNode]):
-    """The ``InProcessEngine`` of ``TemporalEngine``."""
-
-    def __init__(self, options: TemporalOptions) -> None:
-        super().__init__(options.name, options.settings)
-        self._options = options
-        self.runs_workers = options.workers
+    def __init__(
+        self, temporal: Temporal, name: str, max_calls: int, settings: EngineSettings | None, *, runs_workers: bool
+    ) -> None:
+        super().__init__(name, settings, max_calls, LONGEST_GAP_SECONDS)
+        self._temporal = temporal
+        self.runs_workers = runs_workers
 
     @property
     def _test_run_text(self) -> str:
@@ -82,16 +73,14 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
     def _needs_threads(self) -> bool:
         return False
 
-    def _make_node(self) -> TemporalNode:
-        options = self._options
-        heartbeat = make_heartbeat()
-        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
-        runs_functions = self._is_serving and self.runs_workers
-        handlers = self._handlers if runs_functions else {}
-        elsewhere = () if runs_functions else self._handlers
-        settings = msgspec.structs.replace(self._engine_settings(), max_calls=options.max_calls)
-        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
-        return TemporalNode(options.temporal, settings, worker, get_engine_loop(), run_elsewhere=elsewhere)
+    @property
+    def _takes_calls(self) -> bool:
+        return self._is_serving and self.runs_workers
+
+    def _make_node(self, worker: LocalWorker, settings: EngineSettings) -> TemporalNode:
+        settings = msgspec.structs.replace(settings, max_calls=self._max_calls)
+        elsewhere = () if self._takes_calls else self._handlers
+        return TemporalNode(self._temporal, settings, worker, get_engine_loop(), run_elsewhere=elsewhere)
 
 
 class TemporalEngine(InProcessHandle[TemporalProcess]):
@@ -167,15 +156,8 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
             same_server_as=same_server_as,
         )
         self._address = address
-        self._process = TemporalProcess(
-            TemporalOptions(
-                temporal=self.temporal,
-                name="the engine on Temporal" if address is None else f"the engine on Temporal at {address}",
-                max_calls=max_calls,
-                workers=workers,
-                settings=settings,
-            )
-        )
+        name = "the engine on Temporal" if address is None else f"the engine on Temporal at {address}"
+        self._process = TemporalProcess(self.temporal, name, max_calls, settings, runs_workers=workers)
 
     def __repr__(self) -> str:
         return "TemporalEngine()" if self._address is None else f"TemporalEngine({self._address!r})"

@@ -26,7 +26,6 @@ from durably.protocol.text import get_logger
 from durably.temporal import Temporal
 from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_with_retries
 
-from .calls import Heartbeat
 from .dispatcher import CallReturnedError
 from .process import NodeClosedError, NotReadyError
 from .worker import LocalWorker
@@ -319,7 +318,3 @@ def _not_served(function_id: str) -> Unreached:
     )
     _logger.warning("%s", message)
     return Unreached(ErrorData(name="FunctionNotServedError", message=message))
-
-
-def make_heartbeat() -> Heartbeat:
-    return Heartbeat(longest_gap=LONGEST_GAP_SECONDS)

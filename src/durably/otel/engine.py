@@ -22,7 +22,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind
 from durably.app import VERSION
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Unreached
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.tracing import CallSpan, EndedRun
+from durably.engine.model.settings import CallSpan, EndedRun
 from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger
 
@@ -68,7 +68,7 @@ def _call_span_id(run_id: str, generation: int, execution: int, repetition: int 
 
 
 class OtelEngineTracing:
-    """A ``durably.engine.model.tracing.EngineTracing``.
+    """A ``durably.engine.model.settings.EngineTracing``.
 
     Without a tracer of OpenTelemetry's SDK it reports no spans, but propagates the trace contexts of events.
     """

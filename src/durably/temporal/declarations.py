@@ -1,4 +1,4 @@
-"""Declared workers and schedules, and memos.
+"""Declared workers and schedules.
 
 An app declares its workers and schedules at import time, in any number of places. The options and arguments are those
 of its calls to the server. This module does not connect, and starts nothing.
@@ -20,7 +20,7 @@ from temporalio.worker import (
     WorkflowRunner,
 )
 
-from .errors import TemporalSettingsError, TemporalWorkerError
+from .errors import TemporalWorkerError
 
 # Workers
 
@@ -141,28 +141,3 @@ class ScheduleDeclaration:
     spec: ScheduleSpec
     policy: SchedulePolicy
     task_queue: str | None = None
-
-
-RESERVED_MEMO_PREFIX = "durably-"
-"""Prefix of the memo fields that this package sets: the request or app that started a workflow or made a schedule."""
-
-
-def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
-    """Check and return the app's memo for a workflow or schedule.
-
-    ``where`` is the code that gives it: ``expose(OrderWorkflow)``. Raises ``TemporalSettingsError`` if it is not a
-    mapping of strings to values, and for a reserved key.
-    """
-    if not isinstance(memo, Mapping):
-        raise TemporalSettingsError(
-            f"memo= of {where} is {type(memo).__name__}: it must be a mapping of names to values"
-        )
-    for name in memo:
-        if not isinstance(name, str):
-            raise TemporalSettingsError(f"memo= of {where} has the key {name!r}: keys must be strings")
-        if name.startswith(RESERVED_MEMO_PREFIX):
-            raise TemporalSettingsError(
-                f'memo= of {where} has the key "{name}", and keys that begin with "{RESERVED_MEMO_PREFIX}" are '
-                "reserved for Durably: give it another name"
-            )
-    return memo

@@ -20,7 +20,7 @@ from durably.embedded.calls import EngineCheckpoints, run_call
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation
 from durably.engine.core.calls import Answer, CallData, Unreached, failed
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import Clock, EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.execution import ReplaceStep, StepRequest

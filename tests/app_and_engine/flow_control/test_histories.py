@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned
 from durably.engine.core.run_state import Policy, RunStatus, decode_run_state
 from durably.engine.model.events import check_event
-from durably.engine.model.registry import Registry, SyncedFunction
+from durably.engine.model.functions import Registry, SyncedFunction
 from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.schema import MIGRATIONS
@@ -161,7 +161,7 @@ class Histories(RuleBasedStateMachine):
     def _answer(self, due: ScheduledCall, answer: Answer) -> None:
         del self.under_way[due.run_key, due.call.generation]
         if self._head_call(due) is not None:
-            self._do(operations.answer, due, answer, self.now)
+            self._do(operations.answer, [(due, answer)], self.now)
 
     def _some_call(self, index: int) -> ScheduledCall:
         return list(self.under_way.values())[index % len(self.under_way)]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from durably.engine.api.http.codec import HttpEngine
-from durably.engine.model.observers import Group
 from durably.engine.model.overview import Changes
+from durably.engine.model.subscriptions import Group
 from durably.engine.sqlite import changes
 from durably.engine.sqlite.changes import ChangeFeed
 from durably.engine.sqlite.engine import SqliteEngine

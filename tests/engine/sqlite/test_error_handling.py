@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.model import http_call
+from durably.engine.model import calls
+from durably.engine.model.calls import open_socket
 from durably.engine.model.events import check_event
-from durably.engine.model.http_call import open_socket
-from durably.engine.model.registry import Registry, SyncedFunction
+from durably.engine.model.functions import Registry, SyncedFunction
 from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.transactions import event_routing
@@ -129,7 +129,7 @@ async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(
     """The first time, over a connection that was kept, it looks as if the app had closed that, unless it had long been
     used; never again."""
     if is_late:
-        monkeypatch.setattr(http_call, "_CLOSING_SECONDS", 0.0)
+        monkeypatch.setattr(calls, "_CLOSING_SECONDS", 0.0)
 
     @app.function("fatal", retries=1)
     def fatal(steps: Steps) -> object:
@@ -154,7 +154,7 @@ async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(
 async def test_a_host_that_vanishes_is_noticed(path: Path, app: SmallApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the connection itself, long before the call may have taken too long."""
     sockets: list[socket.socket] = []
-    monkeypatch.setattr(http_call, "open_socket", lambda address: sockets.append(open_socket(address)) or sockets[-1])
+    monkeypatch.setattr(calls, "open_socket", lambda address: sockets.append(open_socket(address)) or sockets[-1])
 
     @app.function("simple")
     def simple(steps: Steps) -> object:

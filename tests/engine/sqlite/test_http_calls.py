@@ -13,7 +13,7 @@ from aiohttp import web
 
 from durably.engine.core import calls
 from durably.engine.core.calls import Answer, AnswerVerification, CallData, build_body, to_sign
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import call_dispatch

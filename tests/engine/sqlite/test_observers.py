@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.calls import Unreached
-from durably.engine.model.observers import EndedCall, Group, Observer
 from durably.engine.model.runs import RunStatus, UpdateKind
-from durably.engine.model.subscriptions import RunChange
+from durably.engine.model.subscriptions import EndedCall, Group, Observer, RunChange
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ..conftest import opened, run_to_end, send
@@ -109,8 +108,8 @@ async def test_a_failing_observer_is_logged_and_disturbs_nothing(
     assert run.status == RunStatus.COMPLETED
     assert recorder.changes[-1].kind is UpdateKind.RUN_COMPLETED
     assert len(recorder.calls) == 1
-    assert "Broken could not note a commit" in caplog.text
-    assert "Broken could not note a call" in caplog.text
+    assert "Broken.on_commit has failed" in caplog.text
+    assert "Broken.on_call has failed" in caplog.text
 
 
 async def test_a_transaction_that_fails_is_reported_as_failed(path: Path) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.model.registry import Registry, SyncedFunction
-from durably.engine.model.unmatched import KnownNames, UnmatchedEvents, explain_unmatched
+from durably.engine.model.functions import KnownNames, Registry, SyncedFunction, UnmatchedEvents, explain_unmatched
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.events import Event
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, Trigger

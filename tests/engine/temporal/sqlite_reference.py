@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Returned
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine

@@ -454,11 +454,6 @@ def test_settings_without_an_effect_on_temporal_are_refused(settings: dict[str, 
         TemporalEngine("localhost:1", settings=EngineSettings(**settings))
 
 
-def test_settings_with_an_effect_on_temporal_are_accepted() -> None:
-    settings = EngineSettings(max_steps=7, close_grace=dt.timedelta(0), max_depth=3)
-    assert TemporalEngine("localhost:1", settings=settings)._process._settings == settings
-
-
 def test_secrets_are_not_shown() -> None:
     engine = TemporalEngine("localhost:7233", api_key="secret-key")
     assert "secret-key" not in f"{engine!r} {vars(engine)!r}"

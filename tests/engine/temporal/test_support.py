@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.temporal.support import check_support
 from durably.protocol.engine_errors import ConfigInvalidError
 

@@ -14,12 +14,18 @@ import msgspec
 
 from durably.engine.core.calls import AttemptFailed, Unreached
 from durably.engine.core.ops import EXECUTED, REQUESTS
-from durably.engine.model.logs import RunEndLog, log_engine_end
-from durably.engine.model.observers import EndedCall, Group, Observer, Observers
 from durably.engine.model.overview import FunctionLoad
 from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.subscriptions import RunChange
+from durably.engine.model.subscriptions import (
+    EndedCall,
+    Group,
+    Observer,
+    Observers,
+    RunChange,
+    RunEndLog,
+    log_engine_end,
+)
 from durably.protocol.limits import MAX_METRIC_FUNCTIONS
 from durably.protocol.text import get_logger
 

@@ -1,11 +1,12 @@
-"""Settings of the SQLite engine, its clock, and the run machine's policy."""
+"""Settings of engines, their clock, the run machine's policy, and the interface of tracing."""
 
 import asyncio
 import datetime as dt
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from types import NoneType
 from typing import Protocol, runtime_checkable
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from durably.engine.core.run_state import Backoff, Policy, dev_backoff, unreached_backoff
+from durably.engine.core.calls import Answer, CallData
+from durably.engine.core.run_state import Backoff, Policy, RunStatus, dev_backoff, unreached_backoff
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
 from durably.protocol.options import check_count, check_text, check_texts, check_time_span, check_type
@@ -21,7 +23,70 @@ from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import show_url
 
 from .events import Entropy
-from .tracing import EngineTracing
+
+
+class EndedRun(msgspec.Struct, frozen=True, gc=False):
+    """A run that has ended. Times are milliseconds since the epoch.
+
+    ``traceparents`` are the trace contexts of its events; ``error`` is the name of the error with which it failed.
+    """
+
+    run_id: str
+    function_id: str
+    app_id: str
+    status: RunStatus
+    created_at: int
+    ended_at: int
+    traceparents: tuple[str | None, ...]
+    rerun_of: str | None = None
+    error: str | None = None
+
+
+class CallSpan(Protocol):
+    """The span of one call to an app. ``traceparent`` is its context, for the app."""
+
+    traceparent: str | None
+
+    def answered(self, answer: Answer) -> None:
+        """Record the result of the call."""
+        ...
+
+
+@runtime_checkable
+class EngineTracing(Protocol):
+    """Reports spans of an engine. The methods are quick, and raise no errors."""
+
+    def receiving(self, names: Sequence[str], traceparent: str | None) -> AbstractContextManager[str | None]:
+        """The span of a request that stores events, with their names.
+
+        The value is the trace context to store with the events.
+        """
+        ...
+
+    def run_context(self, run_id: str, traceparent: str | None) -> str | None:
+        """The trace context of a run, from its event's. Called in any thread."""
+        ...
+
+    def calling(self, data: CallData, *, execution: int = 0, repetition: int = 0) -> AbstractContextManager[CallSpan]:
+        """The span of a call.
+
+        An engine of several processes passes ``execution``, the number of an execution of the run, because another
+        execution has calls of the same generations. ``repetition`` counts repetitions of a call with the same
+        generation.
+        """
+        ...
+
+    def run_ended(self, run: EndedRun) -> None:
+        """Report the span of a run."""
+        ...
+
+
+def trace_of_run(tracing: EngineTracing | None, run_id: str, traceparent: str | None) -> str | None:
+    """The trace context that a run's events and invocations continue.
+
+    ``traceparent`` is that of the run's event.
+    """
+    return traceparent if tracing is None else tracing.run_context(run_id, traceparent)
 
 
 class Timer(Protocol):

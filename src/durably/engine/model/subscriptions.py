@@ -1,16 +1,23 @@
-"""Updates of runs for subscribers, and futures that resolve when a run ends."""
+"""Who is told what an engine does: subscribers of runs, futures of ends, observers that count, and logs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import datetime as dt
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from durably.engine.core.calls import Answer
+from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import Call
 from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import get_logger
 
 from .runs import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 
@@ -210,3 +217,202 @@ class CompletionWaiters:
             for ended in awaiting:
                 if not ended.done():
                     ended.set_exception(EngineClosedError("the engine is closed"))
+
+
+_logger = get_logger("durably.engine")
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Units that shared a commit.
+
+    It has the numbers of committed and failed units, and the seconds that all took together.
+    """
+
+    committed: int
+    failed: int
+    seconds: float
+
+
+class EndedCall(msgspec.Struct, frozen=True, gc=False):
+    """A call that has ended.
+
+    ``delay`` is the time from its due time to its start in milliseconds, ``seconds`` the time that it took.
+    """
+
+    function_id: str
+    delay: int
+    seconds: float
+    answer: Answer
+
+
+class Observer:
+    """Is notified of the engine's work, on the engine's event loop.
+
+    The methods must be quick, because they are called while runs are advanced. By default they do nothing.
+    """
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        """A commit has stored ``changes`` of runs; ``group`` are its transactions."""
+
+    def on_call(self, call: EndedCall) -> None:
+        """A call has ended, with any answer. The answer is stored afterwards."""
+
+    def on_unmatched(self, names: Sequence[str]) -> None:
+        """Events with these names were stored, and match no trigger and no wait."""
+
+    def on_timers(self, lags: Sequence[int]) -> None:
+        """Timers have fired. ``lags`` are the milliseconds by which they were late."""
+
+
+class Observers:
+    """All observers of an engine. An error of one is logged, and has no other effect.
+
+    ``on_engine_end`` gets the ends of runs that no app knows of: the engine has failed or cancelled them.
+    """
+
+    def __init__(self, on_engine_end: Callable[[RunChange], None] | None = None) -> None:
+        self._on_engine_end = on_engine_end
+        self.changes: list[RunChange] = []
+        """Those of the commit that is being dispatched."""
+        self.are_of_calls = False
+        """Whether an observer counts calls."""
+        self._all: list[Observer] = []
+        self._of_commits: list[Observer] = []
+        self._of_calls: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        self._all.append(observer)
+        if type(observer).on_commit is not Observer.on_commit:
+            self._of_commits.append(observer)
+        if type(observer).on_call is not Observer.on_call:
+            self._of_calls.append(observer)
+            self.are_of_calls = True
+
+    def on_commit(self, group: Group) -> None:
+        """A commit has stored ``changes``."""
+        changes, self.changes = self.changes, []
+        if self._on_engine_end is not None:
+            for change in changes:
+                if change.by_engine or change.kind is UpdateKind.RUN_CANCELLED:
+                    self._on_engine_end(change)
+        for observer in self._of_commits:
+            _notify(observer.on_commit, changes, group)
+
+    def on_call(self, call: EndedCall) -> None:
+        for observer in self._of_calls:
+            _notify(observer.on_call, call)
+
+    def on_unmatched(self, names: Sequence[str]) -> None:
+        for observer in self._all:
+            _notify(observer.on_unmatched, names)
+
+    def on_timers(self, lags: Sequence[int]) -> None:
+        for observer in self._all:
+            _notify(observer.on_timers, lags)
+
+
+def _notify(method: Callable[..., None], *arguments: object) -> None:
+    try:
+        method(*arguments)
+    except Exception:
+        _logger.exception("%s has failed", method.__qualname__)
+
+
+RUN_LOGGER = get_logger("durably.runs")
+
+_LEVELS = {
+    UpdateKind.STEP_FAILED: logging.WARNING,
+    UpdateKind.RETRYING: logging.WARNING,
+    UpdateKind.UNREACHED: logging.WARNING,
+    UpdateKind.RUN_FAILED: logging.ERROR,
+}
+_OUTCOMES = {
+    UpdateKind.RUN_COMPLETED: "completed",
+    UpdateKind.RUN_FAILED: "failed",
+    UpdateKind.RUN_CANCELLED: "cancelled",
+    UpdateKind.RUN_SKIPPED: "skipped",
+}
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+def level_of(kind: UpdateKind) -> int:
+    return _LEVELS.get(kind, logging.INFO)
+
+
+def fields_of(update: RunUpdate) -> dict[str, Any]:
+    """The values of an update's line, without inputs and outputs."""
+    fields: dict[str, Any] = {
+        "run_id": update.run_id,
+        "function_id": update.function_id,
+        "app_id": update.app_id,
+    }
+    for name in ("event_id", "step", "attempt", "due_at", "error"):
+        if (value := getattr(update, name)) is not None:
+            fields[name] = value
+    if (outcome := _OUTCOMES.get(update.kind)) is not None and update.created_at is not None:
+        fields["outcome"] = outcome
+        fields["duration_ms"] = (update.at - update.created_at) // _MILLISECOND
+    return fields
+
+
+class RunEndLog(Observer):
+    """Logs the end of each run, for engines in the app's own processes.
+
+    The values are attributes of the log record, and the message has the ids, the outcome and the duration.
+    """
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        for change in changes:
+            level = level_of(change.kind)
+            if change.kind in _OUTCOMES and RUN_LOGGER.isEnabledFor(level):
+                fields = fields_of(change.to_update())
+                RUN_LOGGER.log(
+                    level,
+                    "%s: run %s of function %s after %d ms%s",
+                    change.kind.value,
+                    fields["run_id"],
+                    fields["function_id"],
+                    fields["duration_ms"],
+                    f": {fields['error']}" if "error" in fields else "",
+                    extra=fields,
+                )
+
+
+def log_engine_end(change: RunChange) -> None:
+    """Log a run that the engine has failed, or that ``timeouts`` cancelled.
+
+    No app has logged it.
+    """
+    update = change.to_update()
+    if change.by_engine:
+        _logger.error("run %s of function %r failed: %s", update.run_id, update.function_id, update.error)
+        return
+    reason = (update.error or "").partition(": ")[2]
+    if reason in (STARTED_LATE, FINISHED_LATE):
+        _logger.warning("run %s of function %r: %s", update.run_id, update.function_id, reason)
+
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Seconds between two lines of a ``SparseLog``."""
+
+
+class SparseLog:
+    """Logs at most one line in ``SECONDS_BETWEEN_LINES``, for frequent events.
+
+    The line has the number of lines dropped since the last one.
+    """
+
+    def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
+        self._logger, self._clock = logger, clock
+        self._last = -math.inf
+        self._left_out = 0
+
+    def log(self, level: int, message: str, *arguments: object) -> None:
+        now = self._clock()
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            self._left_out += 1
+            return
+        if self._left_out:
+            message, arguments = f"{message} (%d like this were not logged)", (*arguments, self._left_out)
+        self._last, self._left_out = now, 0
+        self._logger.log(level, message, *arguments)

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
-from durably.engine.model.http_call import Caller
-from durably.engine.model.observers import EndedCall, Observers
+from durably.engine.model.calls import Caller
 from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.model.settings import Clock
+from durably.engine.model.subscriptions import EndedCall, Observers
 from durably.engine.sqlite.call_queue import CallLoad, ReadyCalls
 from durably.engine.sqlite.outbox import ScheduledCall, ScheduledRequest
 from durably.engine.sqlite.queries.runs import pending_input, read_batch
@@ -161,14 +161,14 @@ class CallDispatcher:
             if len(calls) == 1:
                 if calls[0].function_id in self._call_queue.quick:
                     self._call_queue.note_durations(calls, (answer,))
-                await self._store(calls[0], data, answer)
+                await self._store([(calls[0], answer)], data.run_id)
                 return ()
             outstanding = {call.generation for call in (data.call, *data.also)}
             answers = list(
                 answers_of([scheduled for scheduled in calls if scheduled.call.generation in outstanding], answer)
             )
             self._call_queue.note_durations(calls, [own for _, own in answers])
-            await self._store_all([(scheduled, own) for scheduled, own in answers if own is not None], data)
+            await self._store([(scheduled, own) for scheduled, own in answers if own is not None], data.run_id)
             return [scheduled for scheduled, own in answers if own is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             # The call was given up, or is repeated when the engine starts.
@@ -178,33 +178,19 @@ class CallDispatcher:
             await self._transactions.transact_with_retry(runs.fail, run_key, error)
             return ()
 
-    async def _store_all(self, answers: Sequence[tuple[ScheduledCall, Answer]], data: CallData) -> None:
-        if len(answers) > 1:
-            try:
-                await self._transactions.transact_with_retry(
-                    operations.answer_together,
-                    answers,
-                    self._under_way[answers[0][0].run_key, answers[0][0].call.generation],
-                )
-                return
-            except (EngineClosedError, DatabaseLostError):
-                raise
-            except Exception:
-                _logger.exception("answers of run %s could not be stored together", data.run_id)
-        for scheduled, answer in answers:
-            await self._store(scheduled, data, answer)
-
-    async def _store(self, scheduled: ScheduledCall, data: CallData, answer: Answer) -> None:
-        called_at = self._under_way[scheduled.run_key, scheduled.call.generation]
+    async def _store(self, answers: Sequence[tuple[ScheduledCall, Answer]], run_id: str) -> None:
+        first = answers[0][0]
+        called_at = self._under_way[first.run_key, first.call.generation]
         try:
-            await self._transactions.transact_with_retry(operations.answer, scheduled, answer, called_at)
+            await self._transactions.transact_with_retry(operations.answer, answers, called_at)
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
-            _logger.exception("an answer of run %s could not be stored", data.run_id)
+            _logger.exception("an answer of run %s could not be stored", run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._transactions.transact_with_retry(operations.answer, scheduled, unusable, called_at)
+            unstored = [(scheduled, unusable) for scheduled, _ in answers]
+            await self._transactions.transact_with_retry(operations.answer, unstored, called_at)
 
     async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
         """The content of the request.

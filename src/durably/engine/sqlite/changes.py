@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from durably.engine.model.observers import Group, Observer
 from durably.engine.model.overview import Changes
 from durably.engine.model.settings import Timer
-from durably.engine.model.subscriptions import RunChange
+from durably.engine.model.subscriptions import Group, Observer, RunChange
 from durably.protocol.engine_errors import EngineClosedError, TooManyWaitersError
 
 LONGEST_WAIT_SECONDS = 20.0

@@ -17,10 +17,9 @@ from durably.engine.api.counters import EngineState, read_gauges
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.core.expressions import Expression
-from durably.engine.model.events import CheckedEvent, IdSeed, check_event
-from durably.engine.model.http_call import Caller, HttpCaller
-from durably.engine.model.json_bodies import decode_events
-from durably.engine.model.observers import Observer
+from durably.engine.model.calls import Caller, HttpCaller
+from durably.engine.model.events import CheckedEvent, IdSeed, check_event, decode_events
+from durably.engine.model.functions import UnmatchedEvents, read_sync
 from durably.engine.model.overview import (
     App,
     AppReport,
@@ -33,7 +32,6 @@ from durably.engine.model.overview import (
     ScheduleInfo,
     SyncResult,
 )
-from durably.engine.model.registry import read_sync
 from durably.engine.model.run_report import RunRows, report_attempts, report_run, report_steps
 from durably.engine.model.runs import (
     Attempt,
@@ -59,7 +57,7 @@ from durably.engine.model.runs import (
     to_optional_milliseconds,
 )
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.unmatched import UnmatchedEvents
+from durably.engine.model.subscriptions import Observer
 from durably.engine.sqlite.queries.search import Budget
 from durably.engine.sqlite.queries.searches import (
     EventFilter,

@@ -8,9 +8,9 @@ from durably.engine.core.calls import CallData
 from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
-from durably.engine.model.registry import FunctionControls, SyncedFunction
+from durably.engine.model.functions import FunctionControls, SyncedFunction
+from durably.engine.model.settings import EndedRun
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.tracing import EndedRun
 from durably.engine.sqlite.tables.runs import RunRow
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from durably.engine.core.flow.config import Schedule
 from durably.engine.core.run_state import RunStatus
+from durably.engine.model.functions import Registry, explain_unmatched
 from durably.engine.model.overview import (
     App,
     AppReport,
@@ -22,10 +23,8 @@ from durably.engine.model.overview import (
     ScheduleInfo,
     SyncReport,
 )
-from durably.engine.model.registry import Registry
 from durably.engine.model.runs import to_datetime, to_optional_milliseconds
 from durably.engine.model.settings import Clock
-from durably.engine.model.unmatched import explain_unmatched
 from durably.engine.sqlite.queries import loads
 from durably.engine.sqlite.queries.functions import (
     PlannedSchedule,

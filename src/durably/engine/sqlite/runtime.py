@@ -9,12 +9,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from durably.engine.api.counters import RunObservers
-from durably.engine.model.http_call import Caller, HttpCaller, TracedCaller
-from durably.engine.model.registry import Registry
+from durably.engine.model.calls import Caller, HttpCaller, TracedCaller
+from durably.engine.model.functions import Registry
 from durably.engine.model.requests import OutboundClient
-from durably.engine.model.settings import EngineSettings, make_policy
+from durably.engine.model.settings import EndedRun, EngineSettings, make_policy
 from durably.engine.model.subscriptions import CompletionWaiters, RunChange, Subscriptions
-from durably.engine.model.tracing import EndedRun
 from durably.engine.sqlite.database import explain, is_busy, open_database, refuse_foreign, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader

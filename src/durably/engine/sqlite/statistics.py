@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from durably.engine.model.observers import Group, Observer
 from durably.engine.model.overview import UnreachedApp
 from durably.engine.model.runs import END_UPDATES, UpdateKind
 from durably.engine.model.settings import Clock
-from durably.engine.model.subscriptions import RunChange
+from durably.engine.model.subscriptions import Group, Observer, RunChange
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.counts import (

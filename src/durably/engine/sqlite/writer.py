@@ -17,9 +17,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
-from durably.engine.model.observers import Group
-from durably.engine.model.registry import Registry
+from durably.engine.model.functions import Registry
 from durably.engine.model.settings import Clock
+from durably.engine.model.subscriptions import Group
 from durably.engine.sqlite.database import explain
 from durably.engine.sqlite.outbox import Outbox
 from durably.engine.sqlite.transactions import runs

@@ -20,8 +20,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.engine.core.flow.config import Schedule, read_flow
 from durably.engine.core.run_state import standard_backoff
 from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncResult
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import to_milliseconds
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import ignoring_not_found, update_with_start

@@ -10,9 +10,6 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 import temporalio.api.common.v1
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
     Client,
     Interceptor,
@@ -122,8 +119,6 @@ def is_unreachable(error: Exception) -> bool:
 
 ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
 """Ends by a user. Of the engine's workflows, only runs end this way by themselves."""
-POLL_AGE = dt.timedelta(minutes=2)
-"""Every live process polls its task queue within this time. A poll waits for a minute."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -135,15 +130,6 @@ async def describe(client: Client, workflow_id: str) -> WorkflowExecutionDescrip
     with ignoring_not_found():
         return await client.get_workflow_handle(workflow_id).describe()
     return None
-
-
-async def is_polled(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> bool:
-    """Whether a process takes tasks of a queue. Raises ``RPCError``."""
-    described = await client.workflow_service.describe_task_queue(
-        DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
-    )
-    since = dt.datetime.now(dt.UTC) - POLL_AGE
-    return any(poller.last_access_time.ToDatetime(dt.UTC) > since for poller in described.pollers)
 
 
 async def update_with_start(

@@ -20,9 +20,9 @@ from durably.engine.core.calls import Answer, CallData, Unreached, generation_of
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
-from durably.engine.model.events import check_event, make_id
-from durably.engine.model.http_call import HttpCaller
-from durably.engine.model.json_bodies import decode_events
+from durably.engine.model.calls import HttpCaller
+from durably.engine.model.events import check_event, decode_events, make_id
+from durably.engine.model.functions import SyncedFunction, read_sync
 from durably.engine.model.overview import (
     App,
     AppReport,
@@ -32,7 +32,6 @@ from durably.engine.model.overview import (
     ScheduleInfo,
     SyncResult,
 )
-from durably.engine.model.registry import SyncedFunction, read_sync
 from durably.engine.model.requests import OutboundClient
 from durably.engine.model.runs import (
     Attempt,

@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import msgspec
 from temporalio import activity, workflow
@@ -31,11 +32,17 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.observers import EndedCall, Group
 from durably.engine.model.runs import END_UPDATES, RunUpdate, UpdateKind
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.subscriptions import RunChange, Subscriptions, call_repeated, step_ended, step_waits
-from durably.engine.model.tracing import EndedRun
+from durably.engine.model.settings import EndedRun, EngineSettings
+from durably.engine.model.subscriptions import (
+    EndedCall,
+    Group,
+    RunChange,
+    Subscriptions,
+    call_repeated,
+    step_ended,
+    step_waits,
+)
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import CallInput, RunInput
 from durably.engine.temporal.runs.activities import ActivityCaller
@@ -65,58 +72,21 @@ class RunReport(msgspec.Struct, frozen=True, gc=False):
     ended: EndedRun | None = None
 
 
-Listener = Callable[[list[RunReport]], None]
-EvictionListener = Callable[[int, Eviction], None]
-"""Gets the key of an end, and the reason for the eviction of the workflow that may have reported it."""
-
-_listeners: dict[tuple[str, str], tuple[Listener, EvictionListener]] = {}
-"""Listeners for reports, by namespace and task queue of the workflows."""
+_monitors: dict[tuple[str, str], "ProcessMonitor"] = {}
+"""Monitors by namespace and task queue of the workflows."""
 
 
-def listen(
-    namespace: str, queues: Iterable[str], listener: Listener, on_eviction: EvictionListener
-) -> Callable[[], None]:
-    """Call ``listener`` with reports, on the running event loop.
-
-    ``on_eviction`` is called after them. Returns a function that removes the listener.
-    """
-    loop = asyncio.get_running_loop()
-
-    def report(reports: list[RunReport]) -> None:
-        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
-            loop.call_soon_threadsafe(listener, reports)
-
-    def report_eviction(key: int, eviction: Eviction) -> None:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(on_eviction, key, eviction)
-
-    listeners = report, report_eviction
-    keys = [(namespace, queue) for queue in queues]
-    _listeners.update(dict.fromkeys(keys, listeners))
-
-    def end() -> None:
-        for key in keys:
-            if _listeners.get(key) is listeners:
-                del _listeners[key]
-
-    return end
-
-
-def find_listener() -> Listener | None:
-    """The listener for reports of the running workflow.
-
-    ``None`` during a replay. Workflow code.
-    """
+def _find_monitor() -> "ProcessMonitor | None":
+    """The monitor of the running workflow. ``None`` during a replay. Workflow code."""
     info = workflow.info()
-    listeners = _listeners.get((info.namespace, info.task_queue))
-    return None if listeners is None or workflow.unsafe.is_replaying() else listeners[0]
+    return None if workflow.unsafe.is_replaying() else _monitors.get((info.namespace, info.task_queue))
 
 
 def report_eviction(info: workflow.Info, eviction: Eviction) -> None:
     """Report the eviction of a workflow, which decides whether its end is certain."""
-    listeners = _listeners.get((info.namespace, info.task_queue))
-    if listeners is not None:
-        listeners[1](_key_of_end(info.run_id), eviction)
+    monitor = _monitors.get((info.namespace, info.task_queue))
+    if monitor is not None:
+        monitor.note_eviction(_key_of_end(info.run_id), eviction)
 
 
 def _key_of_end(workflow_run_id: str) -> int:
@@ -145,13 +115,13 @@ class RunChanges:
     def note_start(self) -> None:
         """Report the start of a run that does not end immediately."""
         self._has_started = True
-        if report := find_listener():
-            report([self._report(RunChange(UpdateKind.RUN_STARTED, now(), self._run))])
+        if monitor := _find_monitor():
+            monitor.note([self._report(RunChange(UpdateKind.RUN_STARTED, now(), self._run))])
 
     def note(self, commands: Sequence[Command]) -> None:
         """Report the effects of an input that the record already contains."""
-        report = find_listener()
-        if report is None:
+        monitor = _find_monitor()
+        if monitor is None:
             return
         at = now()
         written = len(self._record.steps) - sum(type(command) is WriteMemo for command in commands)
@@ -169,12 +139,12 @@ class RunChanges:
                     waiting = step_waits(self._run, command.name, _WAITS[type(command)], command.until, at)
                     reports.append(self._report(waiting, command.step_id))
         if reports:
-            report(reports)
+            monitor.note(reports)
 
     def note_end(self, end: EndRun) -> None:
         """Report the end of the run."""
-        report = find_listener()
-        if report is None:
+        monitor = _find_monitor()
+        if monitor is None:
             return
         at, is_completed = now(), end.status is RunStatus.COMPLETED
         began = self._record.started_at
@@ -201,7 +171,7 @@ class RunChanges:
             rerun_of=self._input.rerun_of,
             error=None if is_completed else msgspec.json.decode(end.output, type=ErrorData).name,
         )
-        report([RunReport(_key_of_end(workflow.info().run_id), change, ended)])
+        monitor.note([RunReport(_key_of_end(workflow.info().run_id), change, ended)])
 
     def _report(self, change: RunChange, part: str | int = "") -> RunReport:
         """Report a change. ``part`` is the changed part of the run: a step, or a call."""
@@ -210,7 +180,7 @@ class RunChanges:
 
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
 """Workflows report run changes; no local transaction commits them."""
-_HELD_SECONDS = 0.5
+_UNCONFIRMED_SECONDS = 0.5
 """Delay before the end of a run is published if the server may not have accepted it."""
 _MOST_KNOWN = 10_000
 """Recent reports, to drop duplicates."""
@@ -232,17 +202,37 @@ class ProcessMonitor:
         it, and the run may then end in another way."""
         self._known = set[int]()
         self._known_in_order = deque[int]()
-        self._stop_listening: Callable[[], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def monitor(self, namespace: str, queues: Sequence[str], caller: ActivityCaller) -> ActivityCaller:
         """Follow the runs of these task queues, on the running event loop.
 
         Returns a caller that makes calls through ``caller``, and counts and traces them.
         """
-        if self._stop_listening is not None:
-            self._stop_listening()
-        self._stop_listening = listen(namespace, queues, self._note, self._note_eviction)
+        self._stop()
+        self._loop = asyncio.get_running_loop()
+        _monitors.update({(namespace, queue): self for queue in queues})
         return partial(self._count, caller)
+
+    def _stop(self) -> None:
+        for key in [key for key, monitor in _monitors.items() if monitor is self]:
+            del _monitors[key]
+
+    # called by workflows and workers, in threads
+
+    def note(self, reports: list[RunReport]) -> None:
+        self._call(self._note, reports)
+
+    def note_eviction(self, key: int, eviction: Eviction) -> None:
+        """``key`` is that of an end which the evicted workflow may have reported."""
+        self._call(self._note_eviction, key, eviction)
+
+    def _call(self, note: Callable[..., None], *arguments: Any) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
+            self._loop.call_soon_threadsafe(note, *arguments)
+
+    # on the event loop
 
     def _note(self, reports: list[RunReport]) -> None:
         changes: list[RunChange] = []
@@ -267,7 +257,7 @@ class ProcessMonitor:
             case Eviction.REFUSED:
                 del self._ends[key]
             case Eviction.OTHER:
-                asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report)
+                asyncio.get_running_loop().call_later(_UNCONFIRMED_SECONDS, self._publish_end, report)
 
     def _publish_end(self, report: RunReport) -> None:
         """Publish an end, unless the workflow was executed again and reported another."""
@@ -337,8 +327,7 @@ class ProcessMonitor:
 
     async def close(self) -> None:
         """End the updates."""
-        if self._stop_listening is not None:
-            self._stop_listening()
+        self._stop()
         for report in list(self._ends.values()):
             self._publish_end(report)
         self._updates.close()

@@ -11,7 +11,7 @@ import msgspec
 
 from durably.engine.core.expressions.syntax import Literal, parse
 from durably.engine.core.flow.config import Flow
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import FunctionConfig
 

@@ -45,7 +45,7 @@ from .conf import connections, project_secrets
 _logger = logging.getLogger("django.security.csrf")
 
 
-def csrf_check() -> Callable[[Any], None]:
+def csrf_check() -> Callable[[Any], object]:
     """The CSRF check of the project's middleware, which raises a problem. Without that middleware there is no check.
 
     Django's middleware would answer with an HTML page before the view is called. So the gateway's view is exempt from
@@ -217,7 +217,7 @@ def _user_of(request: Any) -> Any:
     return user
 
 
-def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> GatewayRequest:
+def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], object]) -> GatewayRequest:
     """Make the gateway's request. Raises a problem.
 
     The body is read before the check, which may look for a token in a form.

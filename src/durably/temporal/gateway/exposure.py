@@ -21,7 +21,6 @@ from temporalio.common import (
 
 from durably.execution.step import is_async
 from durably.temporal.compat import HandlerDefinition, HandlerKind, handler_name, workflow_parts
-from durably.temporal.declarations import check_memo
 from durably.temporal.errors import TemporalSettingsError
 
 from .inputs import Handler, IdTemplate, field_names, first_paragraph
@@ -329,7 +328,21 @@ def _memo_function(memo: Callable[..., Mapping[str, Any]] | None, title: str) ->
     if memo is None:
         return None
     called = _of_input(memo, "memo=")
-    return lambda value, principal: check_memo(called(value, principal), f"expose({title})")
+
+    def make(value: Any, principal: Any) -> Mapping[str, Any]:
+        made = called(value, principal)
+        if not isinstance(made, Mapping):
+            raise TemporalSettingsError(
+                f"memo= of expose({title}) is {type(made).__name__}: it must be a mapping of names to values"
+            )
+        if reserved := [name for name in made if str(name).startswith("durably-")]:
+            raise TemporalSettingsError(
+                f'memo= of expose({title}) has the key "{reserved[0]}", and keys that begin with "durably-" are '
+                "reserved for Durably: give it another name"
+            )
+        return made
+
+    return make
 
 
 def _delay_function(delay: timedelta | Callable[..., timedelta] | None) -> OfInput | None:

@@ -114,19 +114,3 @@ async def test_a_stream_ends_with_the_engine(app: SmallApp, engine: SqliteEngine
     await asyncio.sleep(0)
     await engine.close()
     assert await waiting is None
-
-
-@pytest.mark.parametrize("after", ["x", "-1", "1e9", "9" * 40, "٣"])
-async def test_non_numeric_position_is_ignored(
-    app: SmallApp, engine: SqliteEngine, dashboard: Dashboard, after: str
-) -> None:
-    await start(app, engine)
-    stream = chunks(await get(dashboard, "/live", f"after={after}"))
-    assert await position_in(stream) > 0
-    await stream.aclose()
-
-
-async def test_a_stream_ends_after_its_time(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
-    await start(app, engine)
-    whole = [chunk async for chunk in chunks(await get(dashboard, "/live", stream_seconds=0.001))]
-    assert whole[0] == b"retry: 2000\n\n"

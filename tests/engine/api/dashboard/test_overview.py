@@ -52,28 +52,6 @@ def test_one_failure_among_thousands_is_visible_and_inside() -> None:
     assert [part.outcome for part in bar.parts] == ["completed", "failed"]
 
 
-@pytest.mark.parametrize(("most", "top"), [(0, 1), (1, 1), (3, 5), (7, 10), (10, 10), (11, 20), (340, 500)])
-def test_the_upper_edge_is_a_round_number(most: int, top: int) -> None:
-    assert draw_chart([counts(completed=most)], SINCE, SINCE + MINUTE).top == top
-
-
-@pytest.mark.parametrize(("most", "middle"), [(1, None), (2, 1), (5, None), (10, 5), (340, 250)])
-def test_the_middle_of_the_scale_is_an_integer_or_not_shown(most: int, middle: int | None) -> None:
-    assert draw_chart([counts(completed=most)], SINCE, SINCE + MINUTE).middle == middle
-
-
-def test_bars_are_side_by_side_and_labels_equally_far_apart() -> None:
-    chart = draw_chart([counts(completed=1)] * 4, SINCE, SINCE + 4 * MINUTE)
-    assert chart.width == 4
-    assert all(left.x + left.width < right.x for left, right in zip(chart.bars, chart.bars[1:], strict=False))
-    assert chart.labels == [SINCE + number * MINUTE for number in range(5)]
-
-
-def test_a_chart_of_nothing_has_a_width() -> None:
-    chart = draw_chart([], SINCE, SINCE + MINUTE)
-    assert (chart.width, chart.bars, chart.top) == (1, [], 1)
-
-
 def test_counts_are_summed() -> None:
     summed = total([counts(created=3, completed=1, failed=2), counts(created=1, skipped=4)])
     assert summed == counts(created=4, completed=1, failed=2, skipped=4)
@@ -121,14 +99,6 @@ def test_a_schedule_that_ticks_often_fills_the_time_line() -> None:
     assert (line.past[0].x, line.past[-1].x + line.past[-1].width) == (0.0, pytest.approx(0.5))
     assert [bar.height for bar in line.past[-4:-1]] == [0.5, 1.0, 0.5]
     assert line.onward == line.next[-1][0] == window.place(SINCE + 5 * MINUTE)
-
-
-def test_runs_of_other_triggers_are_not_drawn_for_a_schedule_that_has_not_run() -> None:
-    window = Window(SINCE - 60 * MINUTE, SINCE + 60 * MINUTE)
-    by_events = [replace(counts(completed=1), at=SINCE - n * MINUTE) for n in range(60, 0, -1)]
-    load = FunctionLoad(function_id="f", backlog=0, queue_delay=None, in_flight=0, live=0, counts=by_events)
-    [line] = draw_lines([schedule(SINCE + MINUTE)], {}, window, [load])
-    assert line.past == []
 
 
 def test_a_schedule_that_ticks_rarely_has_its_runs_and_ticks() -> None:

@@ -6,7 +6,6 @@ import re
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 import pytest
@@ -203,13 +202,6 @@ async def test_the_error_is_first_with_its_traceback_and_step(shop: Shop) -> Non
     assert "Attempt 1" in chosen
 
 
-async def test_a_chosen_step_shows_its_output(shop: Shop) -> None:
-    run = await shop.order()
-    text = await page(shop.dashboard, f"/runs/{run.id}", f"step={hash_step_id('reserve')}")
-    assert '<span class="json-key">&#34;left&#34;</span>' in text
-    assert 'aria-current="true"' in text
-
-
 async def test_hostile_text_is_escaped(shop: Shop) -> None:
     shop.is_broken = False
     run = await shop.order()
@@ -247,13 +239,6 @@ async def test_a_value_that_does_not_exist_is_a_page_with_404(shop: Shop, query:
     assert (await get(shop.dashboard, f"/runs/{run.id}/value", query)).status_code == 404
 
 
-async def test_an_event_has_a_value(shop: Shop) -> None:
-    run = await shop.order()
-    [event] = run.events
-    text = await page(shop.dashboard, f"/runs/{run.id}/value", f"of=event:{quote(event.id)}&at=/amount")
-    assert '<span class="json-number">10</span>' in text
-
-
 async def test_a_run_that_waits_can_be_cancelled(shop: Shop) -> None:
     run = await shop.engine.send(durably.Event(name="wait/began"))
     text = await page(shop.dashboard, f"/runs/{run.id}", f"step={hash_step_id('answer')}")
@@ -263,16 +248,6 @@ async def test_a_run_that_waits_can_be_cancelled(shop: Shop) -> None:
     assert run.status == "Cancelled"
     assert "The run was cancelled." in await page(shop.dashboard, *location.split("?"))
     assert "/cancel" not in await page(shop.dashboard, f"/runs/{run.id}")
-
-
-async def test_a_rerun_executes_all_steps(shop: Shop) -> None:
-    run = await shop.order()
-    shop.is_broken = False
-    new = await shop.rerun(run.id)
-    new.assert_completed()
-    assert shop.charged == [10, 10, 10]
-    text = await page(shop.dashboard, f"/runs/{new.id}")
-    assert run.id in text  # the run that it repeats
 
 
 async def test_a_failed_run_is_replayed_from_its_failed_step_after_a_fix(shop: Shop) -> None:
@@ -306,14 +281,6 @@ async def test_input_that_is_not_an_array_is_explained(shop: Shop, given: str) -
     assert len(shop.engine.runs()) == 1
 
 
-async def test_a_step_that_does_not_exist_is_not_rerun(shop: Shop) -> None:
-    run = await shop.order()
-    token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
-    answer = await post(shop.dashboard, f"/runs/{run.id}/rerun", token, cookie, step="nothing")
-    assert answer.status_code == 400
-    assert b"nothing" in answer.body
-
-
 async def test_the_event_is_sent_again(shop: Shop) -> None:
     run = await shop.order()
     location = await shop.act(run.id, "send-event")
@@ -321,20 +288,6 @@ async def test_the_event_is_sent_again(shop: Shop) -> None:
     first, second = shop.engine.runs()
     assert second.events[0].data == first.events[0].data
     assert second.events[0].id != first.events[0].id
-
-
-async def test_an_event_of_an_engine_is_not_sent_again(shop: Shop) -> None:
-    run = await shop.engine.invoke(shop.functions[1])
-    assert "Send event again" not in await page(shop.dashboard, f"/runs/{run.id}")
-    token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
-    assert (await post(shop.dashboard, f"/runs/{run.id}/send-event", token, cookie)).status_code == 400
-
-
-async def test_a_run_has_its_code_as_a_test(shop: Shop) -> None:
-    run = await shop.order()
-    text = await page(shop.dashboard, f"/runs/{run.id}/test")
-    assert "from durably.testing import TestEngine" in text
-    assert 'data-copy-of="code"' in text
 
 
 @pytest.mark.parametrize(("path", "name"), [("test", "run.write_test"), ("value", "values.build_tree")])

@@ -113,17 +113,6 @@ async def test_the_test_of_a_completed_run_asserts_its_output(monkeypatch: pytes
         await execute(changed, *warehouse([7, 7, 7], []), monkeypatch)
 
 
-async def test_an_invoked_run_is_invoked_by_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    client, functions = warehouse([1], [])
-    async with TestEngine(client, list(functions.values())) as engine:
-        run = await engine.invoke(functions["print_label"], {"order": "it's"})
-        await run.wait()
-        code = write_test(await report_of(engine, run))
-    executed = list[str]()
-    await execute(code, *warehouse([1], executed), monkeypatch)
-    assert executed == ["label"]
-
-
 async def test_a_large_output_is_left_out_and_named() -> None:
     client = durably.Client(app_id="big")
 
@@ -153,20 +142,3 @@ async def test_the_id_of_a_function_does_not_end_the_docstring() -> None:
         report = await report_of(engine, run)
     docstring = ast.get_docstring(ast.parse(write_test(report)))
     assert docstring == f"Reproduces the run {run.id} of {report.run.function_id}, which completed."
-
-
-async def test_a_deep_event_makes_no_longer_code_than_a_flat_one() -> None:
-    client = durably.Client(app_id="deep")
-
-    @client.create_function(fn_id="deep", trigger=durably.TriggerEvent(event="deep/start"))
-    async def deep(ctx: durably.Context) -> None: ...
-
-    words: Any = ["word"] * 1_000
-    for _ in range(150):
-        words = [words]
-    async with TestEngine(client, [deep]) as engine:
-        run = await engine.send(durably.Event(name="deep/start", data={"words": words}))
-        await run.wait()
-        code = write_test(await report_of(engine, run))
-    assert len(code) < 3 * 8 * 1_000  # With a line for each word it would have 600 spaces for each.
-    compile(code, "copied_test.py", "exec")

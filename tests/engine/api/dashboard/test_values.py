@@ -9,7 +9,6 @@ import pytest
 from durably.engine.api.dashboard.values import (
     MOST_BYTES,
     MOST_CHILDREN,
-    MOST_NODES,
     JsonNode,
     PointerError,
     build_tree,
@@ -46,11 +45,6 @@ def test_a_small_value_is_shown_whole(value: Any, text: str) -> None:
     assert to_text(build_tree(value)) == text
 
 
-def test_characters_that_are_not_visible_are_escaped() -> None:
-    tree = build_tree({"\u202ekey": "\x1b[31m\u2028"})
-    assert to_text(tree) == r'<"\u202ekey": "\u001b[31m\u2028">'
-
-
 def test_a_long_list_has_the_pointer_of_its_rest() -> None:
     tree = build_tree({"a/b": list(range(1000))})
     [items] = tree.children
@@ -58,13 +52,6 @@ def test_a_long_list_has_the_pointer_of_its_rest() -> None:
     assert (items.pointer, items.shown, items.rest) == ("/a~1b", MOST_CHILDREN, 1000 - MOST_CHILDREN)
     more = build_tree(find({"a/b": list(range(1000))}, "/a~1b"), pointer="/a~1b", start=MOST_CHILDREN)
     assert more.children[0].text == str(MOST_CHILDREN)
-
-
-def test_nodes_near_the_root_come_first() -> None:
-    value = {"first": [[n] * 50 for n in range(50)], "last": 1}
-    tree = build_tree(value)
-    assert [child.key for child in tree.children] == ['"first"', '"last"']
-    assert count(tree) <= MOST_NODES + 1
 
 
 def test_left_out_values_can_be_found_by_pointer() -> None:
@@ -89,13 +76,6 @@ def test_a_pointer_to_nothing_is_an_error(pointer: str) -> None:
         find({"list": [1, 2], "text": "abc"}, pointer)
 
 
-def test_an_only_child_is_open() -> None:
-    tree = build_tree({"rows": [{"id": n} for n in range(90)]})
-    assert tree.children[0].is_open
-    assert not tree.children[0].children[0].is_open
-    assert not build_tree({"rows": list(range(90)), "more": 1}).children[0].is_open
-
-
 def test_a_long_text_is_cut() -> None:
     [node] = build_tree(["x" * 5000]).children
     assert len(node.text) < 1100
@@ -116,8 +96,3 @@ def test_a_large_value_is_not_decoded() -> None:
     node = tree_of(msgspec.Raw(encoded))
     assert time.process_time() - began < 0.01
     assert (node.kind, node.text) == ("large", "4.1 MB")
-
-
-def test_text_that_is_too_deep_for_the_decoder_is_shown_as_it_is() -> None:
-    deep = b"[" * 50_000 + b"]" * 50_000
-    assert tree_of(msgspec.Raw(deep)).kind == "string"

@@ -54,14 +54,6 @@ async def test_a_run_shows_the_error_of_a_step_that_is_retried(
     assert "Failed attempts of steps</dt><dd>1<" in text
 
 
-async def test_a_step_began_with_its_first_attempt(app: SmallApp, engine: SqliteEngine) -> None:
-    report = await engine.inspect_run(await retrying_run(app, engine))
-    assert report is not None
-    [step] = report.steps
-    assert step.due_at is not None
-    assert step.created_at <= step.failed_attempts[0].ended_at < step.due_at
-
-
 async def test_idle_runs_show_their_wait(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
     @app.function("nap")
     def nap(step: Steps) -> None:
@@ -80,14 +72,6 @@ async def test_idle_runs_show_their_wait(app: SmallApp, engine: SqliteEngine, da
         assert "sleeps until <time" in " ".join(text.split())
     for text in (await page(dashboard, "/runs"), await page(dashboard, f"/runs/{waiting}")):
         assert "waits for refund/answered until <time" in " ".join(text.split())
-
-
-async def test_a_retried_run_says_when_and_why(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
-    run_id = await retrying_run(app, engine)
-    for path in ("/runs", f"/runs/{run_id}"):
-        text = " ".join((await page(dashboard, path)).split())
-        assert re.search(r"retries <time [^>]*>[^<]*</time> ?: KeyError", text)
-        assert "<b>'" not in text
 
 
 async def test_the_overview_counts_runs_that_are_tried_again(

@@ -110,11 +110,6 @@ async def test_dev_information_is_not_for_cloud_mode(cloud: Harness) -> None:
     assert status == 404
 
 
-async def test_answers_name_the_mode_of_the_engine(dev: Harness) -> None:
-    async with dev.http.get("/health") as response:
-        assert response.headers["x-inngest-server-kind"] == "dev"
-
-
 async def test_local_pages_may_send_events_in_dev_mode(dev: Harness) -> None:
     origin = {"origin": "http://localhost:3000"}
     preflight = origin | {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}

@@ -114,19 +114,3 @@ async def test_copies_and_reloads_of_an_app_are_not_a_conflict(apps: Apps) -> No
     for functions in (["a"], ["b"], ["a"]):
         await apps.register(apps.urls["more"].replace("127.0.0.1", "localhost"), *functions)
     assert apps.said == [None] * 7
-
-
-async def test_url_that_now_serves_another_app_is_not_a_conflict(apps: Apps) -> None:
-    await apps.start("one", "a")
-    other = {"url": apps.urls["one"], "appName": "renamed", "functions": []}
-    assert (await apps.dev.json("POST", "/fn/register", json=other))[0] == 200
-    await apps.start("two", "c")
-    assert apps.said == [None, None]
-
-
-@pytest.mark.parametrize("url", ["http://[::1", "http://h:port/", "", "embedded://shop"])
-async def test_urls_of_any_kind_are_taken(apps: Apps, url: str) -> None:
-    await apps.start("one", "a")
-    body = {"url": url, "appName": "shop", "functions": [_config("http://127.0.0.1:9/x", "c")]}
-    assert (await apps.dev.json("POST", "/fn/register", json=body))[0] == 200
-    await apps.sync("one")

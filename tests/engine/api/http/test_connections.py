@@ -132,20 +132,6 @@ async def test_too_slow_client_gets_408(serve: Serve) -> None:
     assert await reader.read() == b""
 
 
-async def test_a_connection_without_a_byte_is_closed(serve: Serve) -> None:
-    served = await serve(ConnectionLimits(head_timeout=0.2))
-    reader, _ = await served.connect()
-    assert await asyncio.wait_for(reader.read(), PATIENCE) == b""
-
-
-async def test_a_connection_is_kept_between_requests(serve: Serve) -> None:
-    served = await serve(ConnectionLimits(head_timeout=0.1, keep_alive=3600))
-    reader, writer = await served.quick()
-    await served.let_head_timeout_pass()
-    writer.write(GET)
-    assert await status_of(reader) == 200
-
-
 async def test_an_idle_connection_is_closed_in_the_end(serve: Serve) -> None:
     served = await serve(ConnectionLimits(keep_alive=0.2))
     reader, _ = await served.quick()

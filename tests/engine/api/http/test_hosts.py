@@ -57,20 +57,6 @@ async def test_links_and_pages_of_this_machine_are_answered(dev: Harness, site: 
     assert (await dev.json("GET", "/dev", headers=headers))[0] == 200
 
 
-async def test_a_websocket_handshake_is_refused_too(dev: Harness) -> None:
-    upgrade = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
-    status, _ = await ask(dev.server.origin, "GET /dev HTTP/1.1", "Host: evil.example", *upgrade)
-    assert status == 403
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["localhost", "LocalHost:8288", "localhost.", "127.0.0.1", "127.0.0.1:1", "127.1.2.3", "[::1]", "[::1]:80"],
-)
-async def test_local_hosts_are_answered_however_they_are_spelt(dev: Harness, host: str) -> None:
-    assert (await ask(dev.server.origin, "GET /dev HTTP/1.1", f"Host: {host}"))[0] == 200
-
-
 @pytest.mark.parametrize(
     "lines",
     [

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import pytest
-import structlog
 
 import durably
 from durably.engine.model.settings import EngineSettings
@@ -91,13 +90,6 @@ async def test_lines_of_an_app_arrive_with_their_step_and_attempt(
     assert message.endswith("KeyError: 'odd'")
 
 
-async def test_lines_of_sync_functions_and_other_loggers_arrive(dev: Harness, serve_functions: ServeFunctions) -> None:
-    client = client_of(dev, logger=structlog.get_logger())
-    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs_sync)
-    lines = await lines_of(dev, await run(dev, serve_functions, client, function), 2)
-    assert lines == [("INFO", "top", None, 0), ("WARNING", "card declined", "pay", 0)]
-
-
 class Hostile:
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -157,20 +149,6 @@ async def test_an_engine_keeps_a_limited_number_of_lines(
     lines = await lines_of(dev, run_id, 3)
     assert len(lines) == 3
     assert lines[2][1].startswith("further lines are not kept")
-
-
-async def test_an_app_in_production_sends_no_lines(
-    dev: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    added: list[str] = []
-    monkeypatch.setattr(checkpoints.LogSender, "add", lambda self, *line: added.append(str(line)))
-    client = client_of(dev, is_production=True, signing_key=SIGNING_KEY)
-    assert checkpoints.line_keeper(client, "run", 0) is None
-    client = client_of(dev)
-    keep = checkpoints.line_keeper(client, "run", 0)
-    assert keep is not None
-    keep("INFO", "text", None)
-    assert len(added) == 1
 
 
 async def test_an_engine_in_production_keeps_no_lines(open_server: OpenServer) -> None:

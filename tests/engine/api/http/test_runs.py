@@ -83,25 +83,6 @@ async def test_runs_are_listed_and_filtered(dev: Harness, serve_functions: Serve
     assert (status, "Completed" in answer["error"]) == (400, True)
 
 
-async def test_a_waiting_run_can_be_cancelled(dev: Harness, serve_functions: ServeFunctions) -> None:
-    await _serve_shop(dev, serve_functions)
-    run = await dev.run_of(await dev.send("order/placed", {"total": 3, "wait": True}))
-    status, answer = await dev.json("DELETE", f"/v1/runs/{run.id}")
-    assert (status, answer["data"]["status"]) == (200, "Cancelled")
-    status, answer = await dev.json("DELETE", f"/v1/runs/{run.id}")
-    assert (status, answer["data"]["status"]) == (200, "Cancelled")
-
-
-async def test_a_run_can_be_run_again(dev: Harness, serve_functions: ServeFunctions) -> None:
-    await _serve_shop(dev, serve_functions)
-    first = await dev.ended((await dev.run_of(await dev.send("order/placed", {"total": 3}))).id)
-    status, answer = await dev.json("POST", f"/v1/runs/{first.id}/rerun")
-    assert (status, answer["data"]["original_run_id"]) == (200, first.id)
-    again = await dev.ended(answer["data"]["run_id"])
-    assert again.id != first.id
-    assert again.output == first.output
-
-
 async def test_outstanding_calls_are_listed(dev: Harness, serve_functions: ServeFunctions) -> None:
     client, called, release = client_of(dev), asyncio.Event(), asyncio.Event()
 

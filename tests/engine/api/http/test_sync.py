@@ -143,28 +143,9 @@ async def test_sync_of_an_unreachable_url_fails(dev: Harness) -> None:
         await dev.server.discovery.sync(f"http://127.0.0.1:{port}/api/inngest")
 
 
-async def test_a_host_that_does_not_exist(dev: Harness) -> None:
-    with pytest.raises(AppUnreachedError, match=r"http://shop\.invalid/api/inngest: its host name is not known"):
-        await dev.server.discovery.sync("http://shop.invalid/api/inngest")
-
-
-async def test_https_where_http_is_served(dev: Harness) -> None:
-    with pytest.raises(AppUnreachedError, match=r"the TLS handshake failed; is it an http:// URL\?"):
-        await dev.server.discovery.sync(dev.server.origin.replace("http:", "https:") + "/api/inngest")
-
-
 async def test_no_app_at_the_url(dev: Harness) -> None:
-    advice = "this is the engine, so give the URL of the app's endpoint"
-    for origin in (dev.server.origin, dev.server.origin.replace("127.0.0.1", "localhost")):
-        with pytest.raises(NoAppError, match=f"status 40[34].*{advice}"):
-            await dev.server.discovery.sync(f"{origin}/api/inngest")
-
-
-async def test_wrong_path_of_an_app(dev: Harness, serve_functions: ServeFunctions) -> None:
-    client = client_of(dev)
-    url = await serve_functions(client, [_hello(client)])
-    with pytest.raises(NoAppError, match=r"status 404.*whose path is /api/inngest unless serve_path sets another"):
-        await dev.server.discovery.sync(url.replace("/api/inngest", "/wrong"))
+    with pytest.raises(NoAppError, match=r"status 40[34].*/api/inngest"):
+        await dev.server.discovery.sync(f"{dev.server.origin}/api/inngest")
 
 
 @pytest.mark.parametrize("app_key", [SIGNING_KEY, FALLBACK_KEY])
@@ -294,7 +275,7 @@ async def test_errors_distinguish_non_apps_from_apps_that_sync_elsewhere(
     finally:
         await runner.cleanup()
     assert (status, "synced with another engine" in answer["error"]) == (422, True)
-    assert f"DURABLY_ENGINE_URL, for example {cloud.server.origin}" in answer["error"]
+    assert cloud.server.origin in answer["error"]
 
 
 async def test_in_cloud_mode_an_app_of_another_key_is_refused(cloud: Harness, serve_functions: ServeFunctions) -> None:
@@ -328,28 +309,6 @@ async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -
         await runner.cleanup()
     assert cloud.syncs == []
     assert content_types == ["", "application/json"]
-
-
-async def test_in_cloud_mode_an_app_is_called_at_the_url_that_it_was_asked_at(
-    cloud: Harness, serve_functions: ServeFunctions, caplog: pytest.LogCaptureFixture
-) -> None:
-    client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key="x")
-    url = await serve_functions(client, [_hello(client)])
-    await cloud.server.discovery.sync(url)
-    [sync] = cloud.syncs
-    [step] = sync.request.functions[0].steps.values()
-    assert step.runtime.url.partition("?")[0] == sync.request.url == url
-    assert "is called at" not in caplog.text
-
-
-async def test_cloud_mode_reports_an_app_at_another_host(
-    cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "https://me:secret@other.example")
-    client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key="x")
-    await cloud.server.discovery.sync(await serve_functions(client, [_hello(client)]))
-    assert "is called at https://other.example: its settings say so (serve_origin)" in caplog.text
-    assert "secret" not in caplog.text
 
 
 @pytest.mark.parametrize("knows_engine", [True, False])

@@ -40,13 +40,3 @@ async def test_all_waiters_share_a_request(monkeypatch: pytest.MonkeyPatch) -> N
     assert later.isdisjoint({position})
     assert len(later) == 1
     assert counts.requests <= before + 2
-
-
-async def test_a_waiter_that_leaves_does_not_end_the_request_of_others() -> None:
-    counts = Counts()
-    poll = ChangePoll(counts, lists=None)  # type: ignore[arg-type]
-    first, second = (asyncio.create_task(poll.wait(None, None)) for _ in range(2))
-    await asyncio.sleep(0)
-    first.cancel()
-    assert (await second).position > 0
-    assert counts.requests == 1

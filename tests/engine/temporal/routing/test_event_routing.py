@@ -14,7 +14,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from durably.engine.core.run_state import Origin
-from durably.engine.model.unmatched import KnownNames
+from durably.engine.model.functions import KnownNames
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, event_workflow_id, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import DeliveryRecord, EventRecord
 from durably.engine.temporal.routing import router

@@ -5,29 +5,17 @@ A sentence is a tuple of texts: plain ones and, at odd positions, code such as e
 
 import datetime as dt
 from collections.abc import Iterator
-from urllib.parse import urlencode
 
 from durably.engine.model.overview import FunctionInfo
 from durably.protocol.durations import Duration, DurationInvalidError, parse_duration
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.limits import DEFAULT_RETRIES
-from durably.protocol.options import (
-    Batch,
-    Cancel,
-    Concurrency,
-    Debounce,
-    Priority,
-    RateLimit,
-    Singleton,
-    Throttle,
-    Timeouts,
-)
 from durably.protocol.sync import FunctionConfig, Trigger
 
 from .formats import FormError, read_object, write_last
 from .messages import DashboardResponse
 from .overview import draw_chart, load_rows, read_range, split_zone, total
-from .visit import Live, Notice, PageError, Route, Visit
+from .visit import Live, PageError, Route, Visit
 
 _LAST_OPERATIONS = 5
 
@@ -94,24 +82,7 @@ async def _function_page(visit: Visit, *, text: str | None, error: str | None) -
         text=(await _last_data(visit, function_id) if may["invoke"] else "{}") if text is None else text,
         error=error,
         range=name,
-        **({} if (notice := _bulk_notice(visit, function_id)) is None else {"notice": notice}),
     )
-
-
-def _bulk_notice(visit: Visit, function_id: str) -> Notice | None:
-    """The notice after a bulk operation.
-
-    The URL has its kind and the number of the preview.
-    """
-    did, count = visit.query.get("did"), visit.query.get("done", "")
-    if did not in ("replay", "cancel"):
-        return None
-    is_number = count.isascii() and count.isdecimal() and len(count) < 10
-    runs = "The runs are" if not is_number else "1 run is" if int(count) == 1 else f"{int(count):,} runs are"
-    words = "replayed" if did == "replay" else "cancelled"
-    fields = {"since": "15m"} if did == "replay" else {"status": "Cancelled"}
-    path = f"/runs?{urlencode({'function': function_id, **fields})}"
-    return Notice(f"{runs} being {words}.", link=("Show them", path))
 
 
 async def _last_data(visit: Visit, function_id: str) -> str:
@@ -190,7 +161,7 @@ ROUTES = (
 Sentence = tuple[str, ...]
 
 _UNITS = (("week", 604_800), ("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
-_SCOPES = {"account": "in all apps", "env": "in all apps of the environment", "fn": ""}
+_SCOPES = {"account": " in all apps", "env": " in all apps of the environment", "fn": ""}
 
 
 def describe_trigger(trigger: Trigger) -> Sentence:
@@ -204,92 +175,47 @@ def describe_trigger(trigger: Trigger) -> Sentence:
 
 
 def describe_options(config: FunctionConfig) -> list[Sentence]:
-    """The options that are used, each as a sentence.
-
-    The number of retries is always one of them.
-    """
+    """The options that are used, each as a sentence. The number of retries is always one of them."""
     return list(_sentences(config))
 
 
 def _sentences(config: FunctionConfig) -> Iterator[Sentence]:
-    yield _retries(config)
-    yield from map(_concurrency, config.concurrency or ())
-    if config.throttle is not None:
-        yield _throttle(config.throttle)
-    if config.rate_limit is not None:
-        yield _rate_limit(config.rate_limit)
-    if config.debounce is not None:
-        yield _debounce(config.debounce)
-    if config.batch_events is not None:
-        yield _batch(config.batch_events)
-    if config.singleton is not None:
-        yield _singleton(config.singleton)
+    given = [step.retries.attempts for step in config.steps.values() if step.retries is not None]
+    if (attempts := next((each for each in given if each is not None), DEFAULT_RETRIES)) == 0:
+        yield ("Does not repeat failed attempts",)
+    else:
+        yield (f"Repeats a failed attempt of a step, or of the function, up to {_count(attempts, 'time')}",)
+    for each in config.concurrency or ():
+        yield _keyed(f"Executes at most {_count(each.limit, 'step')} at once{_SCOPES[each.scope or 'fn']}", each.key)
+    if throttle := config.throttle:
+        burst = f", and {throttle.burst} at once" if (throttle.burst or 1) > 1 else ""
+        rate = f"{_count(throttle.limit, 'run')} in {_length(throttle.period)}{burst}"
+        yield _keyed(f"Starts at most {rate}; others wait", throttle.key)
+    if limit := config.rate_limit:
+        rate = f"{_count(limit.limit, 'run')} in {_length(limit.period)}"
+        yield _keyed(f"Starts at most {rate}; other events are dropped", limit.key)
+    if debounce := config.debounce:
+        latest = f", {_length(debounce.timeout)} after the first at the latest" if debounce.timeout else ""
+        yield _keyed(f"Starts when no event has come for {_length(debounce.period)}{latest}", debounce.key)
+    if batch := config.batch_events:
+        wait = f", or after {_length(batch.timeout)}" if batch.timeout else ""
+        condition = ("; only for events with ", batch.if_exp) if batch.if_exp else ()
+        yield _join(_keyed(f"Starts one run for {batch.max_size} events{wait}", batch.key), condition)
+    if singleton := config.singleton:
+        others = "a new run cancels the present one" if singleton.mode == "cancel" else "further events start no run"
+        yield _keyed(f"Runs once at a time; {others}", singleton.key)
     if config.idempotency is not None:
         yield "Starts one run in 24 hours for each value of ", config.idempotency
     if config.priority is not None:
-        yield _priority(config.priority)
-    yield from map(_cancel, config.cancel or ())
-    if config.timeouts is not None:
-        yield from _timeouts(config.timeouts)
-
-
-def _retries(config: FunctionConfig) -> Sentence:
-    given = [step.retries.attempts for step in config.steps.values() if step.retries is not None]
-    attempts = next((each for each in given if each is not None), DEFAULT_RETRIES)
-    if attempts == 0:
-        return ("Does not repeat failed attempts",)
-    return (f"Repeats a failed attempt of a step, or of the function, up to {_count(attempts, 'time')}",)
-
-
-def _concurrency(limit: Concurrency) -> Sentence:
-    scope = _SCOPES[limit.scope or "fn"]
-    place = f" {scope}" if scope else ""
-    return _keyed(f"Executes at most {_count(limit.limit, 'step')} at once{place}", limit.key)
-
-
-def _throttle(throttle: Throttle) -> Sentence:
-    burst = f", and {throttle.burst} at once" if (throttle.burst or 1) > 1 else ""
-    rate = f"Starts at most {_count(throttle.limit, 'run')} in {_length(throttle.period)}{burst}; others wait"
-    return _keyed(rate, throttle.key)
-
-
-def _rate_limit(limit: RateLimit) -> Sentence:
-    rate = f"Starts at most {_count(limit.limit, 'run')} in {_length(limit.period)}; other events are dropped"
-    return _keyed(rate, limit.key)
-
-
-def _debounce(debounce: Debounce) -> Sentence:
-    latest = f", {_length(debounce.timeout)} after the first at the latest" if debounce.timeout else ""
-    return _keyed(f"Starts when no event has come for {_length(debounce.period)}{latest}", debounce.key)
-
-
-def _batch(batch: Batch) -> Sentence:
-    wait = f", or after {_length(batch.timeout)}" if batch.timeout else ""
-    condition = ("; only for events with ", batch.if_exp) if batch.if_exp else ()
-    return _join(_keyed(f"Starts one run for {batch.max_size} events{wait}", batch.key), condition)
-
-
-def _singleton(singleton: Singleton) -> Sentence:
-    if singleton.mode == "cancel":
-        return _keyed("Runs once at a time; a new run cancels the present one", singleton.key)
-    return _keyed("Runs once at a time; further events start no run", singleton.key)
-
-
-def _priority(priority: Priority) -> Sentence:
-    return "Goes ahead in the queue by as many seconds as ", priority.run
-
-
-def _cancel(cancel: Cancel) -> Sentence:
-    limit = (f" within {_length(cancel.timeout)} of its start",) if cancel.timeout else ()
-    condition = (" if ", cancel.if_exp) if cancel.if_exp else ()
-    return _join(("Is cancelled by the event ", cancel.event, *condition), limit)
-
-
-def _timeouts(timeouts: Timeouts) -> Iterator[Sentence]:
-    if timeouts.start is not None:
-        yield (f"Is cancelled unless it begins within {_length(timeouts.start)}",)
-    if timeouts.finish is not None:
-        yield (f"Is cancelled unless it ends within {_length(timeouts.finish)} of its beginning",)
+        yield "Goes ahead in the queue by as many seconds as ", config.priority.run
+    for cancel in config.cancel or ():
+        within = (f" within {_length(cancel.timeout)} of its start",) if cancel.timeout else ()
+        condition = (" if ", cancel.if_exp) if cancel.if_exp else ()
+        yield _join(("Is cancelled by the event ", cancel.event, *condition), within)
+    if config.timeouts is not None and config.timeouts.start is not None:
+        yield (f"Is cancelled unless it begins within {_length(config.timeouts.start)}",)
+    if config.timeouts is not None and config.timeouts.finish is not None:
+        yield (f"Is cancelled unless it ends within {_length(config.timeouts.finish)} of its beginning",)
 
 
 def _keyed(text: str, key: str | None) -> Sentence:

@@ -7,7 +7,7 @@ import asyncio
 import datetime as dt
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -23,8 +23,8 @@ from durably.protocol.engine_errors import EngineError, SelectionInvalidError
 
 from .formats import FormError, read_time, write_time
 from .functions import find_function, function_path
-from .messages import DashboardResponse
-from .visit import Live, Notice, PageError, Route, Visit
+from .messages import CSRF_FIELD, DashboardResponse
+from .visit import Live, PageError, Route, Visit
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0
@@ -66,7 +66,6 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         counts=counts if functions or found.runs else None,
         kept=kept,
         may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
-        notice=_read_notice(query),
         error=error,
         functions=functions,
         names={function.id: function.name for function in functions},
@@ -206,69 +205,24 @@ async def find(visit: Visit) -> DashboardResponse:
 
 
 _FIELD = re.compile(r"run-([0-9A-Za-z]{1,64})")
-_LARGEST_COUNT = 1_000
 
 
-def _read_notice(query: Mapping[str, str]) -> Notice | None:
-    """The notice after an action.
-
-    The URL has only its numbers, so that no other text can be shown.
-    """
-    action = query.get("did")
-    if action not in ("cancelled", "rerun"):
-        return None
-    done, ended, refused = (_read_count(query.get(name, "")) for name in ("done", "ended", "refused"))
-    was = "was" if done == 1 else "were"
-    parts = [f"{_runs(done)} {was} {'cancelled' if action == 'cancelled' else 'started again'}."]
-    if ended:
-        parts.append(f"{_runs(ended)} had already ended.")
-    if refused:
-        parts.append(
-            f"{_runs(refused)} could not be changed: the function is paused or no longer served, the run is gone, or "
-            "you may not change it. Open one to see which."
-        )
-    return Notice(" ".join(parts), bool(refused))
-
-
-def _read_count(text: str) -> int:
-    return min(int(text), _LARGEST_COUNT) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
-
-
-async def cancel_selected(visit: Visit) -> DashboardResponse:
-    return await _act(visit, "cancel_run", "cancelled", visit.engine.cancel_run)
-
-
-async def rerun_selected(visit: Visit) -> DashboardResponse:
-    async def rerun(run_id: str) -> bool:
-        await visit.engine.rerun(run_id)
-        return True
-
-    return await _act(visit, "rerun", "rerun", rerun)
-
-
-async def _act(visit: Visit, action: str, did: str, change: Callable[[str], Awaitable[bool]]) -> DashboardResponse:
-    """``change`` returns false for a run that had already ended."""
+async def change_selected(visit: Visit, *, action: str) -> DashboardResponse:
+    """Cancel or rerun the runs whose boxes are checked."""
     selected = [found[1] for name in visit.form if (found := _FIELD.fullmatch(name))]
     if not selected:
         raise PageError(400, "No run is selected", "Go back, select runs by the boxes of their rows, and try again.")
-    done = ended = refused = 0
+    change = visit.engine.cancel_run if action == "cancel_run" else visit.engine.rerun
+    refused = 0
     for run_id in selected:
-        if not await visit.may(action, run_id):
-            refused += 1
-            continue
         try:
-            if await change(run_id):
-                done += 1
+            if await visit.may(action, run_id):
+                await change(run_id)
             else:
-                ended += 1
+                refused += 1
         except EngineError:
             refused += 1
-    counts = {"done": done, "ended": ended or None, "refused": refused or None}
-    return visit.redirect("/runs", **{**visit.query, "did": did, **counts})
+    return visit.redirect("/runs", **visit.query, notice="some-refused" if refused else f"selected-{action}")
 
 
 # bulk operations on the runs of a function, with a preview of their number
@@ -356,7 +310,7 @@ def _end_of_second() -> dt.datetime:
 
 async def start_bulk(visit: Visit, *, is_replay: bool) -> DashboardResponse:
     function_id, engine = visit.arguments["function_id"], visit.engine
-    fields = {name: value for name, value in visit.form.items() if name not in ("csrf", "count")}
+    fields = {name: value for name, value in visit.form.items() if name != CSRF_FIELD}
     try:
         form = BulkForm.read(fields, is_replay=is_replay, now=_end_of_second())
         selection: dict[str, Any] = {
@@ -372,16 +326,15 @@ async def start_bulk(visit: Visit, *, is_replay: bool) -> DashboardResponse:
         return await show_bulk(visit, fields, is_replay=is_replay, error=str(error))
     except EngineError as error:
         return await show_bulk(visit, fields, is_replay=is_replay, error=error.message)
-    did = "replay" if is_replay else "cancel"
-    return visit.redirect(function_path(function_id), did=did, done=visit.form.get("count"))
+    return visit.redirect(function_path(function_id), notice="replaying" if is_replay else "cancelling")
 
 
 _ONE = "/functions/{function_id}"
 ROUTES = (
     Route("GET", "/search", find),
     Route("GET", "/runs", show_runs, live=Live.ALL),
-    Route("POST", "/runs/cancel-selected", cancel_selected, action="cancel_run"),
-    Route("POST", "/runs/rerun-selected", rerun_selected, action="rerun"),
+    Route("POST", "/runs/cancel-selected", partial(change_selected, action="cancel_run"), action="cancel_run"),
+    Route("POST", "/runs/rerun-selected", partial(change_selected, action="rerun"), action="rerun"),
     Route("GET", f"{_ONE}/cancel", partial(show_bulk, is_replay=False), needs="cancel_runs"),
     Route("POST", f"{_ONE}/cancel", partial(start_bulk, is_replay=False), action="cancel_runs", subject="function_id"),
     Route("GET", f"{_ONE}/replay", partial(show_bulk, is_replay=True), needs="replay_runs"),

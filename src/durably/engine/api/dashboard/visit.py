@@ -111,14 +111,10 @@ class PageError(Exception):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """The outcome of an action, in a sentence.
-
-    ``link`` are the words and the path of a page that shows it.
-    """
+    """The outcome of an action, in a sentence."""
 
     text: str
     is_warning: bool = False
-    link: tuple[str, str] | None = None
 
 
 _NOTICES = {
@@ -131,6 +127,12 @@ _NOTICES = {
     "cancelled": "The run was cancelled.",
     "ended": "The run had already ended: nothing was changed.",
     "rerun": "This is the new run.",
+    "selected-cancel_run": "The selected runs were cancelled. Those that had already ended stay as they are.",
+    "selected-rerun": "The selected runs were started again.",
+    "some-refused": "Some of the selected runs could not be changed: the function is paused or no longer served, the "
+    "run is gone, or you may not change it. Open one to see which.",
+    "replaying": "The runs are being replayed. The progress is below.",
+    "cancelling": "The runs are being cancelled. The progress is below.",
     "woken": "The run goes on now.",
     "awake": "The run does not sleep, and waits for no other attempt: nothing was changed.",
 }
@@ -139,8 +141,8 @@ _NOTICES = {
 
 def read_notice(query: Mapping[str, str]) -> Notice | None:
     """The notice that the query names."""
-    text = _NOTICES.get(query.get("notice", ""))
-    return None if text is None else Notice(text)
+    name = query.get("notice", "")
+    return Notice(_NOTICES[name], is_warning=name == "some-refused") if name in _NOTICES else None
 
 
 def parse_fields(text: str) -> dict[str, str]:

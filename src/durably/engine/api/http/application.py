@@ -22,7 +22,7 @@ from durably.engine.api.dashboard.messages import DashboardRequest, DashboardRes
 from durably.engine.api.dashboard.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.api.interface import Engine, LocalEngine
 from durably.engine.api.operations import Access, Operation, operations_of
-from durably.engine.model.json_bodies import decode_json, explain_json_error
+from durably.engine.model.events import decode_json, explain_json_error
 from durably.engine.model.runs import RunUpdate
 from durably.protocol.engine_errors import DatabaseLostError, EngineError, JsonInvalidError
 from durably.protocol.events import AppSyncBody

@@ -11,7 +11,7 @@ from typing import cast
 import msgspec
 from aiohttp import web
 
-from durably.engine.model.logs import SparseLog
+from durably.engine.model.subscriptions import SparseLog
 
 from .requests import SERVER_LOGGER
 

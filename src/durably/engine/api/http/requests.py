@@ -20,7 +20,7 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from durably.engine.api.operations import Access, ArgumentInvalidError
-from durably.engine.model.logs import SparseLog
+from durably.engine.model.subscriptions import SparseLog
 from durably.protocol import engine_errors as errors
 from durably.protocol.events import Envelope, ErrorBody, Metadata
 from durably.protocol.headers import Header, ServerKind

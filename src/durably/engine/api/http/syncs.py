@@ -25,7 +25,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.model.http_call import read_limited, sign_request, was_sent
+from durably.engine.model.calls import read_limited, sign_request, was_sent
 from durably.engine.model.overview import SyncResult
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.call import decode
@@ -34,8 +34,6 @@ from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
-
-from .requests import LOOPBACK_HOSTS
 
 PROBE_SECONDS = 2.0
 _BACK_SECONDS = 3600.0
@@ -250,7 +248,7 @@ class AppDiscovery:
         if Header.SDK not in headers:
             raise NoAppError(
                 f"{redact_url(url)} answered with status {status}, but serves no functions (no {Header.SDK} header): "
-                f"{self._url_advice(url)}"
+                "give the URL of the app's endpoint, whose path is /api/inngest unless serve_path sets another"
             )
         try:
             inspection = decode(_inspection_decoder, body)
@@ -260,18 +258,6 @@ class AppDiscovery:
         if status == 403 or (inspection.mode or mode) != mode:
             raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {self._mode_advice()}")
         return inspection
-
-    def _url_advice(self, url: str) -> str:
-        own, given = URL(self._origin), URL(url)
-        is_same_host = own.host == given.host or {own.host, given.host} <= LOOPBACK_HOSTS
-        if is_same_host and own.port == given.port:
-            return "this is the engine, so give the URL of the app's endpoint"
-        return "give the URL of the app's endpoint, whose path is /api/inngest unless serve_path sets another"
-
-    def _address_advice(self) -> str:
-        if self._settings.server_kind is ServerKind.DEV:
-            return self._mode_advice()
-        return f"start it with this engine's URL in DURABLY_ENGINE_URL, for example {self._origin}"
 
     def _mode_advice(self) -> str:
         if self._settings.server_kind is ServerKind.DEV:
@@ -313,7 +299,10 @@ class AppDiscovery:
         """
         accepted = self._awaited[deploy_id]
         if accepted is None:
-            raise SyncFailedError(f"the app at {redact_url(url)} synced with another engine: {self._address_advice()}")
+            raise SyncFailedError(
+                f"the app at {redact_url(url)} synced with another engine: start it with this engine's URL "
+                f"({self._origin}) in DURABLY_DEV or, in production, DURABLY_ENGINE_URL"
+            )
         return accepted
 
     async def _put(
@@ -394,16 +383,17 @@ def _tell_other_origins(url: str, sync: SyncRequest) -> None:
 
 
 def _describe(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return "its host name is not known"
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its TLS certificate is not valid: {redact_urls(error.certificate_error)}"
-    if isinstance(error, aiohttp.ClientSSLError):
-        return "the TLS handshake failed; is it an http:// URL?"
-    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
-        return os.strerror(error.os_error.errno).lower()
-    if isinstance(error, TimeoutError):
-        return f"no answer within {TIMEOUT_SECONDS:.0f} s"
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "its host name is not known"
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its TLS certificate is not valid: {redact_urls(error.certificate_error)}"
+        case aiohttp.ClientSSLError():
+            return "the TLS handshake failed; is it an http:// URL?"
+        case aiohttp.ClientConnectorError() if error.os_error.errno:
+            return os.strerror(error.os_error.errno).lower()
+        case TimeoutError():
+            return f"no answer within {TIMEOUT_SECONDS:.0f} s"
     return redact_urls(error) or type(error).__name__
 
 

@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from typing import Any
 
 from .compiler import Compiler, Evaluate, split_path
@@ -25,23 +24,18 @@ from .functions import (
 )
 from .syntax import (
     Binary,
-    Call,
     Chain,
-    Conditional,
     ExpressionInvalidError,
     ExpressionSyntaxError,
     Field,
     Index,
-    ListOf,
     Literal,
-    MapOf,
     Name,
     Node,
-    Unary,
     parse,
 )
 
-__all__ = ["Equality", "Expression", "ExpressionInvalidError", "Kind", "compile_expression"]
+__all__ = ["Equality", "Expression", "ExpressionInvalidError", "compile_expression"]
 
 
 _CACHE_SIZE = 2048
@@ -110,56 +104,6 @@ def read_trigger_paths(node: object) -> Iterator[Path]:
             yield from read_trigger_paths(getattr(node, field.name))
 
 
-class Kind(StrEnum):
-    BOOL = "true or false"
-    NUMBER = "a number"
-    TEXT = "a string"
-    NULL = "null"
-    LIST = "a list"
-    MAP = "a map"
-
-
-_ANY = frozenset(Kind)
-_BOOL = frozenset({Kind.BOOL})
-_COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
-_CONDITIONS = ("has", "exists", "all", "exists_one", "existsOne")
-
-
-def possible_kinds(node: Node) -> frozenset[Kind]:
-    """The kinds of values that a tree may give. A missing value counts as null."""
-    match node:
-        case Literal(value=value):
-            return frozenset({_kind_of_literal(value)})
-        case ListOf():
-            return frozenset({Kind.LIST})
-        case MapOf():
-            return frozenset({Kind.MAP, Kind.NULL})
-        case Unary(operator="!"):
-            return _BOOL | {Kind.NULL}
-        case Binary(operator=operator) if operator in _COMPARISONS:
-            return _BOOL | {Kind.NULL}
-        case Call(name=name) if name in _CONDITIONS:
-            return _BOOL | {Kind.NULL}
-        case Chain(operator="&&" | "||", terms=terms):
-            return frozenset().union(*map(possible_kinds, terms))
-        case Conditional(then=then, otherwise=otherwise):
-            return possible_kinds(then) | possible_kinds(otherwise)
-        case _:
-            return _ANY
-
-
-def _kind_of_literal(value: object) -> Kind:
-    match value:
-        case None:
-            return Kind.NULL
-        case bool():
-            return Kind.BOOL
-        case int() | float():
-            return Kind.NUMBER
-        case _:
-            return Kind.TEXT
-
-
 class Expression:
     """A compiled expression.
 
@@ -168,7 +112,7 @@ class Expression:
     ``event`` is the trigger, ``async_`` the later event that the expression calls ``async``, both as decoded JSON.
     ``now`` is the value of ``now()``, in milliseconds since the epoch.
 
-    - ``kinds``: The kinds of values that it may give.
+    - ``is_constant``: It reads no event.
     - ``is_equality``: It consists of a single one of its ``equalities``.
     - ``missing_field``: Set if it reads a field that events do not have. The field's value is unknown, so such a
       condition is never true.
@@ -179,8 +123,8 @@ class Expression:
         "_evaluate",
         "_trigger_paths",
         "_variables",
+        "is_constant",
         "is_equality",
-        "kinds",
         "missing_field",
         "text",
     )
@@ -189,11 +133,11 @@ class Expression:
         self.text = text
         self._evaluate: Evaluate = compiler.compile(node)
         self._variables = compiler.variables
+        self.is_constant = compiler.is_constant
         self.missing_field = _explain_missing_field(compiler.event_fields)
         self._equalities = tuple(read_equalities(node))
         self._trigger_paths = frozenset(read_trigger_paths(node))
         self.is_equality = isinstance(node, Binary) and len(self._equalities) == 1
-        self.kinds: frozenset[Kind] = possible_kinds(node)
 
     def __repr__(self) -> str:
         return f"Expression({self.text!r})"

@@ -97,6 +97,7 @@ class Compiler:
     - ``variables``: The number of slots that its macros need in a frame.
     - ``event_fields``: The fields of events that it reads, like ``{"data": "event"}``, each with the last name of the
       event.
+    - ``is_constant``: It reads no event.
     - ``has_async``: If false, ``async`` is rejected, because it would always be unknown.
     - ``has_output``: The expression may name a run's ``output`` instead of a later event.
     """
@@ -108,6 +109,7 @@ class Compiler:
         self._has_output = has_output
         self._scope: dict[str, int] = {}
         self._depth = 0
+        self.is_constant = True
 
     def compile(self, node: Node) -> Evaluate:
         """Compile a tree. Raises ``ExpressionSyntaxError``, also for a tree that is nested too deeply."""
@@ -151,11 +153,13 @@ class Compiler:
             slot = self._scope[node.name]
             return lambda frame: frame.variables[slot]
         if node.name == "output" and self._has_output:
+            self.is_constant = False
             return ROOTS["async"]
         if node.name in ROOTS:
             if node.name == "async" and not self._has_async:
                 known = "over `event` and `output`" if self._has_output else "over `event` alone"
                 raise ExpressionSyntaxError(f"`async` is not known here; this expression is {known}", node.position)
+            self.is_constant = False
             return ROOTS[node.name]
         if node.name in TYPES:
             type_of = TYPES[node.name]

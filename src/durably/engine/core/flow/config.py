@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
+from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.protocol.durations import Duration
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_TRIGGERS
@@ -226,7 +226,6 @@ _KEY_PLACES = {kind: f"{kind}.key" for kind in BucketKind} | {
 }
 _OFF_IF_FALSE = frozenset({BucketKind.RATE_LIMIT, BucketKind.IDEMPOTENCY, BucketKind.SINGLETON})
 """The options that do not apply to an event for which their key is ``false``."""
-_KINDS = {"bool": Kind.BOOL, "number": Kind.NUMBER}
 
 
 class ConcurrencyLimit(msgspec.Struct, frozen=True):
@@ -358,7 +357,7 @@ def _limit(option: Concurrency, key: Expression | None) -> ConcurrencyLimit:
 def read_expression(function_id: str, place: str, text: str, declared: DeclaredExpression) -> Expression:
     """Compile an expression.
 
-    Raises ``ConfigInvalidError`` if it is invalid, or can never give a value of the needed kind.
+    Raises ``ConfigInvalidError`` if it is invalid, or a constant of another type than the option needs.
     """
     try:
         expression = compile_expression(text, has_async=declared.has_async)
@@ -367,8 +366,12 @@ def read_expression(function_id: str, place: str, text: str, declared: DeclaredE
     shown = text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
     if expression.missing_field:
         raise ConfigInvalidError.at(function_id, place, f"is `{shown}`, which {expression.missing_field}")
-    if declared.gives is not None and (kind := _KINDS[declared.gives]) not in expression.kinds:
-        raise ConfigInvalidError.at(function_id, place, f"is `{shown}`, which can never give {kind.value}, as it must")
+    if declared.gives is not None and expression.is_constant:
+        value = expression.value({}, now=0)
+        is_bool, is_number = isinstance(value, bool), isinstance(value, int | float)
+        if not (is_bool if declared.gives == "bool" else is_number and not is_bool):
+            wanted = "true or false" if declared.gives == "bool" else "a number"
+            raise ConfigInvalidError.at(function_id, place, f"is `{shown}`, which can never give {wanted}, as it must")
     return expression
 
 

@@ -292,8 +292,8 @@ class RunStore:
         self, run_key: int, seq: int, written: WriteMemo, times: MemoTimes, arguments: bytes | None = None
     ) -> None:
         self._connection.execute(
-            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo, "
-            "called_at, ran_from, ran_for, topic, arguments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, memo, arguments, created_at, "
+            "ended_at, called_at, ran_from, ran_for, topic) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 run_key,
                 written.step_id,
@@ -302,14 +302,9 @@ class RunStore:
                 written.op,
                 written.attempts,
                 written.failed,
-                times.created_at,
-                times.ended_at,
                 written.memo,
-                times.called_at,
-                times.ran_from,
-                times.ran_for,
-                times.topic,
                 arguments,
+                *msgspec.structs.astuple(times),
             ),
         )
 
@@ -351,20 +346,9 @@ class RunStore:
 
     def put_wait(self, wait: WaitRow, created_at: int) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, created_at, "
-            "called_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                wait.run_key,
-                wait.step_id,
-                wait.op,
-                wait.topic,
-                wait.path,
-                wait.value,
-                wait.expression,
-                wait.due,
-                created_at,
-                wait.called_at,
-            ),
+            "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, called_at, "
+            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*msgspec.structs.astuple(wait), created_at),
         )
 
     def take_wait(self, run_key: int, step_id: str) -> WaitTimes | None:

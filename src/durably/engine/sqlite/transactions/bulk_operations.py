@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
+from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.registry import (
+from durably.engine.model.functions import (
     CANCELLED_IN_BULK,
     FOLLOWED_FOR,
     BulkCancellation,
@@ -117,8 +117,6 @@ def check_condition(text: str, *, has_output: bool = False) -> Expression:
         raise SelectionInvalidError(f"the expression is not valid: {error}") from error
     if expression.missing_field:
         raise SelectionInvalidError(f"the expression `{text}` {expression.missing_field}")
-    if Kind.BOOL not in expression.kinds:
-        raise SelectionInvalidError(f"the expression `{text}` can never give {Kind.BOOL}, as it must")
     return expression
 
 

@@ -21,8 +21,8 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import find_delays
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncReport, SyncResult
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime
 from durably.engine.sqlite.outbox import (
     BucketTimer,
@@ -58,39 +58,21 @@ def _find_run(transaction: Transaction, run_id: str) -> int:
     return key
 
 
-def answer(transaction: Transaction, scheduled: ScheduledCall, answered: Answer, called_at: int | None) -> None:
-    """Apply the answer to a call that was made at ``called_at``.
-
-    Raises ``StaleCallError``.
-    """
-    memoised: frozenset[str] = frozenset()
-    if isinstance(answered, ReportedOps):
-        memoised = transaction.memoised(scheduled.run_key, _steps_of(scheduled, answered))
-    runs.apply(transaction, scheduled.run_key, Answered(scheduled.call.generation, answered, memoised, called_at))
-
-
-def answer_together(
-    transaction: Transaction, answered: Sequence[tuple[ScheduledCall, Answer]], called_at: int | None
-) -> None:
-    """Apply the answers of calls of one run that shared a request.
+def answer(transaction: Transaction, answers: Sequence[tuple[ScheduledCall, Answer]], called_at: int | None) -> None:
+    """Apply the answers of calls of one run that were made in one request at ``called_at``.
 
     Raises ``StaleCallError`` if all are stale.
     """
-    run_key = answered[0][0].run_key
-    step_ids = {
-        step_id for scheduled, own in answered if isinstance(own, ReportedOps) for step_id in _steps_of(scheduled, own)
-    }
-    memoised = transaction.memoised(run_key, step_ids)
-    parts = tuple(Answered(scheduled.call.generation, own, memoised, called_at) for scheduled, own in answered)
-    runs.apply(transaction, run_key, AnsweredTogether(parts))
-
-
-def _steps_of(scheduled: ScheduledCall, answered: ReportedOps) -> set[str]:
-    """The steps whose memos the run machine must know."""
-    step_ids = {op.id for op in answered.ops if op.id}
-    if not scheduled.call.is_discovery:
-        step_ids.add(scheduled.call.step_id)
-    return step_ids
+    run_key = answers[0][0].run_key
+    step_ids: set[str] = set()
+    for scheduled, answered in answers:
+        if isinstance(answered, ReportedOps):
+            step_ids.update([op.id for op in answered.ops if op.id])
+            if not scheduled.call.is_discovery:
+                step_ids.add(scheduled.call.step_id)
+    memoised = transaction.memoised(run_key, step_ids) if step_ids else frozenset[str]()
+    parts = [Answered(scheduled.call.generation, answered, memoised, called_at) for scheduled, answered in answers]
+    runs.apply(transaction, run_key, parts[0] if len(parts) == 1 else AnsweredTogether(tuple(parts)))
 
 
 def checkpoint(transaction: Transaction, run_id: str, request: CheckpointRequest) -> bool:

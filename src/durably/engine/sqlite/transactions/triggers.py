@@ -35,7 +35,7 @@ from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.model.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
-from durably.engine.model.registry import CANCELLED_IN_BULK, SyncedFunction
+from durably.engine.model.functions import CANCELLED_IN_BULK, SyncedFunction
 from durably.engine.model.runs import END_UPDATES, FromStep, UpdateKind
 from durably.engine.model.subscriptions import RunChange
 from durably.engine.sqlite.outbox import BucketTimer, DeadlineTimer, schedule_call

@@ -10,8 +10,8 @@ import msgspec
 from temporalio.client import Client
 from ulid import ULID
 
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import App, AppReport, FunctionInfo, ScheduleInfo, SyncReport
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import Run, to_datetime
 from durably.engine.temporal.apps import tick_name
 from durably.engine.temporal.ids import app_workflow_id, make_event_id

@@ -26,7 +26,7 @@ from durably.engine.core.flow.config import Flow
 from durably.engine.core.inputs import CancelRequested, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
-from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.temporal.client import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlowState, RunInput, RunOutcome

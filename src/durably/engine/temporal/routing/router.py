@@ -33,10 +33,8 @@ from durably.engine.model.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.tracing import trace_of_run
-from durably.engine.model.unmatched import KnownNames, UnmatchedEvents
+from durably.engine.model.functions import KnownNames, SyncedFunction, UnmatchedEvents
+from durably.engine.model.settings import EngineSettings, trace_of_run
 from durably.engine.temporal.client import ignoring_not_found
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,

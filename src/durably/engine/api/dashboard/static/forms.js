@@ -64,7 +64,7 @@ function onChange(event) {
 // The notice of an action is shown once: not again when the page is loaded again, or its address is shared.
 export function forgetNotice() {
   const url = new URL(location.href);
-  for (const name of ["notice", "did", "done", "ended", "refused"]) url.searchParams.delete(name);
+  url.searchParams.delete("notice");
   if (url.href !== location.href) history.replaceState(history.state, "", url);
 }
 

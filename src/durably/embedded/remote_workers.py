@@ -29,7 +29,7 @@ from durably.engine.api.http.codec import status_of
 from durably.engine.api.http.requests import ApiError, read_body
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, CallData
-from durably.engine.model.json_bodies import decode_json
+from durably.engine.model.events import decode_json
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import ErrorBody

@@ -32,9 +32,8 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import SentSignatures, sign
 from durably.protocol.text import redact_url, redact_urls
 
-from .registry import SyncedFunction
-from .settings import EngineSettings
-from .tracing import EngineTracing
+from .functions import SyncedFunction
+from .settings import EngineSettings, EngineTracing
 
 _CHUNK_BYTES = 64 * 1024
 _QUICK_BYTES = 1024 * 1024
