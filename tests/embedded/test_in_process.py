@@ -2,14 +2,13 @@
 
 import asyncio
 import datetime as dt
-import json
 import os
 import shutil
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,12 +22,10 @@ from durably import (
     ContextSync,
     Embedded,
     Event,
-    Function,
     Middleware,
     TriggerEvent,
 )
 from durably.comm import CommHandler, CommRequest
-from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
@@ -37,53 +34,9 @@ from durably.protocol.engine_errors import (
     DatabaseLockedError,
 )
 
-from ..waiting import async_eventually
+from .app import App, output_of
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
-
-
-class App:
-    """A client on a database, and its functions."""
-
-    def __init__(self, path: Path, **options: Any) -> None:
-        self.engine = Embedded(path, **options)
-        self.client = Client(app_id="app", engine=self.engine)
-        self.functions: list[Function[Any]] = []
-
-    def function(self, fn_id: str, **options: Any) -> Callable[[Any], Function[Any]]:
-        def decorate(handler: Any) -> Function[Any]:
-            make = self.client.create_function(fn_id=fn_id, trigger=TriggerEvent(event=fn_id), **options)
-            self.functions.append(make(handler))
-            return self.functions[-1]
-
-        return decorate
-
-    def serve(self) -> CommHandler:
-        return CommHandler(client=self.client, framework="test", functions=self.functions)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        self.serve()
-        async with self.engine.running():
-            yield
-
-    async def run(self, event: Event) -> Run:
-        """The first run that the event starts, once it has ended."""
-        [event_id] = await self.client.send(event)
-        return await self.ended(event_id)
-
-    async def ended(self, event_id: str) -> Run:
-        runs = await async_eventually(
-            lambda: self.engine.event_runs(event_id),
-            "the event's run has ended",
-            is_right=lambda runs: runs and runs[0].ended_at is not None,
-        )
-        return runs[0]
-
-
-def output_of(run: Run) -> Any:
-    assert run.output is not None
-    return json.loads(bytes(run.output))
 
 
 @pytest.fixture

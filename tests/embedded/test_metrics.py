@@ -9,8 +9,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from durably import Client, Context, Embedded, Event, TriggerEvent
-from durably.comm import CommHandler
+from durably import Context, Embedded, Event
+
+from .app import App
 
 FOLLOWER = """
 import sys
@@ -39,19 +40,16 @@ def scrape(engine: Embedded) -> dict[str, float]:
 
 
 async def test_leader_and_follower_show_the_same_metrics_and_only_the_leader_if_asked(tmp_path: Path) -> None:
-    engine = Embedded(tmp_path / "durably.db")
-    client = Client(app_id="shop", is_production=False, engine=engine)
+    app = App(tmp_path / "durably.db", is_production=False)
+    engine = app.engine
 
-    @client.create_function(fn_id="order", trigger=TriggerEvent(event="order"))
+    @app.function("order")
     async def order(ctx: Context) -> int:
         await ctx.step.run("slow", lambda: time.sleep(0.06))
         return await ctx.step.run("price", lambda: 42)
 
-    CommHandler(client=client, framework="test", functions=[order])
-    async with engine.running():
-        (event_id,) = await client.send(Event(name="order"))
-        (run,) = await engine.event_runs(event_id)
-        await engine.wait_for_run(run.id)
+    async with app.running():
+        await app.run(Event(name="order"))
         own = await asyncio.to_thread(scrape, engine)
         follower = await asyncio.create_subprocess_exec(
             sys.executable, "-c", FOLLOWER, engine.path, stdout=subprocess.PIPE
@@ -59,9 +57,9 @@ async def test_leader_and_follower_show_the_same_metrics_and_only_the_leader_if_
         output, _ = await follower.communicate()
     of_follower, only_of_leaders = (values(text) for text in output.decode().split("\0")[:2])
     for shown in (own, of_follower):
-        assert shown["durably_runs_ended_total,shop-order,completed"] == 1
-        assert shown["durably_steps_ended_total,shop-order,completed"] == 2
-        assert 0.06 <= shown["durably_step_duration_seconds_sum,shop-order"] < 60
+        assert shown["durably_runs_ended_total,app-order,completed"] == 1
+        assert shown["durably_steps_ended_total,app-order,completed"] == 2
+        assert 0.06 <= shown["durably_step_duration_seconds_sum,app-order"] < 60
         assert shown["durably_up"] == 1
     assert own["durably_processes,follower"] == 0
     assert of_follower["durably_processes,follower"] == 1

@@ -3,21 +3,21 @@
 import time
 from pathlib import Path
 
-from durably import Client, Context, Embedded, Event, TriggerEvent
-from durably.comm import CommHandler
+from durably import Context, Event
 from durably.engine.model.runs import RunReport, SpanKind
 from durably.execution.async_call import install_task_factory
 from durably.io.background_loop import get_background_loop
 
 from ..engine.model.test_run_reports import assert_in_order
+from .app import App
 
 SECONDS = 0.003
 
 
 async def report_of_run(path: Path) -> RunReport:
-    client = Client(app_id="shop", is_production=False, engine=Embedded(path))
+    app = App(path, is_production=False)
 
-    @client.create_function(fn_id="steps", trigger=TriggerEvent(event="go"), retries=1)
+    @app.function("steps", retries=1)
     async def steps(ctx: Context) -> None:
         def work(fails: bool) -> None:
             time.sleep(SECONDS)
@@ -27,12 +27,9 @@ async def report_of_run(path: Path) -> RunReport:
         for name in ("a", "b", "c"):
             await ctx.step.run(name, work, name == "c" and ctx.attempt == 0)
 
-    CommHandler(client=client, framework="test", functions=[steps])
-    async with client.engine.running():
-        (event_id,) = await client.send(Event(name="go"))
-        (run,) = await client.engine.event_runs(event_id)
-        await client.engine.wait_for_run(run.id)
-        report = await client.engine.inspect_run(run.id)
+    async with app.running():
+        run = await app.run(Event(name="steps"))
+        report = await app.engine.inspect_run(run.id)
     assert report is not None
     return report
 
@@ -57,21 +54,19 @@ async def test_each_step_has_the_time_in_which_its_handler_ran(tmp_path: Path) -
 async def test_the_engine_keeps_lines_of_the_logger_in_development(tmp_path: Path) -> None:
     """Also if the background event loop, which sends them, has run functions."""
     install_task_factory(get_background_loop().loop)
-    client = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db"))
+    app = App(tmp_path / "durably.db", is_production=False)
 
-    @client.create_function(fn_id="logs", trigger=TriggerEvent(event="go"))
+    @app.function("logs")
     async def logs(ctx: Context) -> None:
         ctx.logger.warning("top")
         await ctx.step.run("pay", lambda: ctx.logger.warning("in pay"))
 
-    CommHandler(client=client, framework="test", functions=[logs])
-    async with client.engine.running():
-        (event_id,) = await client.send(Event(name="go"))
-        (run,) = await client.engine.event_runs(event_id)
+    async with app.running():
+        run = await app.run(Event(name="logs"))
         position, lines = None, []
         while len(lines) < 2:
-            position = (await client.engine.wait_for_changes(after=position, run_id=run.id)).position
-            report = await client.engine.inspect_run(run.id)
+            position = (await app.engine.wait_for_changes(after=position, run_id=run.id)).position
+            report = await app.engine.inspect_run(run.id)
             assert report is not None
             lines = [(line.message, line.step) for line in report.logs]
     assert lines == [("top", None), ("in pay", "pay")]

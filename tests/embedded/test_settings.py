@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from durably import Client, ContextSync, Embedded, EngineSettings, Event, TriggerEvent
-from durably.comm import CommHandler
+from durably import ContextSync, EngineSettings, Event
+
+from .app import App
 
 
 @pytest.mark.parametrize(
@@ -21,16 +22,15 @@ from durably.comm import CommHandler
 async def test_the_delay_before_a_retry(
     tmp_path: Path, is_production: bool, settings: EngineSettings | None, at_least: float, at_most: float
 ) -> None:
-    engine = Embedded(tmp_path / "durably.db", settings=settings)
-    client = Client(app_id="shop", is_production=is_production, engine=engine)
+    app = App(tmp_path / "durably.db", is_production=is_production, settings=settings)
+    engine = app.engine
 
-    @client.create_function(fn_id="fail", trigger=TriggerEvent(event="fail"))
+    @app.function("fail")
     def fail(ctx: ContextSync) -> None:
         raise ValueError
 
-    CommHandler(client=client, framework="test", functions=[fail])
-    async with engine.running():
-        [event_id] = await client.send(Event(name="fail"))
+    async with app.running():
+        [event_id] = await app.client.send(Event(name="fail"))
         [run] = await engine.event_runs(event_id)
         while not (calls := [call for call in await engine.run_calls(run.id) if call.attempt]):
             pass  # Each poll is a request to the engine.

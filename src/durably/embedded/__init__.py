@@ -7,8 +7,9 @@ Layers of a process, from the app to the engine:
 - Process: ``EmbeddedProcess`` or ``TemporalProcess``. It decides when the engine starts and stops, also at forks. Base
   class ``ProcessEngine``, in ``process.py``. It implements ``durably.engines.InProcessEngine``.
 - Node: ``Node`` or ``TemporalNode``. It connects the process to the engine. Protocol ``EngineNode``, in ``process.py``.
-- Role of a ``Node``: ``Leader`` (runs the engine) or ``Follower`` (has a link to the leader), in ``nodes/``.
-- Calls: the leader's ``Dispatcher`` gives a call to a ``LocalWorker`` or, through a link, to the one of a follower.
+- Role of a ``Node``: ``Leader`` (runs the engine, and serves its HTTP API at a Unix socket) or ``Follower`` (uses it).
+- Calls: the leader's ``Dispatcher`` gives a call to its ``LocalWorker`` or to the ``RemoteWorker`` of a follower, which
+  fetches it and runs it in a ``LocalWorker`` of its own.
 """
 
 from collections.abc import Mapping

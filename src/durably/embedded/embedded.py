@@ -25,9 +25,9 @@ from .follower import OPERATIONS, EngineMovedError
 from .handle import InProcessHandle
 from .node import Node
 from .process import TIMEOUT_SECONDS, ProcessEngine
+from .remote_workers import Timing
 from .server_start import refuse_green_threads
 from .worker import LocalWorker
-from .workers import Timing
 
 _HEARTBEATS_PER_LEASE = 10
 

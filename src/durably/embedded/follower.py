@@ -1,6 +1,7 @@
 """A follower: a process that reaches the engine through the HTTP API at the leader's socket.
 
-Its operations are requests as any client makes them. Its functions run in calls that it asks for: see ``workers.py``.
+Its operations are requests as any client makes them. Its functions run in calls that it asks for: see
+``remote_workers.py``.
 """
 
 import asyncio
@@ -27,8 +28,7 @@ from durably.protocol.text import get_logger
 
 from . import sockets
 from .dispatcher import CallReturnedError
-from .worker import LocalWorker
-from .workers import (
+from .remote_workers import (
     CALLS_PATH,
     MAX_EXCHANGE_BYTES,
     WORKER_PATH,
@@ -41,6 +41,7 @@ from .workers import (
     Registration,
     Timing,
 )
+from .worker import LocalWorker
 
 T = TypeVar("T")
 

@@ -29,8 +29,8 @@ from durably.protocol.text import get_logger
 from . import sockets
 from .dispatcher import Dispatcher, RunningCalls
 from .follower import EngineMovedError
+from .remote_workers import Timing, Workers
 from .worker import LocalWorker
-from .workers import Timing, Workers
 
 LOCK_NOTE = "in-process"
 """The note in the lock file. It means that the leader has a socket."""

@@ -29,8 +29,8 @@ from . import sockets
 from .follower import OPERATIONS, EngineMovedError, Follower
 from .leader import LOCK_NOTE, Leader
 from .process import NodeClosedError
+from .remote_workers import Timing
 from .worker import LocalWorker
-from .workers import Timing
 
 _SEARCH_SECONDS = 0.025
 """Seconds between two attempts to find a leader or get the lock."""
