@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from durably.engine.model.overview import Concern, ConcernKind, UnreachedApp
 from durably.engine.model.runs import to_optional_datetime
 from durably.engine.sqlite.queries.loads import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
-from durably.engine.sqlite.tables.counts import COMPLETED, FAILED, MINUTE
+from durably.engine.sqlite.statistics import COMPLETED, FAILED, MINUTE
 
 LEAST_FAILED_SHARE = 0.05
 """The share of failed runs of the last hour above which a function needs attention."""
