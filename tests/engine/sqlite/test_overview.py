@@ -15,7 +15,7 @@ from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.overviews import plan_axis
 from durably.engine.sqlite.queries import loads
-from durably.engine.sqlite.tables.counts import DAY, HOUR, MINUTE
+from durably.engine.sqlite.statistics import DAY, HOUR, MINUTE
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ..conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send, step_is

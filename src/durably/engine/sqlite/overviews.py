@@ -36,7 +36,7 @@ from durably.engine.sqlite.queries.functions import (
 from durably.engine.sqlite.queries.loads import QueuedLoad
 from durably.engine.sqlite.queries.runs import awaited_names
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.tables.counts import (
+from durably.engine.sqlite.statistics import (
     COLUMNS,
     DAY,
     DAYS_KEPT,

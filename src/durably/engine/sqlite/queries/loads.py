@@ -12,7 +12,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.model.functions import Registry, explain_unmatched
 from durably.engine.model.overview import Concern, ConcernKind, UnreachedApp
 from durably.engine.model.runs import to_optional_datetime
-from durably.engine.sqlite.tables.counts import COMPLETED, FAILED, HOUR, MINUTE
+from durably.engine.sqlite.statistics import COMPLETED, FAILED, HOUR, MINUTE
 from durably.protocol.events import INTERNAL_PREFIX
 
 from .runs import FirstCallAt, read_run_state_of
