@@ -105,11 +105,6 @@ def owned_gateway(temporal: Temporal) -> Gateway:
     )
 
 
-def keyless_gateway(temporal: Temporal) -> Gateway:
-    """A gateway that is mounted without a principal."""
-    return Gateway(temporal, [expose(SumWorkflow)], authorize=lambda action: True, limits=LIMITS)
-
-
 CODEC = EncryptionCodec(EncryptionKey("2026", b"k" * 32))
 UI, OTHER_UI, STRANGER = "https://temporal.example.com", "http://localhost:8233", "https://evil.example.com"
 """Origins: two that may call the codec server, and one that may not."""
@@ -148,8 +143,6 @@ def make_fast_api(address: str) -> Any:
         ),
     )
 
-    keyless = durably.temporal.fast_api.router(keyless_gateway(temporal), prefix="/keyless", include_in_schema=False)
-    app.include_router(keyless)
     app.include_router(durably.temporal.fast_api.codec_router(codec_server(), prefix="/codec", principal=user))
 
     @app.get("/direct/{workflow_id}")
@@ -184,7 +177,6 @@ def make_starlette(address: str) -> Any:
         routes=[
             *routes(open_gateway(temporal), prefix="/open"),
             Mount("/guarded", routes=guarded),
-            *routes(keyless_gateway(temporal), prefix="/keyless"),
             *routes(owned_gateway(temporal), prefix="/mine", principal=user),
             *routes(codec_server(), prefix="/codec", principal=user),
             Route("/direct/{workflow_id}", direct),
@@ -216,7 +208,6 @@ def make_litestar(address: str) -> Any:
         [
             gateway_at("/open", open_gateway(temporal)),
             gateway_at("/guarded", guarded_gateway(temporal), lambda request: request.headers.get("x-user")),
-            gateway_at("/keyless", keyless_gateway(temporal), lambda request: None),
             direct,
         ],
         exception_handlers=dict.fromkeys(EXCEPTIONS, handle),
@@ -237,7 +228,6 @@ def make_quart(address: str) -> Any:
         guarded_gateway(temporal), "guarded", principal=lambda: quart.request.headers.get("x-user")
     )
     app.register_blueprint(guarded, url_prefix="/guarded")
-    app.register_blueprint(gateway_blueprint(keyless_gateway(temporal), "keyless"), url_prefix="/keyless")
 
     @app.get("/direct/<workflow_id>")
     async def direct(workflow_id: str) -> str:
@@ -271,8 +261,6 @@ def make_flask(address: str) -> Any:
         owned_gateway(temporal), name="mine", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(owned, url_prefix="/mine")
-    keyless = durably.temporal.flask.blueprint(keyless_gateway(temporal), name="keyless")
-    app.register_blueprint(keyless, url_prefix="/keyless")
     codec = durably.temporal.flask.blueprint(
         codec_server(), name="codec", principal=lambda: flask.request.headers.get("x-user")
     )
@@ -310,7 +298,6 @@ def make_tornado(address: str) -> Any:
             *routes(open_gateway(temporal), prefix="/open"),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
-            *routes(keyless_gateway(temporal), prefix="/keyless", check_xsrf=False),
             *routes(codec_server(), prefix="/codec", base=Base),
             (r"/direct/(.+)", Direct),
         ],
@@ -391,7 +378,6 @@ def _set_up_django(address: str) -> None:
                 csrf_exempt=True,
             ),
         ),
-        path("keyless/", gateway_urls(keyless_gateway(temporal), namespace="keyless", csrf_exempt=True)),
         path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
         path(
             "codec/",

@@ -109,10 +109,6 @@ def test_refusals_are_problem_documents(app: AppServer) -> None:
     assert app.post("/codec/other", {}, OWNER).status == 404
 
 
-class AnonymousUser:
-    is_anonymous = True
-
-
 def asked(body: bytes, principal: Any = None, **headers: str) -> GatewayRequest:
     headers = {"Content-Type": "application/json", **headers}
     return GatewayRequest(
@@ -125,14 +121,6 @@ def asked(body: bytes, principal: Any = None, **headers: str) -> GatewayRequest:
         raw_request=None,
         principal=principal,
     )
-
-
-@pytest.mark.parametrize("anonymous", [None, AnonymousUser()], ids=["none", "object"])
-async def test_anonymous_principals_get_401_and_others_403(anonymous: Any) -> None:
-    server = CodecServer(CODEC, authorize=lambda action: action.principal == "ada")
-    for principal, status in ((anonymous, 401), ("bob", 403), ("ada", 200)):
-        response = await server.handle(asked(b'{"payloads": []}', principal))
-        assert (response.status_code, "WWW-Authenticate" in response.headers) == (status, status == 401)
 
 
 async def test_each_of_several_connections_serves_its_own_namespace() -> None:
@@ -163,12 +151,6 @@ async def test_a_body_with_many_entries_is_refused_before_it_is_parsed() -> None
         server = CodecServer(CODEC, allow_anonymous=True, max_payloads=most)
         response = await server.handle(asked(body))
         assert (most, response.status_code) == (most, status), response.body
-
-
-async def test_the_problem_of_a_forbidden_origin_names_it() -> None:
-    server = CodecServer(CODEC, origins=["http://127.0.0.1:8233"], allow_anonymous=True)
-    response = await server.handle(asked(b'{"payloads": []}', Origin="http://localhost:8233"))
-    assert "pages of http://localhost:8233 may not" in json.loads(response.body)["detail"]
 
 
 @pytest.mark.parametrize(

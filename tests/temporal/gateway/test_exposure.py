@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from temporalio.common import RawValue
 
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, FOR_USERS, Gateway, Operation, expose
-from durably.temporal.gateway.inputs import fields_of
 from durably.temporal.gateway.messages import Completed, Links, answer
 
 from ..workflows import OrderWorkflow, Pair, SleepingWorkflow, SumWorkflow
@@ -144,16 +142,6 @@ def test_an_input_model_is_stricter_than_the_type_hints() -> None:
     assert arguments.spread(arguments.body.parse(b'{"name": "a", "times": 2}')) == ["a", 2]
     with pytest.raises(ValueError, match="at most 5"):
         arguments.body.parse(b'{"name": "abcdef"}')
-
-
-def test_id_templates_read_models_dataclasses_and_mappings() -> None:
-    assert fields_of(Greeting(name="a")) == {"name": "a", "times": 1}
-    assert fields_of(Pair(1)) == {"left": 1, "right": []}
-    assert fields_of({"a": 1}) == {"a": 1}
-
-
-def test_start_options_are_kept() -> None:
-    assert expose(SumWorkflow, run_timeout=timedelta(hours=1)).start_options["run_timeout"] == timedelta(hours=1)
 
 
 def test_bodies_contain_null_only_in_results() -> None:

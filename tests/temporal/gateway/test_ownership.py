@@ -386,7 +386,7 @@ class Requests(Interceptor):
         return Noting(next)
 
 
-async def test_requests_without_a_user_do_not_reach_the_server(temporal: Temporal) -> None:
+async def test_owners_cost_few_requests_to_the_server(temporal: Temporal) -> None:
     own = Temporal(temporal.settings.address, task_queue="orders", interceptors=[requests := Requests()])
     gateway = owned(own, SleepingWorkflow)
     for user in (None, type("Anonymous", (), {"is_anonymous": True})()):
@@ -394,6 +394,11 @@ async def test_requests_without_a_user_do_not_reach_the_server(temporal: Tempora
             answer = await ask(gateway, user, method, path)
             assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert requests.names == []
+    place = f"flows/{(await ask(gateway, 'ada', 'POST', 'flows')).json['workflow_id']}"
+    for path in (place, f"{place}/result"):  # The owner costs no second description.
+        requests.names.clear()
+        assert (await ask(gateway, "ada", "GET", path)).status in (200, 202)
+        assert requests.names.count("describe_workflow") == 1
 
 
 @pytest.mark.parametrize(
