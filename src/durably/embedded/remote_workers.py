@@ -214,10 +214,10 @@ class Workers:
 
     async def _change(self, api: ApiState, request: web.Request) -> web.Response:
         worker, registration = self._find(request), await _read(request, Registration)
-        for sync in registration.syncs:
-            await self._sync(sync)
         if not worker.is_lost:
             self._dispatcher.change(worker.slots, registration.capacity)
+        for sync in registration.syncs:
+            await self._sync(sync)
         return _answer(Registered(worker.id))
 
     async def _exchange(self, api: ApiState, request: web.Request) -> web.Response:
