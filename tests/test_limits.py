@@ -16,9 +16,8 @@ from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
-from durably.engine.sqlite import changes
+from durably.engine.sqlite import changes, statistics
 from durably.engine.sqlite.queries import search, searches
-from durably.engine.sqlite.tables import counts
 from durably.engine.sqlite.transactions import annotations
 from durably.engine.temporal import records, support, workers
 from durably.engine.temporal.routing import bucket, workflows
@@ -130,8 +129,8 @@ EXPECTED = {
     "events in the page of a search": size(search.MOST_PAGE_BYTES),
     "events in one list": maximum(EventLimit),
     "numbers of runs over time": (
-        f"{counts.DAYS_KEPT} days: by minute for {counts.MINUTES_FOR // 60} h, by quarter of an hour for "
-        f"{counts.QUARTERS_FOR // counts.DAY} days"
+        f"{statistics.DAYS_KEPT} days: by minute for {statistics.MINUTES_FOR // 60} h, by quarter of an hour for "
+        f"{statistics.QUARTERS_FOR // statistics.DAY} days"
     ),
     "clients that wait for changes": f"{changes.MOST_WAITERS:,}",
     "one wait for changes": time(changes.LONGEST_WAIT_SECONDS),

@@ -25,7 +25,7 @@ from durably.protocol.signatures import SignatureError as SignatureError
 from durably.protocol.signatures import SigningKeyInvalidError as SigningKeyInvalidError
 
 
-class BodyInvalidError(Error):  # type: ignore[no-redef]  # The engine has another.
+class BodyInvalidError(Error):
     """A request's body does not follow the protocol. The message names the position."""
 
     code = ErrorCode.BODY_INVALID

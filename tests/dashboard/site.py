@@ -1,5 +1,6 @@
 """An engine with the showcase's app and its dashboard, for tests in a browser."""
 
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from durably.engine.model.runs import Run, RunStatus
 from durably.io.background_loop import BackgroundLoop
 
 from ..ports import free_port
-from ..waiting import eventually
+from ..waiting import TIMEOUT_SECONDS
 
 T = TypeVar("T")
 
@@ -79,8 +80,13 @@ class Site:
         )
 
     def wait(self, look: Callable[[], T | None], what: str) -> T:
-        """The first value of ``look`` that is true."""
-        return eventually(look, what)  # type: ignore[return-value]
+        """The first value of ``look`` that is true, looked at after each change of a run."""
+        position = self.run(self.engine.wait_for_changes()).position
+        ends = time.monotonic() + TIMEOUT_SECONDS
+        while not (found := look()):
+            assert time.monotonic() < ends, f"{what}: not after {TIMEOUT_SECONDS:.0f} s"
+            position = self.run(self.engine.wait_for_changes(after=position)).position
+        return found
 
     def runs(self, function: str, status: RunStatus | None = None) -> list[Run]:
         """The showcase's runs of a function, newest first."""

@@ -69,20 +69,19 @@ def _describe(app: PeerApp, run_id: str) -> dict[str, Any]:
     if run["status"] == "Failed":
         output = {"name": output["name"], "message": output["message"]}
     described = [
-        (step["id"], step["hashed_id"], step["op"], step["status"], step["attempts"], _without_ids(step["memo"]))
-        for step in steps
+        (*(step[key] for key in ("id", "hashed_id", "op", "status", "attempts")), _result_of(step)) for step in steps
     ]
     return {"status": run["status"], "output": output, "steps": sorted(described, key=lambda step: step[1])}
 
 
-def _without_ids(memo: Any) -> Any:
-    if isinstance(memo, dict) and "error" in memo:
-        return {"error": {"name": memo["error"]["name"], "message": memo["error"]["message"]}}
-    if isinstance(memo, dict) and "name" in memo:
-        return {"name": memo["name"], "data": memo["data"]}
-    if isinstance(memo, dict) and isinstance(memo.get("data"), list):
-        return {"data": len(memo["data"])}
-    return memo
+def _result_of(step: dict[str, Any]) -> Any:
+    """The error, or the output without the ids of events."""
+    if error := step.get("error"):
+        return {"name": error["name"], "message": error["message"]}
+    output = step.get("output")
+    if isinstance(output, dict) and "name" in output:
+        return {"name": output["name"], "data": output["data"]}
+    return len(output) if isinstance(output, list) else output
 
 
 def test_the_orders_end_as_they_should(outcomes: dict[str, dict[str, Any]]) -> None:

@@ -13,8 +13,7 @@ import temporalio.worker
 
 from durably.temporal import Temporal, TemporalWorkerError
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
-from durably.temporal.replay import HistoryError
-from durably.testing.temporal import replay_histories
+from durably.testing.temporal import HistoryError, replay_histories
 
 from . import replayed_workflows
 from .dev_server import DevServer

@@ -100,7 +100,10 @@ FLASK = """
 
     @app.post("/orders")
     def create_order():
-        handle = temporal.sync.start_workflow(OrderWorkflow.run, request.json["order_id"])
+        order_id = request.json["order_id"]
+        handle = temporal.sync.start_workflow(
+            OrderWorkflow.run, order_id, id=f"order-{order_id}", task_queue=temporal.task_queue
+        )
         return jsonify({"workflow_id": handle.id, "status": "started"})
 
     if __name__ == "__main__":

@@ -10,10 +10,10 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import watchfiles
 
-from durably.engine.api.http.syncs import AppDiscovery, AppUnreachedError, NoAppError
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import Error
 from durably.protocol.text import describe_os_error, reachable, redact_url
@@ -21,6 +21,9 @@ from durably.settings import development_variables
 
 from .guard import EXIT_REPORTED, EXPLANATION, GRACE_SECONDS, PARENT_VARIABLE
 from .text import Console
+
+if TYPE_CHECKING:
+    from durably.engine.api.http.syncs import AppDiscovery
 
 
 class AppFailedError(Error):
@@ -216,11 +219,13 @@ class AppProcess(ChildProcess):
         check_port_free(self._host, self._port)
         await super().start()
 
-    async def sync(self, discovery: AppDiscovery) -> str:
+    async def sync(self, discovery: "AppDiscovery") -> str:
         """Wait until the app answers, and sync with it. Returns its URL.
 
         Raises ``AppFailedError`` if it ended or does not answer, and ``SyncFailedError``.
         """
+        from durably.engine.api.http.syncs import AppUnreachedError  # It needs the extra ``engine``.
+
         try:
             async with asyncio.timeout(START_SECONDS):
                 while True:
@@ -233,7 +238,9 @@ class AppProcess(ChildProcess):
                 f"{self.target} does not answer at {self.origin} after {START_SECONDS:.0f} s"
             ) from None
 
-    async def _sync_first(self, discovery: AppDiscovery) -> str:
+    async def _sync_first(self, discovery: "AppDiscovery") -> str:
+        from durably.engine.api.http.syncs import NoAppError
+
         for url in self._urls:
             with contextlib.suppress(NoAppError):
                 await discovery.sync(url)
@@ -294,12 +301,14 @@ UNREACHED_PAUSE_SECONDS = 1.0
 
 
 async def keep_synced(
-    url: str, discovery: AppDiscovery, *, interval: float, say: Callable[[str], None], warn: Callable[[str], None]
+    url: str, discovery: "AppDiscovery", *, interval: float, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> None:
     """Sync with the app at ``url`` every ``interval`` seconds.
 
     If ``interval`` is 0, stop at the first success. Reports each problem once, and its end.
     """
+    from durably.engine.api.http.syncs import AppUnreachedError
+
     known: str | None = None
     while True:
         problem, pause = None, interval

@@ -93,7 +93,7 @@ class EventTooLargeError(EventInvalidError):
     """An event is larger than the engine's limit (413)."""
 
 
-class BodyInvalidError(EngineError):
+class JsonInvalidError(EngineError):
     """The JSON of a request is malformed, or has the wrong shape (400)."""
 
 

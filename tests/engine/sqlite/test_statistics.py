@@ -12,7 +12,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import open_database
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.tables.counts import DAY, HOUR, MINUTE, join_counts, put_counts, stored_counts
+from durably.engine.sqlite.statistics import DAY, HOUR, MINUTE, join_counts, put_counts, stored_counts
 
 from ..conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send
 from ..small_app import SmallApp

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
+from temporalio.converter import DataConverter
 from temporalio.worker import Worker
 from ulid import ULID
 
@@ -17,6 +18,7 @@ import durably
 from durably.comm.handler import CommHandler
 from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
 from durably.engine.core.calls import Answer, CallData
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.engine import WorkflowEngine
@@ -26,6 +28,8 @@ from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.workers import ProcessWorkers
 from durably.functions.function import Function
 from durably.protocol.limits import MAX_STEPS
+
+from ...waiting import async_eventually
 
 _numbers = itertools.count()
 QUICK = EngineSettings(
@@ -56,7 +60,10 @@ class RunningApp:
         self.handler = CommHandler(client=app, framework="test", functions=[*functions])
         self.caller: ActivityCaller = self.call_function
         self.workers = ProcessWorkers([], [])
-        self._checkpoints = EngineCheckpoints(engine.checkpoint, _block)
+        loop = asyncio.get_running_loop()
+        self._checkpoints = EngineCheckpoints(
+            engine.checkpoint, lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+        )
 
     async def call_function(self, call: CallInput, data: CallData) -> Answer:
         return await run_call(self.handler, data, self._checkpoints, QUICK.clock)
@@ -112,10 +119,15 @@ async def _all_of(workers: Sequence[Worker]) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def running(
-    address: str, app: durably.Client, *functions: Function[Any], settings: EngineSettings = QUICK
+    address: str,
+    app: durably.Client,
+    *functions: Function[Any],
+    settings: EngineSettings = QUICK,
+    converter: DataConverter = DATA_CONVERTER,
+    namespace: str = "default",
 ) -> AsyncIterator[RunningApp]:
     """Sync the app, and run its workers."""
-    client = await Client.connect(address, data_converter=DATA_CONVERTER)
+    client = await Client.connect(address, namespace=namespace, data_converter=converter)
     app_on_temporal = RunningApp(app, functions, client, WorkflowEngine(client, settings))
     try:
         async with app_on_temporal.working():
@@ -125,11 +137,31 @@ async def running(
         await app_on_temporal.engine.close()
 
 
+@asynccontextmanager
+async def serving(
+    address: str, app: durably.Client, functions: Sequence[Function[Any]], **options: Any
+) -> AsyncIterator[WorkflowEngine]:
+    """The engine of a running app. ``options`` are those of ``running``."""
+    async with running(address, app, *functions, **{"settings": EngineSettings(), **options}) as on_temporal:
+        yield on_temporal.engine
+
+
 def on(app: durably.Client, function: str) -> durably.TriggerEvent:
     """The trigger of a function for ``RunningApp.start``."""
     return durably.TriggerEvent(event=f"{app.app_id}/{function}")
 
 
-def _block(coroutine: Any) -> None:
-    coroutine.close()
-    raise AssertionError("these functions are async")
+async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = None, **fields: Any) -> str:
+    """Send an event. Returns its id."""
+    (event_id,) = (await engine.receive_events(msgspec.json.encode({"name": name, "data": data or {}, **fields}))).ids
+    return event_id
+
+
+async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[Run]:
+    """The runs that an event started, once all of them have ended."""
+    runs = await async_eventually(
+        lambda: engine.event_runs(event_id),
+        "the runs of the event are listed",
+        is_right=lambda runs: len(runs) >= count,
+    )
+    return [await engine.wait_for_run(run.id) for run in runs]

@@ -19,7 +19,7 @@ from durably.engine.model.runs import RunUpdate, UpdateKind
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually
-from .serving import ended_runs, new_app, send, serving
+from .running_apps import ended_runs, make_client, send, serving
 
 
 class Notes(Console):
@@ -48,7 +48,7 @@ async def run_on(server: DevServer, *arguments: str) -> str:
 
 
 async def test_commands_ask_the_server(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
     async def go(ctx: durably.Context) -> str:
@@ -73,7 +73,7 @@ async def test_commands_ask_the_server(server: DevServer) -> None:
 
 
 async def test_an_event_that_starts_no_run_is_sent(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event = f"{app.app_id}/stop"
     cancel = [durably.Cancel(event=event)]
 
@@ -92,7 +92,7 @@ async def test_an_event_that_starts_no_run_is_sent(server: DevServer) -> None:
 
 
 async def test_starts_and_ends_of_runs_are_followed(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id), retries=0)
     async def go(ctx: durably.Context) -> str:
@@ -156,7 +156,7 @@ async def test_the_servers_answer_is_shown_for_an_unknown_namespace(server: DevS
 
 
 async def test_the_development_engine_keeps_its_state_on_the_server(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
     async def go(ctx: durably.Context) -> None: ...

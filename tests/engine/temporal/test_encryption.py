@@ -13,7 +13,7 @@ from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
 from ...temporal.dev_server import BILLING, DevServer
 from ...waiting import async_eventually
-from .serving import ended_runs, new_app, send, serving
+from .running_apps import ended_runs, make_client, send, serving
 
 SECRET = "the-secret-of-a-customer"
 
@@ -29,7 +29,7 @@ async def stored_bytes(client: Client, app_id: str) -> AsyncIterator[tuple[str, 
 
 
 async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event, reply = f"{app.app_id}/go", f"{app.app_id}/reply"
 
     @app.create_function(fn_id="go", name="Go", trigger=durably.TriggerEvent(event=event), retries=0)
@@ -74,7 +74,7 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
 @pytest.mark.slow
 async def test_without_encryption_the_server_sees_the_data(server: DevServer) -> None:
     """The check above finds unencrypted data."""
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
     async def go(ctx: durably.Context) -> None: ...

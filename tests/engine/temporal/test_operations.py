@@ -11,11 +11,11 @@ from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedEr
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually
-from .serving import ended_runs, new_app, send, serving
+from .running_apps import ended_runs, make_client, send, serving
 
 
 async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="go", name="Go", trigger=durably.TriggerEvent(event=app.app_id))
     async def go(ctx: durably.Context) -> None: ...
@@ -56,7 +56,7 @@ async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServe
 
 
 async def test_events_are_those_that_started_runs(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event = f"{app.app_id}/go"
 
     @app.create_function(fn_id="one", trigger=durably.TriggerEvent(event=event))
@@ -79,7 +79,7 @@ async def test_events_are_those_that_started_runs(server: DevServer) -> None:
 
 
 async def test_cancellations_and_invocations_return_the_run(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="nap", trigger=durably.TriggerEvent(event=app.app_id))
     async def nap(ctx: durably.Context) -> None:

@@ -15,7 +15,7 @@ from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup
 from ...temporal.dev_server import DevServer
 from ...temporal.proxy import Proxy
 from ...waiting import async_eventually
-from .serving import new_app
+from .running_apps import make_client
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ async def test_workers_start_once_their_server_is_back(server: DevServer, caplog
     proxy = Proxy(server.port)
     client = await Client.connect(proxy.address, data_converter=DATA_CONVERTER)
     engine = WorkflowEngine(client, EngineSettings())
-    app = new_app()
+    app = make_client()
 
     async def call(*_: object) -> object:
         raise AssertionError("no function is called")

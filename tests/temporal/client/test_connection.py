@@ -66,6 +66,22 @@ def test_event_loops_of_several_threads_share_one_connection(proxy: Proxy) -> No
     assert proxy.opened == 1
 
 
+def test_callers_that_come_as_the_connection_is_made_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+
+    async def connect(self: Temporal) -> object:
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr(Temporal, "connect", connect)
+    for _ in range(50):
+        made.clear()
+        temporal = Temporal("127.0.0.1:1")
+        with ThreadPoolExecutor(12) as pool:
+            used = list(pool.map(lambda _, temporal=temporal: asyncio.run(temporal.client()), range(12)))
+        assert len(made) == len(set(used)) == 1
+
+
 async def test_cancelled_caller_keeps_the_connection_of_the_others(proxy: Proxy) -> None:
     temporal = Temporal(proxy.address)
     impatient = asyncio.create_task(temporal.client())

@@ -1,6 +1,5 @@
 """Several connections in one app: their settings, gateways, workers and commands."""
 
-import asyncio
 import os
 import re
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import httpx
 import pytest
 
 from durably.io.background_loop import get_background_loop
@@ -135,50 +133,6 @@ def fast_api_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tupl
     return ask
 
 
-def starlette_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tuple[int, Any]]:
-    from starlette.applications import Starlette
-    from starlette.testclient import TestClient
-
-    from durably.temporal.starlette import routes
-
-    app = Starlette(routes=[each for name, gateway in gateways.items() for each in routes(gateway, prefix=f"/{name}")])
-    client = TestClient(app)
-
-    def ask(method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        response = client.request(method, path, json=body)
-        return response.status_code, response.json()
-
-    return ask
-
-
-def tornado_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tuple[int, Any]]:
-    import tornado.httpserver
-    import tornado.netutil
-    import tornado.web
-
-    from durably.temporal.tornado import routes
-
-    app = tornado.web.Application(
-        [each for name, gateway in gateways.items() for each in routes(gateway, prefix=f"/{name}")]
-    )
-    [listener] = tornado.netutil.bind_sockets(0, "127.0.0.1")
-
-    async def serve(method: str, path: str, body: Any) -> tuple[int, Any]:
-        """Serve one request on a separate loop."""
-        server = tornado.httpserver.HTTPServer(app)
-        server.add_sockets([listener.dup()])
-        try:
-            async with httpx.AsyncClient(timeout=PATIENCE.total_seconds()) as client:
-                url = f"http://127.0.0.1:{listener.getsockname()[1]}{path}"
-                response = await client.request(method, url, json=body)
-                return response.status_code, response.json()
-        finally:
-            server.stop()
-            await server.close_all_connections()
-
-    return lambda method, path, body=None: asyncio.run(serve(method, path, body))
-
-
 @pytest.fixture(scope="module")
 def billing(temporal: Temporal) -> Iterator[Temporal]:
     billing = Temporal(namespace=BILLING, task_queue="billing", name="billing", same_server_as=temporal)
@@ -187,7 +141,7 @@ def billing(temporal: Temporal) -> Iterator[Temporal]:
 
 
 @pytest.mark.usefixtures("worker")
-@pytest.mark.parametrize("make", [flask_app, fast_api_app, starlette_app, tornado_app])
+@pytest.mark.parametrize("make", [flask_app, fast_api_app])
 def test_each_gateway_knows_the_workflows_of_its_namespace(
     temporal: Temporal, billing: Temporal, make: Callable[..., Any]
 ) -> None:

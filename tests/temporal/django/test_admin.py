@@ -2,7 +2,6 @@
 
 import html
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
@@ -152,9 +151,7 @@ def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Tem
 def test_pages_of_the_list(root: Browser, site: DjangoSite, temporal: Temporal) -> None:
     kind = uuid.uuid4().hex
     handles = [wait(temporal, site, f"{kind}-{number}") for number in range(51)]
-    end = time.monotonic() + 20
-    while "51 workflows" not in root.get(LIST, id=kind).text:
-        assert time.monotonic() < end
+    eventually(lambda: "51 workflows" in root.get(LIST, id=kind).text, "the workflows are indexed")
     first = root.get(LIST, id=kind)
     rest = root.get(LIST + re.findall(r'href="(\?[^"]*page=[^"]*)"', first.text)[0].replace("&amp;", "&"))
     shown = [len(re.findall(r"change/\?run=", page.text)) for page in (first, rest)]
@@ -212,10 +209,10 @@ def test_links_to_previous_next_and_first_run_and_to_temporals_ui(
 def test_links_to_parent_and_children(root: Browser, site: DjangoSite, temporal: Temporal) -> None:
     id = f"parent-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("ParentWorkflow", id=id, task_queue=site.task_queue)
-    end = time.monotonic() + 30
-    while "Running child" not in (links := links_of(page := page_of(root, handle))):
-        assert time.monotonic() < end, page.text
-    child = root.get(links["Running child"])
+    page = eventually(
+        lambda: page_of(root, handle), "the child runs", is_right=lambda page: "Running child" in links_of(page)
+    )
+    child = root.get(links_of(page)["Running child"])
     assert f"<td>{id}-child</td>" in child.text
     assert root.get(links_of(child)["Parent"]).url.path == page.url.path
     temporal.sync.get_workflow_handle(f"{id}-child").signal("greet", "hello")
@@ -259,9 +256,11 @@ def test_a_workflow_with_its_pending_activities_and_its_history(
     root: Browser, site: DjangoSite, temporal: Temporal
 ) -> None:
     handle = wait(temporal, site, f"a b/{uuid.uuid4().hex}", failing=True)
-    end = time.monotonic() + 20
-    while "is not registered on this worker" not in (page := page_of(root, handle)).text:
-        assert (page.status_code, time.monotonic() < end) == (200, True), page.text
+    page = eventually(
+        lambda: page_of(root, handle),
+        "an attempt has failed",
+        is_right=lambda page: "is not registered on this worker" in page.text,
+    )
     assert re.search(r'<table id="pending">.*<td>absent</td>.*NotFoundError: Activity function absent', page.text, re.S)
     assert re.search(r'<table id="history">.*<td>activity_task_scheduled</td><td>absent</td>', page.text, re.S)
     handle.terminate()

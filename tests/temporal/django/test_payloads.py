@@ -6,7 +6,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.converter import DataConverter
 
 from durably.temporal import Temporal
-from durably.temporal.django.workflow_pages import MAX_BYTES, MAX_CHARACTERS, PayloadText, payload_texts
+from durably.temporal.django.workflow_pages import MAX_BYTES, MAX_CHARACTERS, PayloadText, payload_text
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
 
@@ -20,8 +20,7 @@ def encode(converter: DataConverter, value: object) -> Payload:
 
 
 def show(converter: DataConverter, payload: Payload) -> PayloadText:
-    [text] = asyncio.run(payload_texts(converter, [payload]))
-    return text
+    return asyncio.run(payload_text(converter, payload))
 
 
 def test_payloads_are_decrypted_and_unknown_keys_are_reported() -> None:

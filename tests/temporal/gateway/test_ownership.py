@@ -264,6 +264,21 @@ async def test_authorize_decides_by_the_workflow(temporal: Temporal, is_async: b
     await (await temporal.client()).get_workflow_handle(started["workflow_id"]).terminate()
 
 
+async def test_authorize_gets_the_owner_of_all_workflows_of_a_list() -> None:
+    owners: list[str | None] = []
+
+    def authorize(action: Action) -> bool:
+        owners.append(action.owner)
+        return False
+
+    exposed = expose(SleepingWorkflow, name="flows", owner=str, staff=lambda user: user == "staff")
+    gateway = Gateway(Temporal("127.0.0.1:1", task_queue="none"), [exposed], authorize=authorize)
+    for user in ("ada", "staff"):
+        for method in ("GET", "POST"):
+            assert (await ask(gateway, user, method, "flows")).status == 403
+    assert owners == ["ada", "ada", None, "staff"]
+
+
 async def test_facts_for_authorize_do_not_reveal_whether_a_workflow_exists(temporal: Temporal) -> None:
     exposed = expose(SleepingWorkflow, name="flows", owner=str, memo=lambda value: {"locked": True})
     gateway = Gateway(temporal, [exposed], authorize=lambda action: not action.memo.get("locked"))

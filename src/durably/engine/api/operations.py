@@ -88,30 +88,20 @@ class Argument(msgspec.Struct, frozen=True):
         if base is RunStatus:
             return read_status(text)
         if base is int:
-            return self._read_number(text, meta if has_limits else None)
-        if base is bool:
-            return self._read_truth(text)
-        if meta is not None and meta.pattern is not None:
-            return self._read_pattern(text, meta)
-        return text
-
-    def _read_number(self, text: str, meta: msgspec.Meta | None) -> int:
-        most = 2**53 if meta is None or meta.le is None else int(meta.le)
-        if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
+            most = 2**53 if not has_limits or meta is None or meta.le is None else int(meta.le)
+            if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most:
+                return int(text)
             raise ArgumentInvalidError(f"{self.wire_name} must be a whole number from 1 to {most}, not {text!r}")
-        return int(text)
-
-    def _read_truth(self, text: str) -> bool:
-        if text not in ("true", "false"):
+        if base is bool:
+            if text in ("true", "false"):
+                return text == "true"
             raise ArgumentInvalidError(f"{self.wire_name} must be true or false, not {text!r}")
-        return text == "true"
-
-    def _read_pattern(self, text: str, meta: msgspec.Meta) -> str:
-        try:
-            msgspec.convert(text, Annotated[str, meta])
-        except msgspec.ValidationError:
-            raise ArgumentInvalidError(f"{self.wire_name} must be {meta.description}, not {text!r}") from None
-        return text.upper()
+        if meta is not None and meta.pattern is not None:
+            try:
+                return msgspec.convert(text, Annotated[str, meta]).upper()
+            except msgspec.ValidationError:
+                raise ArgumentInvalidError(f"{self.wire_name} must be {meta.description}, not {text!r}") from None
+        return text
 
     def write(self, value: Any) -> str:
         """The string of a value in a path, query or header."""

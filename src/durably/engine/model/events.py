@@ -14,7 +14,7 @@ from ulid import ULID
 from durably.engine.core.expressions import Equality, Expression
 from durably.engine.core.run_state import Origin, RunStatus
 from durably.protocol.call import NotUtf8Error, TooDeepError, check_nesting
-from durably.protocol.engine_errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
+from durably.protocol.engine_errors import EngineError, EventInvalidError, EventTooLargeError, JsonInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import INTERNAL_PREFIX, Event, InternalEvent
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_EVENTS_PER_POST, MAX_NESTING
@@ -374,7 +374,7 @@ def _too_large(encoded: bytes, most: int, what: str) -> EventTooLargeError:
     return EventTooLargeError(f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
 
 
-def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = BodyInvalidError) -> T:
+def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = JsonInvalidError) -> T:
     """Decode JSON.
 
     Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value.

@@ -114,14 +114,12 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         self._require(request, "view_workflow")
         connection, temporal = _connection(request)
         filters = {name: request.GET.get(name, "") for name in ("status", "started", *TEXT_FILTERS, *ATTRIBUTE_FILTER)}
-        searched = search(filters, dt.datetime.now(dt.UTC), [each.key for each in temporal.search_attributes])
+        query, problems = search(filters, dt.datetime.now(dt.UTC), [each.key for each in temporal.search_attributes])
         pages = _pages(request, "list", connection, *(f"{name}={value}" for name, value in filters.items()))
-        problems, page = dict(searched.problems), None
+        page = None
         if not problems:
             try:
-                page = temporal.sync.run(
-                    lambda client: fetch_rows(client, searched.query, request.GET.get("page"), pages)
-                )
+                page = temporal.sync.run(lambda client: fetch_rows(client, query, request.GET.get("page"), pages))
             except (Problem, RPCError) as error:
                 if not _is_of_query(error, request):
                     raise

@@ -59,28 +59,19 @@ class PayloadText:
     note: str | None = None
 
 
-async def payload_texts(converter: DataConverter, payloads: Iterable[Payload]) -> list[PayloadText]:
-    """The texts of payloads. The note of an unreadable payload has the reason."""
-    return [await _payload_text(converter, payload) for payload in payloads]
-
-
-async def _payload_text(converter: DataConverter, payload: Payload) -> PayloadText:
+async def payload_text(converter: DataConverter, payload: Payload) -> PayloadText:
+    """The text of a payload. The note of an unreadable payload has the reason."""
     if payload.ByteSize() > MAX_BYTES:
         return PayloadText("", f"{payload.ByteSize():,} bytes: too large to show")
     try:
         [value] = await converter.decode([payload])
-        text = _to_text(value)
+        is_bytes = isinstance(value, bytes)
+        text = f"{len(value):,} bytes" if is_bytes else json.dumps(value, indent=2, ensure_ascii=False, default=str)
     except Exception as error:
         return PayloadText("", f"it cannot be decoded: {type(error).__name__}: {error}"[:1000])
     if len(text) > MAX_CHARACTERS:
         return PayloadText(text[:MAX_CHARACTERS], f"the first {MAX_CHARACTERS:,} of {len(text):,} characters")
     return PayloadText(text)
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return f"{len(value):,} bytes"
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
 DEVELOPMENT_UI = "http://localhost:8233"
@@ -104,40 +95,30 @@ class RunLink:
 
 def run_links(
     client: Client, described: WorkflowExecutionDescription, start: RawEvent | None, end: RawEvent | None
-) -> list[RunLink]:
+) -> Iterator[RunLink]:
     """Parent, root, first, previous and next run, and running children.
 
     ``start`` and ``end`` are the run's events.
     """
-    return [link for link in _links(client, described, start, end) if link.run_id != described.run_id]
-
-
-def _links(
-    client: Client, described: WorkflowExecutionDescription, start: RawEvent | None, end: RawEvent | None
-) -> Iterator[RunLink]:
-    info, own = described.raw_info, described.id
+    info, own, raw = described.raw_info, described.id, described.raw_description
     begun = None if start is None else start.workflow_execution_started_event_attributes
+    ended = None if end is None else getattr(end, end.WhichOneof("attributes") or "", None)
     if described.parent_id:
         namespace = _other_namespace(client, begun.parent_workflow_namespace if begun else "")
         yield RunLink("Parent", described.parent_id, described.parent_run_id or "", namespace)
     root = info.root_execution
     if root.workflow_id not in ("", own, described.parent_id):
         yield RunLink("Root", root.workflow_id, root.run_id)
-    if info.first_run_id:
-        yield RunLink("First run", own, info.first_run_id)
-    if begun is not None and begun.continued_execution_run_id:
-        yield RunLink("Previous run", own, begun.continued_execution_run_id)
-    if following := _next_run(described, end):
-        yield RunLink("Next run", own, following)
-    for child in described.raw_description.pending_children:
+    runs = {
+        "First run": info.first_run_id,
+        "Previous run": begun.continued_execution_run_id if begun else "",
+        "Next run": getattr(ended, "new_execution_run_id", "") or raw.workflow_extended_info.reset_run_id,
+    }
+    for relation, run_id in runs.items():
+        if run_id not in ("", described.run_id):
+            yield RunLink(relation, own, run_id)
+    for child in raw.pending_children:
         yield RunLink("Running child", child.workflow_id, child.run_id)
-
-
-def _next_run(described: WorkflowExecutionDescription, end: RawEvent | None) -> str:
-    attributes = None if end is None else getattr(end, end.WhichOneof("attributes") or "", None)
-    return getattr(attributes, "new_execution_run_id", "") or (
-        described.raw_description.workflow_extended_info.reset_run_id
-    )
 
 
 def event_link(client: Client, event: RawEvent) -> RunLink | None:
@@ -154,28 +135,12 @@ def _other_namespace(client: Client, namespace: str) -> str | None:
     return namespace if namespace and namespace != client.namespace else None
 
 
-async def first_event(
-    client: Client, described: WorkflowExecutionDescription, timeout: dt.timedelta
-) -> RawEvent | None:
-    """Raises ``RPCError``."""
-    return await _one_event(client, described, timeout, WorkflowHistoryEventFilterType.ALL_EVENT)
-
-
-async def closing_event(
-    client: Client, described: WorkflowExecutionDescription, timeout: dt.timedelta
-) -> RawEvent | None:
-    """The last event of a closed run. Raises ``RPCError``."""
-    return await _one_event(client, described, timeout, WorkflowHistoryEventFilterType.CLOSE_EVENT)
-
-
 async def _one_event(
-    client: Client,
-    described: WorkflowExecutionDescription,
-    timeout: dt.timedelta,
-    kind: WorkflowHistoryEventFilterType,
+    client: Client, described: WorkflowExecutionDescription, kind: WorkflowHistoryEventFilterType
 ) -> RawEvent | None:
+    """The first event of a run, or the last one of a closed run. Raises ``RPCError``."""
     handle = client.get_workflow_handle(described.id, run_id=described.run_id)
-    events = handle.fetch_history_events(page_size=1, event_filter_type=kind, rpc_timeout=timeout)
+    events = handle.fetch_history_events(page_size=1, event_filter_type=kind, rpc_timeout=RPC_TIMEOUT)
     await events.fetch_next_page()
     return next(iter(events.current_page or ()), None)
 
@@ -206,6 +171,8 @@ def ui_url(temporal: Temporal, connection: str) -> str | None:
         return DEVELOPMENT_UI
     return CLOUD_UI if host.endswith(_CLOUD_DOMAINS) else None
 
+
+_Filter = WorkflowHistoryEventFilterType
 
 PAGE_SIZE = 50
 HISTORY_PAGE_SIZE = 200
@@ -273,22 +240,16 @@ class Details:
     next_page: str | None
 
 
-@dataclass(frozen=True)
-class Search:
-    """A list filter for the server, and the problems of filters by their names."""
-
-    query: str
-    problems: Mapping[str, str]
-
-
-def search(filters: Mapping[str, str], now: dt.datetime, declared: Iterable[SearchAttributeKey[Any]] = ()) -> Search:
-    """The search for the filters of the list page.
+def search(
+    filters: Mapping[str, str], now: dt.datetime, declared: Iterable[SearchAttributeKey[Any]] = ()
+) -> tuple[str, dict[str, str]]:
+    """A list filter for the server, and the problems of filters of the list page by their names.
 
     ``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue``, ``attribute`` and ``value``. Unknown statuses
     and periods are ignored. ``declared`` are the search attributes whose types are known; the others are Keywords.
     """
-    clauses = []
-    problems = {}
+    clauses: list[str] = []
+    problems: dict[str, str] = {}
     if status := SERVER_STATUSES.get(filters.get("status", "")):
         clauses.append(condition("ExecutionStatus", "=", status))
     if period := PERIODS.get(filters.get("started", "")):
@@ -311,7 +272,7 @@ def search(filters: Mapping[str, str], now: dt.datetime, declared: Iterable[Sear
             problems[name] = f"{attribute}: {error.errors()[0]['msg']}"
         except Problem as problem:
             problems[name] = problem.detail
-    return Search(" AND ".join(clauses), problems)
+    return " AND ".join(clauses), problems
 
 
 _PARSED = (int, float, bool)
@@ -349,9 +310,9 @@ async def fetch_details(
     )
     await events.fetch_next_page()
     found = events.current_page or ()
-    start = await first_event(client, described, RPC_TIMEOUT) if page else next(iter(found), None)
+    start = await _one_event(client, described, _Filter.ALL_EVENT) if page else next(iter(found), None)
     is_running = is_open(described.status)
-    end = None if is_running else await closing_event(client, described, RPC_TIMEOUT)
+    end = None if is_running else await _one_event(client, described, _Filter.CLOSE_EVENT)
     missing = None
     if is_running:
         with contextlib.suppress(RPCError):  # The page shows what the server answers.
@@ -360,7 +321,7 @@ async def fetch_details(
     return Details(
         row=row_of(described),
         is_running=is_running,
-        links=run_links(client, described, start, end),
+        links=list(run_links(client, described, start, end)),
         history_length=described.history_length,
         memo=await described.memo() if with_payloads else {},
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
@@ -377,12 +338,10 @@ async def _payloads(
 ) -> Mapping[str, list[PayloadText]]:
     found = {}
     if start is not None:
-        given = start.workflow_execution_started_event_attributes.input.payloads
-        found["Input"] = await payload_texts(converter, given)
+        found["Input"] = start.workflow_execution_started_event_attributes.input.payloads
     if end is not None and end.HasField("workflow_execution_completed_event_attributes"):
-        given = end.workflow_execution_completed_event_attributes.result.payloads
-        found["Result"] = await payload_texts(converter, given)
-    return found
+        found["Result"] = end.workflow_execution_completed_event_attributes.result.payloads
+    return {title: [await payload_text(converter, each) for each in payloads] for title, payloads in found.items()}
 
 
 def _shown(value: Any) -> Any:

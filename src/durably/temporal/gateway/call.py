@@ -116,6 +116,7 @@ class Call:
 
     def action(self) -> Action:
         """The request as ``authorize`` gets it."""
+        is_of_several = self.endpoint.operation is Operation.LIST and self.access.sees_all
         return Action(
             operation=self.endpoint.operation,
             exposure=self.exposure,
@@ -125,7 +126,7 @@ class Call:
             principal=self.request.principal,
             request=self.request.raw_request,
             find_facts=self._find_facts,
-            facts=None if self.endpoint.id_names else Facts(owner=self.access.owner),
+            facts=None if self.endpoint.id_names else Facts(owner=None if is_of_several else self.access.owner),
         )
 
     async def _find_facts(self) -> Facts:

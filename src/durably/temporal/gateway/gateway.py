@@ -149,7 +149,7 @@ class Gateway:
       API: ``authorize`` must enforce them.
     - ``limits``: limits of waits, bodies and streams.
     - ``app_parameters``: names of query parameters that the app itself reads, such as in ``authorize``. The gateway
-      answers 400 to unknown ones. It knows the parameters of FastAPI's dependencies.
+      answers 400 to unknown ones. It knows the parameters of the dependencies of FastAPI's ``router()``.
     - ``title``: that of the OpenAPI document, at ``openapi.json``.
     - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
       own copy of the npm package ``swagger-ui-dist``. ``authorize`` guards neither the document nor the page.
@@ -187,8 +187,8 @@ class Gateway:
                 f'owner_attribute="{owner_attribute}" is not the name of a search attribute: letters, digits, _'
             )
         for exposure in exposures:
-            title = f"expose({exposure.workflow_type}"
-            temporal.add_search_attributes(*exposure.attribute_keys, where=f"{title})")
+            where = f"expose({exposure.workflow_type}"
+            temporal.add_search_attributes(*exposure.attribute_keys, where=f"{where})")
             if exposure.owner is not None:
                 if allow_anonymous:
                     raise TemporalSettingsError(
@@ -196,7 +196,7 @@ class Gateway:
                     )
                 # The first request registers it: a namespace without it is not an error yet.
                 key = SearchAttributeKey.for_keyword(owner_attribute)
-                temporal.owner_attributes.append(DeclaredAttribute(key, f"{title}, owner=…)"))
+                temporal.owner_attributes.append(DeclaredAttribute(key, f"{where}, owner=…)"))
         self.security_schemes = security_schemes or {}
         self.limits = limits or Limits()
         self.endpoints = Endpoints(ROUTES, exposures)
@@ -214,10 +214,10 @@ class Gateway:
 
     async def handle(self, request: GatewayRequest, *, io: IO | None = None) -> GatewayResponse:
         """The response to a request. Errors of clients and of the server are problems."""
-        if (document := self._documents.answer(request)) is not None:
-            return document
         start, endpoint = time.perf_counter(), None
         try:
+            if (document := self._documents.answer(request)) is not None:
+                return document
             if request.method == "OPTIONS":
                 return self.endpoints.options(request.path)
             endpoint, ids = self.endpoints.find(request.method, request.path)
@@ -317,7 +317,8 @@ class Gateway:
         try:
             call.client = await self.temporal.client()
         except TemporalUnreachableError:
-            note_workflow(call.workflow_id)  # Otherwise the client notes it.
+            if call.workflow_id:
+                note_workflow(call.workflow_id)  # Otherwise the client notes it.
             raise
         if call.endpoint.id_names:
             await call.describe()

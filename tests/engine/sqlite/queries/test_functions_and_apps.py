@@ -13,7 +13,7 @@ from durably.engine.model.runs import MatchCount, to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import searches
 from durably.engine.sqlite.queries.functions import percentile
-from durably.engine.sqlite.tables.counts import HOUR, MINUTE
+from durably.engine.sqlite.statistics import HOUR, MINUTE
 from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError, SelectionInvalidError
 
 from ...conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send

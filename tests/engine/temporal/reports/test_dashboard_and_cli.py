@@ -21,7 +21,7 @@ from durably.protocol.headers import ServerKind
 from ....ports import free_port
 from ....temporal.dev_server import DevServer
 from ....waiting import async_eventually
-from ..serving import ended_runs, new_app, send, serving
+from ..running_apps import ended_runs, make_client, send, serving
 
 UI = "http://temporal.example"
 
@@ -49,7 +49,7 @@ async def durably_command(url: str, *arguments: str) -> "subprocess.CompletedPro
 
 @pytest.mark.slow
 async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event = f"{app.app_id}/go"
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=event), retries=0)
@@ -100,12 +100,12 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
 
 
 async def test_runs_link_to_temporals_ui(server: DevServer) -> None:
-    async with serving(server.address, new_app(), [], settings=EngineSettings(temporal_ui=f"{UI}/")) as engine:
+    async with serving(server.address, make_client(), [], settings=EngineSettings(temporal_ui=f"{UI}/")) as engine:
         info = await engine.describe_engine()
         assert info.run_url == f"{UI}/namespaces/default/workflows/durably%2Frun%2F{{run_id}}"
 
 
 @pytest.mark.parametrize("settings", [EngineSettings()])
 async def test_no_link_without_an_address(server: DevServer, settings: EngineSettings) -> None:
-    async with serving(server.address, new_app(), [], settings=settings) as engine:
+    async with serving(server.address, make_client(), [], settings=settings) as engine:
         assert (await engine.describe_engine()).run_url is None

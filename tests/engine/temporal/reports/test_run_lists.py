@@ -14,13 +14,13 @@ from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidEr
 
 from ....temporal.dev_server import DevServer
 from ....waiting import async_eventually
-from ..serving import ended_runs, new_app, send, serving
+from ..running_apps import ended_runs, make_client, send, serving
 
 
 async def test_runs_are_found_by_function_status_event_time_and_condition(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = new_app()
+    app = make_client()
     paid, other = f"{app.app_id}/paid", f"{app.app_id}/other"
 
     @app.create_function(fn_id="pay", trigger=durably.TriggerEvent(event=paid), retries=0)
@@ -75,7 +75,7 @@ async def test_runs_are_found_by_function_status_event_time_and_condition(
 
 
 async def test_runs_are_counted_by_status(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event = f"{app.app_id}/go"
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=event), retries=0)
@@ -118,7 +118,7 @@ async def test_runs_are_counted_by_status(server: DevServer) -> None:
 
 
 async def test_conditions_that_the_index_lacks_are_refused(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="f", trigger=durably.TriggerEvent(event=app.app_id))
     async def f(ctx: durably.Context) -> None: ...
@@ -140,7 +140,7 @@ async def test_conditions_that_the_index_lacks_are_refused(server: DevServer) ->
 
 
 async def test_an_invoked_run_names_its_parent(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event = f"{app.app_id}/go"
 
     @app.create_function(fn_id="child", trigger=durably.TriggerEvent(event=f"{event}-child"))
@@ -162,7 +162,7 @@ async def test_an_invoked_run_names_its_parent(server: DevServer) -> None:
 
 
 async def test_workflows_of_others_are_not_listed_as_runs(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="notify", trigger=durably.TriggerEvent(event=f"{app.app_id}/go"))
     async def notify(ctx: durably.Context) -> None: ...

@@ -16,13 +16,13 @@ from durably.protocol.opcodes import Opcode
 
 from ....temporal.dev_server import DevServer
 from ....waiting import async_eventually
-from ..serving import ended_runs, new_app, send, serving
+from ..running_apps import ended_runs, make_client, send, serving
 
 HOUR = dt.timedelta(hours=1)
 
 
 async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     event = f"{app.app_id}/go"
     failures = 1
 
@@ -95,7 +95,7 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
 
 
 async def test_live_run_shows_its_steps_and_its_delays_can_be_skipped(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     goes_on = asyncio.Event()
     began = asyncio.Event()
 
@@ -146,7 +146,7 @@ async def test_live_run_shows_its_steps_and_its_delays_can_be_skipped(server: De
 
 
 async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
 
     @app.create_function(fn_id="nap", trigger=durably.TriggerEvent(event=app.app_id))
     async def nap(ctx: durably.Context) -> None:
@@ -177,7 +177,7 @@ async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -
 
 
 async def test_the_time_until_the_first_call_is_shown_as_queued(server: DevServer) -> None:
-    app = new_app()
+    app = make_client()
     began, goes_on = asyncio.Event(), asyncio.Event()
 
     @app.create_function(

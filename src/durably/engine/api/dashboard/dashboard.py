@@ -56,10 +56,6 @@ def name_permission(action: str) -> str:
     return f"the permission {action}"
 
 
-def _of_operators(action: str) -> str:
-    return f"the key of operators, for the action {action},"
-
-
 class DashboardConfigError(errors.EngineError):
     """A dashboard has no policy, or two."""
 
@@ -104,7 +100,7 @@ class Dashboard:
         return Dashboard(
             self._engine,
             authorize=lambda action: not action.is_change,
-            permission_of=_of_operators,
+            permission_of=lambda action: f"the key of operators, for the action {action},",
             finding_of=self._finding_of,
         )
 
@@ -125,8 +121,11 @@ class Dashboard:
         self, request: DashboardRequest, template: str, status: int = 200, **values: Any
     ) -> DashboardResponse:
         """A page that needs no permission, and no data of the engine."""
-        visit = Visit(self._engine, request, _may_nothing, arguments={}, form={})
-        visit.info = self._info or visit.info
+
+        async def may_nothing(action: str, subject: str | None) -> bool:
+            return False
+
+        visit = Visit(self._engine, request, may_nothing, info=self._info or EngineInfo(kind=""))
         return _protected(await visit.page(template, status=status, **values))
 
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
@@ -147,10 +146,11 @@ class Dashboard:
             self._engine,
             request,
             lambda action, subject: self._may(request, action, subject),
+            info=self._info,
+            finding=self._finding_of(request),
             arguments=arguments,
             form=form,
         )
-        visit.info, visit.finding = self._info, self._finding_of(request)
         visit.live = await self._live_url(visit, route)
         return await route.handle(visit)
 
@@ -211,10 +211,6 @@ class Dashboard:
 
 def _protected(response: DashboardResponse) -> DashboardResponse:
     return replace(response, headers=[*HEADERS.items(), *response.headers])
-
-
-async def _may_nothing(action: str, subject: str | None) -> bool:
-    return False
 
 
 def _answer_static(request: DashboardRequest) -> DashboardResponse:

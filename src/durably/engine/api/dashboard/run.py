@@ -5,7 +5,6 @@ its event again."""
 
 import asyncio
 import datetime as dt
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,7 +13,6 @@ from durably.engine.model.runs import FromStep, Relation, RunReport, Step, StepS
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
-from .formats import FormError
 from .messages import DashboardResponse
 from .run_as_test import write_test
 from .values import answer_value, build_tree, tree_of
@@ -55,7 +53,8 @@ async def _run_page(visit: Visit, *, refused: str | None = None, error: str | No
     run = report.run
     now = dt.datetime.now(dt.UTC)
     waterfall = lay_out(report, now, visit.query.get("zoom"))
-    own = own_state(visit.query if error is None else visit.form)
+    given = visit.query if error is None else visit.form
+    own = {name: given[name] for name in ("step", "zoom") if name in given}
     chosen = next((step for step in report.steps if step.hashed_id == own.get("step")), None)
     may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun", "skip_delays")}
     may["receive_events"] = await visit.may("receive_events")
@@ -90,11 +89,6 @@ async def _run_page(visit: Visit, *, refused: str | None = None, error: str | No
 def pretty(encoded: msgspec.Raw) -> str:
     """JSON with line ends, for editing."""
     return msgspec.json.format(bytes(encoded), indent=2).decode(errors="replace")
-
-
-def own_state(query: Mapping[str, str]) -> dict[str, str]:
-    """The parts of the query that choose what the page shows."""
-    return {name: query[name] for name in ("step", "zoom") if name in query}
 
 
 def failed_step(report: RunReport) -> Step | None:
@@ -206,21 +200,13 @@ async def rerun(visit: Visit) -> DashboardResponse:
     """
     step, given = visit.form.get("step"), visit.form.get("input")
     try:
-        from_step = None if step is None else FromStep(step, None if given is None else read_arguments(given))
-    except FormError as error:
-        return await _run_page(visit, refused=given, error=str(error))
+        arguments = None if given is None else msgspec.json.decode(given, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        wanted = 'The input must be a JSON array of the arguments of the step, such as [{"id": 7}, true]'
+        return await _run_page(visit, refused=given, error=f"{wanted}: {error}.")
+    from_step = None if step is None else FromStep(step, arguments)
     new_id = await visit.engine.rerun(visit.arguments["run_id"], from_step=from_step)
     return visit.redirect(f"/runs/{new_id}", notice="rerun")
-
-
-def read_arguments(text: str) -> list[msgspec.Raw]:
-    """The arguments of a step from a JSON array. Raises ``FormError``."""
-    try:
-        return msgspec.json.decode(text, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise FormError(
-            f'The input must be a JSON array of the arguments of the step, such as [{{"id": 7}}, true]: {error}.'
-        ) from None
 
 
 async def send_event(visit: Visit) -> DashboardResponse:

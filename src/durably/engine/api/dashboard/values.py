@@ -162,26 +162,18 @@ async def answer_value(visit: Visit, name: str, encoded: bytes, of: str, **value
     """
     at, first = visit.query.get("at", ""), visit.query.get("from", "0")
     if "raw" in visit.query:
-        return _download(name, encoded)
+        headers = [
+            ("content-type", "application/json"),
+            ("content-disposition", f'attachment; filename="{name}.json"'),
+            ("cache-control", "no-store"),
+        ]
+        return DashboardResponse(status_code=200, headers=headers, body=encoded)
     start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
     try:
         # In a thread: the event loop may be the app's own, and the value may have megabytes.
-        tree = await asyncio.to_thread(_read_tree, encoded, at, start)
+        tree = await asyncio.to_thread(
+            lambda: build_tree(find(decode(encoded), at), pointer=at, start=start, most_text=_MOST_SHOWN)
+        )
     except PointerError:
         raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
     return await visit.page("value.html", of=of, at=at, start=start, tree=tree, **values)
-
-
-def _read_tree(encoded: bytes, at: str, start: int) -> JsonNode:
-    """Raises ``PointerError``."""
-    value = find(decode(encoded), at)
-    return build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
-
-
-def _download(name: str, encoded: bytes) -> DashboardResponse:
-    headers = [
-        ("content-type", "application/json"),
-        ("content-disposition", f'attachment; filename="{name}.json"'),
-        ("cache-control", "no-store"),
-    ]
-    return DashboardResponse(status_code=200, headers=headers, body=encoded)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -30,6 +31,8 @@ from .messages import (
 from .templating import render
 
 VIEW = "view"
+NO_FIELDS: Mapping[str, str] = MappingProxyType({})
+NOT_FOUND = Finding()
 _ARGUMENT = re.compile(r"\{(\w+)\}")
 _WITH_SLASHES = frozenset({"function_id"})
 """Arguments that may contain slashes: apps choose the ids of their functions."""
@@ -171,13 +174,15 @@ class Visit:
         request: DashboardRequest,
         may: Callable[[str, str | None], Awaitable[bool]],
         *,
-        arguments: Mapping[str, str],
-        form: Mapping[str, str],
+        info: EngineInfo,
+        finding: Finding = NOT_FOUND,
+        arguments: Mapping[str, str] = NO_FIELDS,
+        form: Mapping[str, str] = NO_FIELDS,
     ) -> None:
         self.engine, self.request, self.arguments, self.form = engine, request, arguments, form
+        self.info, self.finding = info, finding
         self.query = parse_fields(request.query)
         self.live: str | None = None
-        self.info, self.finding = EngineInfo(kind=""), Finding()
         self._may = may
         self._token = read_token(request)
         self._headers: list[tuple[str, str]] = []

@@ -24,7 +24,7 @@ from durably.engine.api.interface import Engine, LocalEngine
 from durably.engine.api.operations import Access, Operation, operations_of
 from durably.engine.model.events import decode_json, explain_json_error
 from durably.engine.model.runs import RunUpdate
-from durably.protocol.engine_errors import BodyInvalidError, DatabaseLostError, EngineError
+from durably.protocol.engine_errors import DatabaseLostError, EngineError, JsonInvalidError
 from durably.protocol.events import AppSyncBody
 from durably.protocol.headers import Header, Query, ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES, MAX_REQUEST_BYTES
@@ -109,7 +109,7 @@ async def _execute(operation: Operation, api: ApiState, request: web.Request) ->
             operation, request.match_info, request.query, request.headers, body, has_limits=api.has_limits
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BodyInvalidError(explain_json_error(body, error)) from None
+        raise JsonInvalidError(explain_json_error(body, error)) from None
     result = shown = await getattr(api.engine, operation.name)(**arguments)
     if not result and await operation.is_missing(api.engine, arguments, result):
         assert operation.missing is not None

@@ -65,7 +65,7 @@ class NotAnEngineError(EngineError):
 # statuses
 
 _STATUSES: dict[type[EngineError], int] = {
-    errors.BodyInvalidError: 400,
+    errors.JsonInvalidError: 400,
     errors.CheckpointInvalidError: 400,
     errors.ConfigInvalidError: 400,
     errors.EventInvalidError: 400,

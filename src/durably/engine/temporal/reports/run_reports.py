@@ -5,7 +5,7 @@ A worker of the engine answers queries, also for ended runs.
 
 import datetime as dt
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.calls import join_memos
 from durably.engine.model.records import AttemptRow, StepRow
-from durably.engine.model.run_report import RunRows, report_attempts, report_calls, report_run, report_steps
+from durably.engine.model.run_report import RunRows, report_attempts, report_calls, report_run, report_steps, run_wait
 from durably.engine.model.runs import (
     Attempt,
     FromStep,
@@ -34,7 +34,7 @@ from durably.engine.temporal.ids import CALL_ID_PREFIX, run_workflow_id
 from durably.engine.temporal.messages import CopiedMemos, MemoRecord, RunInput
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.lists import RunFilter, RunLists, memo_of, status_of, stored_event
-from durably.engine.temporal.runs.record import RecordPage, RunSummary, StepsPage
+from durably.engine.temporal.runs.record import RecordPage, StepsPage
 from durably.protocol.engine_errors import RunUnavailableError, StepNotFoundError
 from durably.protocol.opcodes import hash_step_id
 
@@ -56,26 +56,16 @@ class RunReports:
         described = await self._lists.describe(run_id)
         if described is None:
             return None
-        try:
-            return await self._view_now(described)
-        except RunUnavailableError:
-            return await self._lists.view(described)
-
-    async def _view_now(self, described: WorkflowExecution) -> Run:
-        """A run with its current waits. Raises ``RunUnavailableError``."""
         run = await self._lists.view(described)
         if run.status.has_ended:
             return run
-        summary: RunSummary = await self._query(run.id, "summary", result_type=RunSummary, timeout=_SUMMARY_TIMEOUT)
-        calls = _calls_under_way(described)
-        started_at = summary.started_at or min(calls.values(), default=None)
-        return msgspec.structs.replace(
-            run,
-            status=RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING,
-            started_at=to_optional_datetime(started_at),
-            attempt=summary.attempt,
-            waiting=summary.waiting,
-        )
+        try:
+            record: RecordPage = await self._query(
+                run_id, "record", 0, result_type=RecordPage, timeout=_SUMMARY_TIMEOUT
+            )
+        except RunUnavailableError:
+            return run
+        return _live_run(run, record, _calls_under_way(described))
 
     async def steps(self, run_id: str) -> list[Step]:
         rows = await self._rows(run_id)
@@ -88,7 +78,7 @@ class RunReports:
     async def _rows(self, run_id: str) -> RunRows | None:
         """The rows of a run without its events, parent and children. Raises ``RunUnavailableError``."""
         described = await self._lists.describe(run_id)
-        return None if described is None else await self._read(described, await self._view_now(described))
+        return None if described is None else await self._read(described, await self._lists.view(described))
 
     async def calls(self, run_id: str) -> list[RunCall]:
         described = await self._lists.describe(run_id)
@@ -107,7 +97,7 @@ class RunReports:
             return None
         unavailable = None
         try:
-            rows = await self._read(described, await self._view_now(described))
+            rows = await self._read(described, await self._lists.view(described))
         except RunUnavailableError as error:
             rows = RunRows(run=await self._lists.view(described), calls=_calls_under_way(described))
             unavailable = error.message
@@ -198,7 +188,10 @@ class RunReports:
         steps: list[tuple[StepRow, bytes]] = []
         async for page in self.steps_pages(run.id):
             steps += [(row, bytes(memo)) for row, memo in zip(page.steps, page.memos, strict=True)]
-        if run.status.has_ended and record.started_at is not None:
+        calls = _calls_under_way(described)
+        if not run.status.has_ended:
+            run = _live_run(run, record, calls)
+        elif record.started_at is not None:
             run = msgspec.structs.replace(run, started_at=to_datetime(record.started_at))
         return RunRows(
             run=run,
@@ -208,7 +201,7 @@ class RunReports:
             unfinished=record.unfinished,
             state=None if run.status.has_ended else record.state,
             waits=record.waits,
-            calls=_calls_under_way(described),
+            calls=calls,
             logs=record.logs,
         )
 
@@ -254,6 +247,22 @@ class RunReports:
         link = await self._lists.link(described)
         of_parent = await self._lists.link(parent, has_relation=False)
         return msgspec.structs.replace(of_parent, relation=link.relation, step=link.step)
+
+
+def _live_run(run: Run, record: RecordPage, calls: Mapping[int, int]) -> Run:
+    """A run that has not ended, with what it waits for. ``calls`` are those of ``_calls_under_way``."""
+    state = record.state
+    assert state is not None
+    due = sorted((wait.due is None, wait.due or 0, step_id) for step_id, wait in record.waits.items())
+    first = record.waits[due[0][2]] if due else None
+    started_at = record.started_at or min(calls.values(), default=None)
+    return msgspec.structs.replace(
+        run,
+        status=RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING,
+        started_at=to_optional_datetime(started_at),
+        attempt=max((call.attempt for call in state.calls), default=0),
+        waiting=run_wait(state) if first is None else run_wait(state, due[0][2], first.due, first.topic),
+    )
 
 
 def _calls_under_way(described: WorkflowExecution) -> dict[int, int]:

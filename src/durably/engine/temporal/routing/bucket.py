@@ -27,7 +27,6 @@ from durably.engine.core.flow.admission import (
 )
 from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.temporal.messages import EventRecord
 from durably.engine.temporal.workflow_code import (
     EarliestTimer,
@@ -180,26 +179,38 @@ class FlowBucket:
         state = self.state
         state.option = request.option
         key, state.next_key = state.next_key, state.next_key + 1
+        options = msgspec.structs.asdict(request.option.options)
+        config = FunctionConfig(id=request.option.function_id, triggers=[], steps={}, **options)
+        flow = msgspec.structs.replace(read_flow(config), expressions={})  # The bucket has the key.
         trigger = Trigger(key, {"ts": self._ts(request)}, request.size)
-        admission = admit(_flow_of(request.option), trigger, self._read, now, max_batch_bytes=MAX_BATCH_BYTES)
+        admission = admit(flow, trigger, self._read, now, max_batch_bytes=MAX_BATCH_BYTES)
         self._put(admission.changes)
+        if isinstance(admission.outcome, Debounced | Batched):
+            assert request.event is not None
+            state.events[key] = request.event
+        answer = BucketAnswer(BucketOutcome.STORED)
         match admission.outcome:
             case Skip(reason):
-                return self._answer(request, BucketAnswer(BucketOutcome.SKIPPED, reason), now)
-            case Debounced() as debounced:
-                self._store_event(key, request.event)
-                self._drop_replaced(debounced.dropped)
-                return self._answer(request, BucketAnswer(BucketOutcome.STORED), now)
-            case Batched(is_full=is_full):
-                self._store_event(key, request.event)
-                if is_full:
-                    self._release(self._take_events())
-                return self._answer(request, BucketAnswer(BucketOutcome.STORED), now)
+                answer = BucketAnswer(BucketOutcome.SKIPPED, reason)
+            case Debounced(dropped=dropped):
+                replaced = None if dropped is None else state.events.pop(dropped, None)
+                if replaced is not None and replaced.invoker is not None:
+                    self._release((replaced,), replaced=True)
+            case Batched(is_full=True):
+                self._release(self._take_events())
             case Start() as start:
                 before = None if start.cancels is None else state.active.pop(start.cancels, None)
-                self._take_singleton(start.queue_entry, key, ActiveRun(request.run_id, now))
-                cancelled = None if before is None else before.run_id
-                return self._answer(request, BucketAnswer(BucketOutcome.ADMITTED, cancels=cancelled), now)
+                if start.queue_entry.singleton is not None:
+                    state.active[key] = ActiveRun(request.run_id, now)
+                    self._put(take_singleton(start.queue_entry, key))
+                answer = BucketAnswer(BucketOutcome.ADMITTED, cancels=None if before is None else before.run_id)
+        until = now + KEPT_ANSWER
+        if request.option.kind is BucketKind.IDEMPOTENCY and answer.outcome is BucketOutcome.ADMITTED and state.bucket:
+            until = max(until, state.bucket.expires or 0)
+        state.answers[request.event_id] = AnsweredEvent(answer, until)
+        if len(state.answers) > _MAX_ANSWERS:
+            del state.answers[next(iter(state.answers))]
+        return answer
 
     def _ts(self, request: BucketRequest) -> int:
         """The event's time.
@@ -219,7 +230,9 @@ class FlowBucket:
 
     def fire(self, now: int) -> None:
         """End a due debounce or batch, and remove expired state."""
-        state, bucket = self.state, self._bucket()
+        state = self.state
+        assert state.option is not None
+        bucket = Bucket(state.option.kind, state.option.function_id)
         if state.bucket is not None and state.bucket.fires_at is not None and state.bucket.fires_at <= now:
             if bucket.kind is BucketKind.DEBOUNCE:
                 ended = end_debounce(bucket, self._read, now)
@@ -251,13 +264,6 @@ class FlowBucket:
         state = self.state
         return state.bucket is None and not (state.events or state.active or state.answers or state.releases)
 
-    # states
-
-    def _bucket(self) -> Bucket:
-        option = self.state.option
-        assert option is not None
-        return Bucket(option.kind, option.function_id)
-
     def _read(self, bucket_id: str) -> bytes | None:
         return None if self.state.bucket is None else self.state.bucket.state
 
@@ -265,32 +271,6 @@ class FlowBucket:
         for change in changes:
             stored = None if change.state is None else StoredBucket(change.state, change.fires_at, change.expires)
             self.state.bucket = stored
-
-    def _answer(self, request: BucketRequest, answer: BucketAnswer, now: int) -> BucketAnswer:
-        until = now + KEPT_ANSWER
-        if request.option.kind is BucketKind.IDEMPOTENCY and self.state.bucket is not None:
-            until = max(until, self.state.bucket.expires or 0) if answer.outcome is BucketOutcome.ADMITTED else until
-        answers = self.state.answers
-        answers[request.event_id] = AnsweredEvent(answer, until)
-        if len(answers) > _MAX_ANSWERS:
-            del answers[next(iter(answers))]
-        return answer
-
-    def _take_singleton(self, queue_entry: QueueEntry, key: int, active: ActiveRun) -> None:
-        if queue_entry.singleton is not None:
-            self.state.active[key] = active
-            self._put(take_singleton(queue_entry, key))
-
-    # stored events
-
-    def _store_event(self, key: int, event: EventRecord | None) -> None:
-        assert event is not None
-        self.state.events[key] = event
-
-    def _drop_replaced(self, key: int | None) -> None:
-        dropped = None if key is None else self.state.events.pop(key, None)
-        if dropped is not None and dropped.invoker is not None:
-            self._release((dropped,), replaced=True)
 
     def _take_events(self) -> tuple[EventRecord, ...]:
         events = tuple(sorted(self.state.events.values(), key=lambda event: event.received_order))
@@ -301,12 +281,6 @@ class FlowBucket:
         option = self.state.option
         assert option is not None
         self.state.releases.append(StoredEvents(option.function_id, events, replaced))
-
-
-def _flow_of(option: BucketOption) -> Flow:
-    """A flow with one option, without a key expression: the bucket has the key."""
-    config = FunctionConfig(id=option.function_id, triggers=[], steps={}, **msgspec.structs.asdict(option.options))
-    return msgspec.structs.replace(read_flow(config), expressions={})
 
 
 ASK_RATE_LIMIT = "durably.ask_rate_limit"

@@ -37,8 +37,7 @@ from durably.engine.model.records import (
     memo_times,
     unfinished_steps,
 )
-from durably.engine.model.run_report import run_wait
-from durably.engine.model.runs import RunMetadata, RunWait
+from durably.engine.model.runs import RunMetadata
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
@@ -46,14 +45,6 @@ _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
 _MAX_PAGE_BYTES = 1024 * 1024
 _ROW_BYTES = 300
 """Approximate size of a row of the record."""
-
-
-class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The state of a run that has not ended: the answer of the query ``summary``."""
-
-    started_at: int | None = None
-    attempt: int = 0
-    waiting: RunWait | None = None
 
 
 class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -200,15 +191,6 @@ class RunRecord:
         return True
 
     # answers of queries
-
-    def summary(self, state: RunState) -> RunSummary:
-        due = sorted((wait.due is None, wait.due or 0, step_id) for step_id, wait in self._waits.items())
-        first = self._waits[due[0][2]] if due else None
-        return RunSummary(
-            started_at=self.started_at,
-            attempt=max((call.attempt for call in state.calls), default=0),
-            waiting=run_wait(state) if first is None else run_wait(state, due[0][2], first.due, first.topic),
-        )
 
     def page(self, state: RunState, after: int) -> RecordPage:
         """A page of the failed attempts after a number of them."""

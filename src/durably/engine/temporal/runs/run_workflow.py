@@ -62,7 +62,6 @@ from durably.engine.temporal.runs.record import (
     Annotation,
     RecordPage,
     RunRecord,
-    RunSummary,
     StepsPage,
     steps_page,
 )
@@ -237,10 +236,6 @@ class RunWorkflow:
     @workflow.update(name="annotate")
     def _annotate(self, annotation: Annotation) -> bool:
         return self._record.annotate(annotation)
-
-    @workflow.query(name="summary")
-    def _read_summary(self) -> RunSummary:
-        return self._record.summary(self._context.state)
 
     @workflow.query(name="record")
     def _read_record(self, after: int) -> RecordPage:
