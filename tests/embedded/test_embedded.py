@@ -115,6 +115,7 @@ async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
     with pytest.raises(FunctionNotFoundError):
         await engine.invoke("app-none", {})
     receipt = await engine.invoke("app-add", {})
+    assert receipt.run_id is not None
     assert (await engine.wait_for_run(receipt.run_id)).decode_output() == 11
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.metadata
 import logging
+import re
 import threading
 import uuid
 from collections.abc import Sequence
@@ -105,21 +106,6 @@ def test_activity_definitions_are_read() -> None:
     assert activity_definition(weigh_anything) == ActivityDefinition(None)
 
 
-def test_a_missing_definition_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(temporalio.workflow, "_Definition")
-    monkeypatch.delattr(activity, "_Definition")
-    with pytest.raises(TemporalVersionError, match=rf"temporalio {INSTALLED} .* temporalio\.workflow\._Definition"):
-        workflow_parts(ParcelWorkflow)
-    with pytest.raises(TemporalVersionError, match=rf"temporalio {INSTALLED} .* temporalio\.activity\._Definition"):
-        activity_definition(weigh)
-
-
-def test_a_changed_handler_definition_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ParcelWorkflow.send, "__temporal_signal_definition", object())
-    with pytest.raises(TemporalVersionError, match="__temporal_signal_definition of a signal handler"):
-        handler_name("signal", ParcelWorkflow.send)
-
-
 def test_the_paused_status_is_read() -> None:
     status = WorkflowExecutionStatus(8)
     assert status is PAUSED
@@ -130,11 +116,6 @@ def test_the_paused_status_is_read() -> None:
 
 class OtherStatus(StrEnum):
     RUNNING = "running"
-
-
-def test_enumeration_without_room_for_the_status_is_named() -> None:
-    with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
-        compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
 
 
 class RecordingService:
@@ -196,22 +177,43 @@ async def test_headers_are_kept_with_signals_and_updates(temporal: Temporal, wor
     assert [dict(header.fields) for header in found if header.fields] == [headers, headers]
 
 
-async def test_a_missing_service_method_is_named() -> None:
-    client: Any = StubClient(object())
-    with (
-        pytest.raises(TemporalVersionError, match=r"workflow_service\.start_workflow_execution"),
-        request_id(client, "chosen"),
-    ):
-        pytest.fail("the block was entered")
+def without(monkeypatch: pytest.MonkeyPatch, part: str) -> Any:
+    """A call that uses a private part of ``temporalio``, which is missing or has changed."""
+    other: Any = StubClient(object())
+    match part:
+        case "temporalio.workflow._Definition":
+            monkeypatch.delattr(temporalio.workflow, "_Definition")
+            return workflow_parts(ParcelWorkflow)
+        case "temporalio.activity._Definition":
+            monkeypatch.delattr(activity, "_Definition")
+            return activity_definition(weigh)
+        case "__temporal_signal_definition of a signal handler":
+            monkeypatch.setattr(ParcelWorkflow.send, "__temporal_signal_definition", object())
+            return handler_name("signal", ParcelWorkflow.send)
+        case "enumeration temporalio.client.WorkflowExecutionStatus":
+            return compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
+        case "workflow_service.start_workflow_execution":
+            with request_id(other, "chosen"):
+                return None
+        case "request_workflow_eviction":
+            return evict(other, "run")
 
 
-async def test_a_request_without_a_field_for_the_id_is_named() -> None:
-    client: Any = StubClient(RecordingService())
-    with (
-        pytest.raises(TemporalVersionError, match="the request of start_workflow_execution"),
-        request_id(client, "chosen"),
-    ):
-        await client.workflow_service.start_workflow_execution(object())
+@pytest.mark.parametrize(
+    "part",
+    [
+        "temporalio.workflow._Definition",
+        "temporalio.activity._Definition",
+        "__temporal_signal_definition of a signal handler",
+        "enumeration temporalio.client.WorkflowExecutionStatus",
+        "workflow_service.start_workflow_execution",
+        "request_workflow_eviction",
+    ],
+)
+def test_a_missing_part_is_named(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    with pytest.raises(TemporalVersionError, match=re.escape(part)) as missing:
+        without(monkeypatch, part)
+    assert f"temporalio {INSTALLED}" in str(missing.value)
 
 
 def test_an_id_that_no_request_got_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -336,9 +338,3 @@ async def test_a_workflow_is_evicted_on_request_and_continues(temporal: Temporal
         await handle.result()
         await observer.wait_for(run_id, Eviction.ENDED)
     evict(worker, run_id)  # The worker has ended.
-
-
-async def test_a_worker_without_evictions_is_named() -> None:
-    worker: Any = StubClient(object())
-    with pytest.raises(TemporalVersionError, match="request_workflow_eviction"):
-        evict(worker, "run")

@@ -46,8 +46,8 @@ from .worker import LocalWorker
 T = TypeVar("T")
 
 OPERATIONS = operations_of(Engine)
-_SENDERS = 2
-"""Exchanges with answers or checkpoints at a time. One prepares the next commit while the other waits for its own."""
+_SENDERS = 4
+"""Exchanges with answers or checkpoints at a time: the leader prepares a commit while it waits for another."""
 _STARTING_SECONDS = 0.05
 """Seconds between two requests to a leader that recovers its runs."""
 

@@ -35,10 +35,13 @@ from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import ErrorBody
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
 
 from .dispatcher import Capacity, Dispatcher, WorkerLostError, WorkerSlots
 
 T = TypeVar("T")
+
+_logger = get_logger("durably.engine")
 
 WORKERS_PATH = "/v1/workers"
 WORKER_PATH = f"{WORKERS_PATH}/{{worker_id}}"
@@ -101,7 +104,7 @@ class RemoteWorker:
 
     def __init__(self, worker_id: str, timing: Timing) -> None:
         self.id = worker_id
-        self.slots: WorkerSlots | None = None
+        self.slots: WorkerSlots
         self.is_lost = False
         self.silent_beats = 0
         """Heartbeats of the leader since the last request. A pause of the leader itself is not the worker's silence."""
@@ -114,6 +117,8 @@ class RemoteWorker:
 
     async def run(self, app_id: str, data: CallData) -> Answer:
         """See ``dispatcher.Worker``."""
+        if self.is_lost:  # between the choice of this worker and this call
+            raise WorkerLostError(f"process {self.slots.capacity.process_id} has ended")
         call_id = next(self._call_ids)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._answers[call_id] = answer
@@ -175,15 +180,16 @@ class Workers:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def beat(self) -> list[RemoteWorker]:
-        """Lose the workers that were silent for the lease, and return them. Called at each heartbeat."""
-        silent = []
+    def beat(self) -> None:
+        """Lose the workers that were silent for the lease. Called at each heartbeat."""
         for worker in list(self._workers.values()):
             if worker.silent_beats * self._timing.heartbeat >= self._timing.lease:
-                silent.append(worker)
-                self._lose(worker, f"has sent no heartbeat for {self._timing.lease:g} s")
+                process_id, lease = worker.slots.capacity.process_id, self._timing.lease
+                _logger.warning(
+                    "process %d has sent no heartbeat for %g s: its calls are made again", process_id, lease
+                )
+                self._lose(worker, f"has sent no heartbeat for {lease:g} s")
             worker.silent_beats += 1
-        return silent
 
     def close(self) -> None:
         for worker in list(self._workers.values()):
@@ -192,7 +198,6 @@ class Workers:
     def _lose(self, worker: RemoteWorker, how: str) -> None:
         if self._workers.pop(worker.id, None) is None:
             return
-        assert worker.slots is not None
         self._dispatcher.remove(worker.slots)
         worker.lose(f"process {worker.slots.capacity.process_id} {how}")
 
@@ -209,10 +214,10 @@ class Workers:
 
     async def _change(self, api: ApiState, request: web.Request) -> web.Response:
         worker, registration = self._find(request), await _read(request, Registration)
+        if not worker.is_lost:
+            self._dispatcher.change(worker.slots, registration.capacity)
         for sync in registration.syncs:
             await self._sync(sync)
-        if worker.slots is not None and not worker.is_lost:
-            self._dispatcher.change(worker.slots, registration.capacity)
         return _answer(Registered(worker.id))
 
     async def _exchange(self, api: ApiState, request: web.Request) -> web.Response:

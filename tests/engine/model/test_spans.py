@@ -2,6 +2,8 @@
 
 import datetime as dt
 
+import pytest
+
 from durably.engine.model.run_report import AttemptTimes, Interval, attempt_spans, make_span, merge, run_spans
 from durably.engine.model.runs import Span, SpanKind
 
@@ -17,31 +19,25 @@ def shown(spans: list[Span]) -> list[tuple[str, int, int | None]]:
     ]
 
 
-def test_an_attempt_is_queued_then_runs() -> None:
-    assert shown(attempt_spans([AttemptTimes(attempt=0, queued_at=1000, began_at=3000, ended_at=7000)])) == [
-        ("queued", 1000, 3000),
-        ("running", 3000, 7000),
-    ]
-
-
-def test_backoff_lies_between_attempts() -> None:
-    first = AttemptTimes(attempt=0, queued_at=0, began_at=0, ended_at=10, retry_at=50)
-    second = AttemptTimes(attempt=1, queued_at=50, began_at=5050)
-    assert shown(attempt_spans([first, second])) == [
-        ("running", 0, 10),
-        ("retrying", 10, 50),
-        ("queued", 50, 5050),
-        ("running", 5050, None),
-    ]
-
-
-def test_times_that_are_unknown_have_no_span() -> None:
-    assert attempt_spans([AttemptTimes(attempt=0, ended_at=10)]) == []
-    assert shown(attempt_spans([AttemptTimes(attempt=0, queued_at=10)])) == [("queued", 10, None)]
-
-
-def test_an_end_before_its_start_is_the_start() -> None:
-    assert shown(attempt_spans([AttemptTimes(attempt=0, began_at=30, ended_at=20)])) == [("running", 30, 30)]
+@pytest.mark.parametrize(
+    ("attempts", "spans"),
+    [
+        ([{"queued_at": 1000, "began_at": 3000, "ended_at": 7000}], [("queued", 1000, 3000), ("running", 3000, 7000)]),
+        (
+            [
+                {"queued_at": 0, "began_at": 0, "ended_at": 10, "retry_at": 50},
+                {"attempt": 1, "queued_at": 50, "began_at": 5050},
+            ],
+            [("running", 0, 10), ("retrying", 10, 50), ("queued", 50, 5050), ("running", 5050, None)],
+        ),
+        ([{"ended_at": 10}], []),
+        ([{"queued_at": 10}], [("queued", 10, None)]),
+        ([{"began_at": 30, "ended_at": 20}], [("running", 30, 30)]),
+    ],
+    ids=["queued, then runs", "backoff between attempts", "unknown", "not begun", "a clock that was set back"],
+)
+def test_spans_of_attempts(attempts: list[dict[str, int]], spans: list[tuple[str, int, int | None]]) -> None:
+    assert shown(attempt_spans([AttemptTimes(**({"attempt": 0} | each)) for each in attempts])) == spans
 
 
 def test_overlapping_calls_are_one_and_touching_ones_are_two() -> None:

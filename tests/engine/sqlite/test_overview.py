@@ -12,7 +12,6 @@ from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import Concern, ConcernKind, FunctionLoad
 from durably.engine.model.runs import to_datetime
-from durably.engine.sqlite import concerns
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.overviews import plan_axis
 from durably.engine.sqlite.queries import loads
@@ -185,14 +184,14 @@ async def test_failures_that_a_rerun_has_mended_need_no_attention(engine: Sqlite
 
 
 def test_few_failures_among_many_runs_need_no_attention() -> None:
-    assert concerns.failing_functions({"f": {1: [0, 96, 4, 0, 0]}}) == []
-    assert concerns.failing_functions({"f": {1: [0, 95, 5, 0, 0]}}) != []
+    assert loads.failing_functions({"f": {1: [0, 96, 4, 0, 0]}}) == []
+    assert loads.failing_functions({"f": {1: [0, 95, 5, 0, 0]}}) != []
 
 
 def test_a_failure_of_the_last_two_minutes_has_no_time() -> None:
     counts, minute = {"f": {5: [0, 0, 1, 0, 0]}}, 60_000
-    (recent,) = concerns.failing_functions(counts, now=6 * minute + 59_000)
-    (older,) = concerns.failing_functions(counts, now=7 * minute)
+    (recent,) = loads.failing_functions(counts, now=6 * minute + 59_000)
+    (older,) = loads.failing_functions(counts, now=7 * minute)
     assert (recent.since, older.since) == (None, to_datetime(5 * minute))
 
 

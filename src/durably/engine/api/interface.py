@@ -240,7 +240,7 @@ class Engine:
         started_after: dt.datetime | None = None,
         id_suffix: IdSuffix | None = None,
     ) -> list[Run]:
-        """Runs, newest first."""
+        """Runs, newest first. Outputs of more than 16 KiB are omitted: ``get_run`` has them."""
 
     @Operation("GET /v1/search/runs", names={"if_exp": "if"})
     async def search_runs(

@@ -449,37 +449,38 @@ def _join_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     return joined
 
 
-def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundError:
-    """The error for an exception of aiohttp or the system.
+_FAULTS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, bool], ...] = (
+    (aiohttp.ClientConnectorDNSError, "failed: its host was not found", True),
+    (aiohttp.ClientConnectorCertificateError, "failed: the certificate of its host is not valid", False),
+    (aiohttp.ClientSSLError, "failed: its host did not agree on TLS", True),
+    (aiohttp.ConnectionTimeoutError, f"failed: no connection within {_CONNECT_SECONDS:g} s", True),
+    (TimeoutError, "failed: no complete answer within {timeout:g} s", True),
+    (aiohttp.ClientConnectorError, "failed: no connection: {reason}", True),
+    ((aiohttp.InvalidURL, ValueError), "cannot be made: HTTP cannot carry its URL or its headers", False),
+    (
+        (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError, OSError),
+        "failed: the connection was lost before the answer was complete",
+        True,
+    ),
+    (Exception, "failed: its answer is not HTTP ({kind})", True),
+)
+"""Exceptions of aiohttp and the system, what they say of a request, and whether another attempt may succeed."""
 
-    It quotes no part of the request.
-    """
-    match error:
-        case aiohttp.ClientConnectorError(os_error=AddressRefusedError()):
-            return attempt.error(
-                "was refused: its host is not on the public internet, and the engine reaches private addresses "
-                "only if it is started with private addresses allowed (--allow-private-addresses, or in process "
-                "EngineSettings(allow_private_addresses=True))",
-                retriable=False,
-            )
-        case aiohttp.ClientConnectorDNSError():
-            return attempt.error("failed: its host was not found", retriable=True)
-        case aiohttp.ClientConnectorCertificateError():
-            return attempt.error("failed: the certificate of its host is not valid", retriable=False)
-        case aiohttp.ClientSSLError():
-            return attempt.error("failed: its host did not agree on TLS", retriable=True)
-        case aiohttp.ConnectionTimeoutError():
-            return attempt.error(f"failed: no connection within {_CONNECT_SECONDS:g} s", retriable=True)
-        case TimeoutError():
-            return attempt.error(f"failed: no complete answer within {timeout:g} s", retriable=True)
-        case aiohttp.ClientConnectorError():
-            reason = error.os_error.strerror or "its host is not reachable"
-            return attempt.error(f"failed: no connection: {reason}", retriable=True)
-        case aiohttp.InvalidURL() | ValueError():
-            return attempt.error("cannot be made: HTTP cannot carry its URL or its headers", retriable=False)
-        case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError() | OSError():
-            return attempt.error("failed: the connection was lost before the answer was complete", retriable=True)
-    return attempt.error(f"failed: its answer is not HTTP ({type(error).__name__})", retriable=True)
+
+def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundError:
+    """The error for an exception. It quotes no part of the request."""
+    os_error = getattr(error, "os_error", None)
+    if isinstance(os_error, AddressRefusedError):
+        return attempt.error(
+            "was refused: its host is not on the public internet, and the engine reaches private addresses only if it "
+            "is started with private addresses allowed (--allow-private-addresses, or in process "
+            "EngineSettings(allow_private_addresses=True))",
+            retriable=False,
+        )
+    fault, retriable = next((fault, retriable) for kind, fault, retriable in _FAULTS if isinstance(error, kind))
+    reason = (os_error and os_error.strerror) or "its host is not reachable"
+    text = fault.format(timeout=timeout, reason=reason, kind=type(error).__name__)
+    return attempt.error(text, retriable=retriable)
 
 
 async def perform(

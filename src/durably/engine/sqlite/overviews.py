@@ -10,7 +10,7 @@ import msgspec
 
 from durably.engine.core.flow.config import Schedule
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.functions import Registry, explain_unmatched
+from durably.engine.model.functions import Registry
 from durably.engine.model.overview import (
     App,
     AppReport,
@@ -33,7 +33,7 @@ from durably.engine.sqlite.queries.functions import (
     planned_schedules,
     sample_durations,
 )
-from durably.engine.sqlite.queries.loads import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.sqlite.queries.loads import QueuedLoad
 from durably.engine.sqlite.queries.runs import awaited_names
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.statistics import (
@@ -50,7 +50,6 @@ from durably.engine.sqlite.statistics import (
 from durably.engine.sqlite.writer import Transactions
 from durably.protocol.engine_errors import SelectionInvalidError
 
-from . import concerns
 from .call_dispatch import CallDispatcher
 from .call_queue import CallLoad
 from .statistics import Statistics
@@ -101,10 +100,7 @@ class _Facts(msgspec.Struct, frozen=True):
 
     queued: dict[str, QueuedLoad]
     scheduled: int
-    stuck: list[StuckSlot]
-    unmatched: list[UnmatchedName]
-    awaited: list[str]
-    paused: list[SkippedRuns]
+    concerns: list[Concern]
 
 
 class Overviews:
@@ -130,18 +126,14 @@ class Overviews:
         registry, first_call_at = self._transactions.registry, self._call_dispatcher.first_call_at
 
         def read(connection: sqlite3.Connection) -> _Facts:
-            awaited = awaited_names(connection)
-            known = set(awaited)
-            unknown = [
-                name for name in loads.event_names(connection) if name not in known and not registry.knows_event(name)
-            ]
             return _Facts(
                 queued=loads.queued_loads(connection),
                 scheduled=loads.count_scheduled(connection, first_call_at),
-                stuck=loads.stuck_slots(connection, now),
-                unmatched=loads.count_events(connection, unknown, now - HOUR * MINUTE),
-                awaited=awaited,
-                paused=loads.skipped_runs(connection),
+                concerns=[
+                    *loads.stuck_keys(connection, now),
+                    *loads.unmatched_events(connection, set(awaited_names(connection)), registry, now),
+                    *loads.paused_functions(connection),
+                ],
             )
 
         facts = await self._reader.read(read)
@@ -159,7 +151,7 @@ class Overviews:
             counts=run_counts(counts.values(), axis, replayed.values()),
             live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
             functions=functions,
-            concerns=await self._concerns(facts, registry, now),
+            concerns=await self._concerns(facts.concerns, now),
             retrying=len(self._statistics.retrying),
         )
 
@@ -243,22 +235,11 @@ class Overviews:
             return {}
         return await self._reader.read(lambda connection: loads.replayed_failures(connection, since * MINUTE))
 
-    async def _concerns(self, facts: _Facts, registry: Registry, now: int) -> list[Concern]:
+    async def _concerns(self, others: Sequence[Concern], now: int) -> list[Concern]:
         last = now // MINUTE + 1
         counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
-        replayed = await self._replayed(counts, last - HOUR)
-        reasons = {
-            each.name: explain_unmatched(each.name, registry.known_names(facts.awaited))
-            for each in facts.unmatched[:_MOST_CONCERNS]
-        }
-        found = [
-            *concerns.unreached_apps(self._statistics.unreached_apps),
-            *concerns.failing_functions(counts, replayed, now),
-            *concerns.stuck_keys(facts.stuck, now),
-            *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
-            *concerns.paused_functions(facts.paused),
-        ]
-        return found[:_MOST_CONCERNS]
+        failing = loads.failing_functions(counts, await self._replayed(counts, last - HOUR), now)
+        return [*loads.unreached_apps(self._statistics.unreached_apps), *failing, *others][:_MOST_CONCERNS]
 
 
 def _find_schedule(registry: Registry, planned: PlannedSchedule) -> Schedule | None:

@@ -151,7 +151,6 @@ _LACKING = "the statistics lack runs from before the start: %s"
 
 _logger = get_logger("durably.engine")
 
-_ENDED = frozenset(ENDS)
 _ANSWERED = {
     UpdateKind.RETRYING,
     UpdateKind.SLEEPING,

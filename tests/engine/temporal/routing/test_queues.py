@@ -282,7 +282,7 @@ async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkey
 
 
 async def test_a_call_with_a_slot_costs_three_actions(world: World) -> None:
-    """A signal to the queue, which also returns the slot of the call before, one to the run, and a local activity."""
+    """A signal to the queue, which also returns the slot of the call before, one to the run, and the grant."""
     world.gated("work", concurrency=[Concurrency(limit=1)], checkpointing=False)
     await world.open()
     await world.send("work", n=0)
