@@ -18,8 +18,8 @@ from durably.engine.model.subscriptions import Group, RunChange
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.tables.runs import RunRow
 
-from ...conftest import QUICK, ShiftedClock, ended, only_run, opened, run_to_end, send, step_is
-from ...small_app import SmallApp, Steps
+from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, run_to_end, send, step_is
+from ..small_app import SmallApp, Steps
 
 Values = dict[str, float]
 
