@@ -166,14 +166,33 @@ def operations() -> str:
     return "\n".join(operation(each) for each in found)
 
 
+LOCATIONS = {
+    ArgumentLocation.QUERY: "Query",
+    ArgumentLocation.FIELD: "Fields of the body",
+    ArgumentLocation.BODY: "Body",
+    ArgumentLocation.HEADER: "Headers",
+}
+
+
 def operation(declared: Operation) -> str:
     texts = paragraphs(getattr(Engine, declared.name))
-    arguments = [argument(each) for each in declared.arguments if each.location is not ArgumentLocation.PATH]
-    facts = [f"Method: `{declared.name}`."]
+    lines = [f"- Method: `{declared.name}`"]
     if declared.access in KEYS:
-        facts.append(f"Key: {KEYS[declared.access]}.")
-    parts = [f"### `{declared.http_method} {declared.path}`", *texts, "\n".join(arguments), " ".join(facts)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        lines.append(f"- Key: {KEYS[declared.access]}")
+    lines += arguments(declared)
+    parts = [f"### `{declared.http_method} {declared.path}`", *texts, "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def arguments(declared: Operation) -> list[str]:
+    """A line for each place of arguments, and one for each argument that is an object."""
+    lines = []
+    for location, name in LOCATIONS.items():
+        found = [each for each in declared.arguments if each.location is location]
+        if plain := [argument(each) for each in found if parts_of(each) is None]:
+            lines.append(fill_item(f"- {name}: {', '.join(plain)}"))
+        lines += [fill_item(f"- {name}: {argument(each)}: {parts}") for each in found if (parts := parts_of(each))]
+    return lines
 
 
 def metrics() -> str:
@@ -210,17 +229,13 @@ def fill_list(text: str) -> str:
 
 
 def argument(declared: Argument) -> str:
-    location = "JSON body" if declared.location is ArgumentLocation.BODY else declared.location.value
     default = declared.default if declared.http_default is None else declared.http_default
+    if default is None:
+        return f"`{declared.wire_name}`"
     if default is REQUIRED:
-        note = ", required"
-    elif default is None:
-        note = ""
-    else:
-        values = [str(each) for each in default] if isinstance(default, tuple) else [str(default)]
-        note = f", default {', '.join(f'`{value}`' for value in values)}"
-    text = f"- `{declared.wire_name}` ({location}{note})"
-    return text if (parts := parts_of(declared)) is None else fill_item(f"{text}: {parts}")
+        return f"`{declared.wire_name}` (required)"
+    values = [str(each) for each in default] if isinstance(default, tuple) else [str(default)]
+    return f"`{declared.wire_name}` (default {', '.join(f'`{value}`' for value in values)})"
 
 
 def parts_of(declared: Argument) -> str | None:
