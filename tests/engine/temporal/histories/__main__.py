@@ -1,6 +1,6 @@
 """Records histories of this version: ``python -m tests.engine.temporal.histories FOLDER``.
 
-The folder is named after the version, such as ``tests/engine/temporal/histories/0.2.0``.
+The folder is named after the version, such as ``tests/engine/temporal/histories/1.0``.
 """
 
 import asyncio
