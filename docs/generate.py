@@ -176,14 +176,15 @@ LOCATIONS = {
 
 def operation(declared: Operation) -> str:
     texts = paragraphs(getattr(Engine, declared.name))
-    facts = [f"Method: `{declared.name}`."]
+    lines = [f"- Method: `{declared.name}`"]
     if declared.access in KEYS:
-        facts.append(f"Key: {KEYS[declared.access]}.")
-    parts = [f"### `{declared.http_method} {declared.path}`", *texts, arguments(declared), " ".join(facts)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        lines.append(f"- Key: {KEYS[declared.access]}")
+    lines += arguments(declared)
+    parts = [f"### `{declared.http_method} {declared.path}`", *texts, "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
 
 
-def arguments(declared: Operation) -> str:
+def arguments(declared: Operation) -> list[str]:
     """A line for each place of arguments, and one for each argument that is an object."""
     lines = []
     for location, name in LOCATIONS.items():
@@ -191,7 +192,7 @@ def arguments(declared: Operation) -> str:
         if plain := [argument(each) for each in found if parts_of(each) is None]:
             lines.append(fill_item(f"- {name}: {', '.join(plain)}"))
         lines += [fill_item(f"- {name}: {argument(each)}: {parts}") for each in found if (parts := parts_of(each))]
-    return "\n".join(lines)
+    return lines
 
 
 def metrics() -> str:

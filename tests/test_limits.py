@@ -17,7 +17,7 @@ from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes, statistics
-from durably.engine.sqlite.queries import search, searches
+from durably.engine.sqlite.queries import search
 from durably.engine.sqlite.transactions import annotations
 from durably.engine.temporal import records, support, workers
 from durably.engine.temporal.routing import bucket, workflows
@@ -119,14 +119,6 @@ EXPECTED = {
     "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
     "runs that one request of a search looks at": f"{search.PORTION:,}, or {search.ID_PORTION:,} ids",
-    "runs for which a search evaluates an expression": (f"{search.MOST_EVALUATED:,} in {search.LONGEST_SECONDS} s"),
-    "runs that the list of runs counts for each status": (
-        f"{searches.MOST_COUNTED:,}, of {searches.COUNTED_PORTION:,} that it looks at, or "
-        f"{searches.COUNTED_ROWS_PORTION:,} if an event name has more than {searches.MOST_OF_EVENT_NAME:,} events"
-    ),
-    "an output in the page of a search": size(searches.LONGEST_OUTPUT),
-    "runs of an event in the page of a search": f"{searches.MOST_RUNS}",
-    "events in the page of a search": size(search.MOST_PAGE_BYTES),
     "events in one list": maximum(EventLimit),
     "numbers of runs over time": (
         f"{statistics.DAYS_KEPT} days: by minute for {statistics.MINUTES_FOR // 60} h, by quarter of an hour for "

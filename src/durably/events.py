@@ -167,9 +167,10 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
         # The engine adds the time to the events, by its own clock. It repeats the send while it moves from one process
         # to another.
         body = _encode(events, now=0)
-        sent = app.in_process.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent)
         try:
-            receipt = await io.resolve(sent)
+            receipt = await io.resolve(
+                app.in_process.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent)
+            )
         except Error as error:
             raise _make_error(error.message, [], is_final=isinstance(error, EventInvalidError)) from None
         _warn(app, receipt.unmatched)

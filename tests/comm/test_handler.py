@@ -206,6 +206,30 @@ def test_quiet_errors_are_not_logged(caplog: pytest.LogCaptureFixture, quiet: bo
 # -- requests and responses
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "no_retry", "retry_after"),
+    [
+        (None, 200, False, None),
+        (durably.NonRetriableError("no"), 500, True, None),
+        (durably.RetryAfterError("busy", "5m"), 500, False, "300"),
+    ],
+)
+def test_a_response_has_the_values_of_its_headers(
+    error: Exception | None, status: int, no_retry: bool, retry_after: str | None
+) -> None:
+    client = make_client()
+
+    @client.create_function(fn_id="plain", trigger=EVENT)
+    def plain(ctx: ContextSync) -> None:
+        if error is not None:
+            raise error
+
+    response = make_handler(client, plain).post_sync(make_call())
+    assert (response.status_code, response.no_retry, response.retry_after) == (status, no_retry, retry_after)
+    assert (response.request_version, response.sdk_version) == (2, f"durably:v{app_module.VERSION}")
+    assert CommResponse().request_version is None
+
+
 def test_refuse_makes_the_response_of_an_error() -> None:
     response = make_handler().refuse(BodyInvalidError("not even a request"))
     assert response.status_code == 400

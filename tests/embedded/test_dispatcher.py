@@ -175,7 +175,7 @@ def impatient() -> Dispatcher:
     return Dispatcher(EngineSettings(call_timeout=dt.timedelta(seconds=0.05)))
 
 
-async def test_a_call_that_times_out_fails_and_frees_its_slot(impatient: Dispatcher) -> None:
+async def test_calls_that_time_out_fail_and_free_their_slots(impatient: Dispatcher) -> None:
     worker = FakeWorker()
     impatient.add(worker, capacity(2))
     late, quick, next_ = (call(impatient) for _ in range(3))
@@ -184,11 +184,12 @@ async def test_a_call_that_times_out_fails_and_frees_its_slot(impatient: Dispatc
     await settle()
     worker.calls[2].set_result(DONE)
     assert await asyncio.gather(quick, next_) == [Returned(b"1")] * 2
-    ended = await late
-    assert isinstance(ended, AttemptFailed)
-    assert ended.error.name == "CallTimeoutError"
-    assert worker.calls[0].cancelled()
-    assert late.cancelling() == 0
+    for each in (late, call(impatient), call(impatient)):
+        ended = await each
+        assert isinstance(ended, AttemptFailed)
+        assert ended.error.name == "CallTimeoutError"
+        assert each.cancelling() == 0
+    assert [each.cancelled() for each in worker.calls] == [True, False, False, True, True]
 
 
 async def test_a_process_that_joins_soon_causes_no_warning(

@@ -154,6 +154,23 @@ class CommResponse:
         """A response whose body is ``value`` as JSON."""
         return cls(body=msgspec.json.encode(value), headers=headers or {}, status_code=status_code)
 
+    @property
+    def no_retry(self) -> bool:
+        return self.headers.get(Header.NO_RETRY.value) == "true"
+
+    @property
+    def request_version(self) -> int | None:
+        value = self.headers.get(Header.REQUEST_VERSION.value, "")
+        return int(value) if value.isdigit() else None
+
+    @property
+    def retry_after(self) -> str | None:
+        return self.headers.get(Header.RETRY_AFTER.value)
+
+    @property
+    def sdk_version(self) -> str | None:
+        return self.headers.get(Header.SDK.value)
+
     @classmethod
     def from_call_result(cls, outcome: Outcome) -> "CommResponse":
         """The answer to a call: status, headers, JSON (spec §4.4.3, §5.1.1)."""

@@ -76,12 +76,16 @@ class Dispatcher:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        self._call_seconds = settings.call_timeout.total_seconds()
         self.running: RunningCalls | None = None
         self._workers: list[WorkerSlots] = []
         self._waiting: FairQueue[tuple[str, asyncio.Future[WorkerSlots | None]]] = FairQueue()
         self._under_way: Counter[str] = Counter()
         self._unserved: dict[str, asyncio.TimerHandle] = {}
         """Functions for which a call found no process, and the timers of their warnings, one for each function."""
+        self._deadlines: dict[asyncio.Timeout, float] = {}
+        """When calls under way time out, by the loop's time, the earliest first. They share a timer."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def add(self, worker: Worker, capacity: Capacity, *, is_local: bool = False) -> WorkerSlots:
         slots = WorkerSlots(worker, capacity, is_local=is_local)
@@ -119,7 +123,8 @@ class Dispatcher:
             return _unreached(f"no running process serves the function {function.id!r}")
         record = self.running.begin(key) if self.running is not None and slots.is_local else None
         try:
-            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
+            async with asyncio.timeout(None) as timeout:
+                self._limit(timeout)
                 return await slots.worker.run(function.app_id, data)
         except TimeoutError:
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
@@ -128,6 +133,7 @@ class Dispatcher:
         except WorkerLostError as error:
             return self._lost(error)
         finally:
+            self._deadlines.pop(timeout, None)
             if self.running is not None and record is not None:
                 self.running.end(record)
             self._leave(slots, function.id)
@@ -140,9 +146,26 @@ class Dispatcher:
         lost = ErrorData(name=error.name, message=error.message)
         return AttemptFailed(lost, retry_at=self._settings.clock.now())
 
+    def _limit(self, timeout: asyncio.Timeout) -> None:
+        """Let ``timeout`` expire after ``call_timeout``."""
+        loop = asyncio.get_running_loop()
+        self._deadlines[timeout] = due = loop.time() + self._call_seconds
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for timeout, due in list(self._deadlines.items()):
+            if due > loop.time():
+                self._timer = loop.call_at(due, self._expire, loop)
+                return
+            del self._deadlines[timeout]
+            timeout.reschedule(due)
+
     async def close(self) -> None:
-        for timer in self._unserved.values():
-            timer.cancel()
+        for timer in (self._timer, *self._unserved.values()):
+            if timer is not None:
+                timer.cancel()
         self._release_unserved(all_functions=True)
 
     async def _take_slot(self, function_id: str, priority: int) -> WorkerSlots | None:

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from durably.comm import CommHandler
 from durably.engine.core.calls import Answer, CallData
@@ -184,7 +184,7 @@ class AppLoop:
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._under_way: set[asyncio.Future[None]] = set()
+        self._under_way: set[_Call[Any]] = set()
         self._to_app: _Callbacks | None = None
         self._to_engine: _Callbacks | None = None
 
@@ -203,40 +203,25 @@ class AppLoop:
         """
         to_app = self._to_app = _callbacks_on(self.loop or get_background_loop().loop, self._to_app)
         to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
-        coroutine = function(*args, **kwargs)
-        ended: asyncio.Future[None] = to_engine.loop.create_future()
-        task: asyncio.Task[T] | None = None
-
-        def begin() -> None:  # on the app's loop
-            nonlocal task
-            task = to_app.loop.create_task(coroutine, context=contextvars.Context())
-            task.add_done_callback(lambda _: to_engine.add(end))
-
-        def cancel() -> None:  # on the app's loop
-            if task is not None:
-                task.cancel()
-
-        def end() -> None:
-            self._under_way.discard(ended)
-            ended.set_result(None)
-
+        call = _Call(function(*args, **kwargs), to_app.loop, to_engine, self._under_way)
         try:
-            to_app.add(begin)
+            to_app.add(call.begin)
         except RuntimeError:
-            coroutine.close()
+            call.coroutine.close()
             raise CallReturnedError("the app's event loop is closed") from None
-        self._under_way.add(ended)
+        self._under_way.add(call)
         try:
-            await asyncio.shield(ended)
+            await call.ended
         except asyncio.CancelledError:
+            call.ended = to_engine.loop.create_future()  # for ``wait_ended``
             with contextlib.suppress(RuntimeError):  # The loop is closed.
-                to_app.add(cancel)
+                to_app.add(call.cancel)
             raise
-        assert task is not None
-        if task.cancelled():
+        assert call.task is not None
+        if call.task.cancelled():
             # Otherwise the attempt would never end, and its run would wait forever.
             raise RuntimeError("the call was cancelled by the app's own code (asyncio.CancelledError)")
-        return task.result()
+        return call.task.result()
 
     async def wait_ended(self, seconds: float) -> None:
         """Wait until all coroutines have ended, including cancelled ones.
@@ -244,7 +229,44 @@ class AppLoop:
         The wait is at most ``seconds``.
         """
         if self._under_way:
-            await asyncio.wait(set(self._under_way), timeout=seconds)
+            await asyncio.wait({call.ended for call in self._under_way}, timeout=seconds)
+
+
+class _Call(Generic[T]):
+    """A coroutine on the app's loop, and ``ended``, which belongs to the engine's loop.
+
+    The garbage collector visits whatever calls under way hold, hence few objects and no closures.
+    """
+
+    __slots__ = ("_app_loop", "_to_engine", "_under_way", "coroutine", "ended", "task")
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        app_loop: asyncio.AbstractEventLoop,
+        to_engine: "_Callbacks",
+        under_way: "set[_Call[Any]]",
+    ) -> None:
+        self.coroutine = coroutine
+        self.ended: asyncio.Future[None] = to_engine.loop.create_future()
+        self.task: asyncio.Task[T] | None = None
+        self._app_loop, self._to_engine, self._under_way = app_loop, to_engine, under_way
+
+    def begin(self) -> None:  # on the app's loop
+        self.task = self._app_loop.create_task(self.coroutine, context=contextvars.Context())
+        self.task.add_done_callback(self._report_end)
+
+    def cancel(self) -> None:  # on the app's loop
+        if self.task is not None:
+            self.task.cancel()
+
+    def _report_end(self, _: object) -> None:
+        self._to_engine.add(self._end)
+
+    def _end(self) -> None:
+        self._under_way.discard(self)
+        if not self.ended.done():
+            self.ended.set_result(None)
 
 
 class _Callbacks:

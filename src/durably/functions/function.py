@@ -366,14 +366,17 @@ def _make_context(
     logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
     shared = (call.event, call.events, run_id, call.context.attempt, logger)
     ids = (call.request_id, call.job_id, call.context.max_attempts, call.function_id)
-
-    async def send(events: Any) -> list[str]:
-        step = in_step.get()
-        assert step is not None, "only steps send"
-        seed = step_seed(run_id, step.hashed_id, call.event.ts)
-        return await send_events(app, events, io, middleware, seed)
-
+    send = partial(_send_in_step, app, call, io, middleware)
     if isinstance(running, AsyncCall):
         return Context(*shared, Step(app, running, send), Group(running), *ids)
     step = StepSync(app, running, lambda events: drive(send(events)))
     return ContextSync(*shared, step, GroupSync(running), *ids)
+
+
+async def _send_in_step(
+    app: App, call: FunctionCall, io: IO, middleware: MiddlewareStack | None, events: Any
+) -> list[str]:
+    step = in_step.get()
+    assert step is not None, "only steps send"
+    seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
+    return await send_events(app, events, io, middleware, seed)

@@ -51,7 +51,6 @@ Registered = WaitRecord | SignalRecord
 MAX_IGNORED = 100
 """Maximum number of remembered event ids. An event is delivered again soon, if at all."""
 RUN = "durably.Run"
-_EARLY_RESULTS = "early-results"
 _FIRST_CHECK = 60_000
 _LONGEST_CHECK = 43_200_000
 """Milliseconds between checks of an invoked run, from a minute to half a day."""
@@ -274,7 +273,7 @@ class RunWaits:
     # invocations
 
     def invoke(self, command: Invoke) -> None:
-        if command.step_id in self._early and workflow.patched(_EARLY_RESULTS):
+        if command.step_id in self._early:
             self._begin(command.step_id)
         self.add(command.step_id, self._context.spawn(self._invoke, command))
 
