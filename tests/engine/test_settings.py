@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.service import TLSConfig
 
 import durably
 from durably import Durability, EngineSettings
 from durably.engine.model.settings import SystemClock
 from durably.protocol.signatures import SigningKeyInvalidError
-from durably.temporal import Temporal
 
 SECOND = dt.timedelta(seconds=1)
 
@@ -99,48 +97,3 @@ def test_invalid_encryption_is_refused(encryption: Any) -> None:
 def test_a_wrong_path_or_lease_is_named(path: Any, options: dict[str, Any], text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=re.escape(text)):
         durably.Embedded(path, **options)
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("address", 7233),
-        ("namespace", ["shop"]),
-        ("api_key", b"key-5ec2e7"),
-        ("tls", "false"),
-        ("tls", TLSConfig),
-        ("rpc_metadata", "header=value"),
-        ("profile", 1),
-        ("config_file", 1),
-        ("name", 1),
-        ("same_server_as", {"api_key": "key-5ec2e7"}),
-        ("rpc_metadata", {"authorization": 5}),
-        ("rpc_metadata", [("authorization", "key-5ec2e7")]),
-        ("tls", "-----BEGIN PRIVATE KEY-----5ec2e7"),
-    ],
-)
-def test_a_wrong_argument_of_a_connection_is_named(argument: str, value: Any) -> None:
-    for connection in (durably.TemporalEngine, Temporal):
-        with pytest.raises(TypeError, match=f"{argument} must be") as raised:
-            connection(**{argument: value})
-        assert "5ec2e7" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("tracing", "yes"),
-        ("connect_timeout", 5),
-        ("rpc_timeout", "5s"),
-        ("task_queue", 5),
-        ("build_id", 12),
-        ("interceptors", "ab"),
-        ("plugins", 1),
-        ("data_converter", 1),
-        ("retry_config", 1),
-        ("runtime", 1),
-    ],
-)
-def test_a_wrong_argument_of_temporal_is_named(argument: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=f"^{argument} must be"):
-        Temporal(**{argument: value})
