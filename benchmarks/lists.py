@@ -59,8 +59,8 @@ def build(path: Path, runs: int) -> None:
             ((key, _ulid(chosen, times[key]), _event(key), times[key], _body(key)) for key in keys),
         )
         connection.executemany(
-            "INSERT INTO runs (key, id, function_id, app_id, event_key, status, max_attempts, created_at, started_at, "
-            "ended_at, output) VALUES (?, ?, ?, ?, ?, ?, 4, ?, ?, ?, ?)",
+            "INSERT INTO runs (key, id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, "
+            "started_at, ended_at, output) VALUES (?, ?, ?, ?, ?, 0, ?, 4, ?, ?, ?, ?)",
             _runs(chosen, times),
         )
         connection.executemany(
