@@ -116,7 +116,7 @@ class AsyncCall:
             await replay.start_new_code()
         # Use a fresh context, so that an enclosing run cannot leak into this one.
         main = contextvars.copy_context().run(self._create_main, function)
-        main.add_done_callback(lambda _: self._end(None))
+        main.add_done_callback(self._function_ended)
         try:
             ending = await self._ended
             if ending is None:
@@ -479,6 +479,9 @@ class AsyncCall:
             if self._idle_detector is not None:
                 self._idle_detector.stop()
             self._ended.set_result(ending)
+
+    def _function_ended(self, _: AnyTask) -> None:
+        self._end(None)
 
     async def _end_and_wait(self, ending: Ending) -> None:
         """End the call, and wait until its tasks are cancelled."""

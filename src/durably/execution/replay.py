@@ -187,7 +187,7 @@ class Diagnostics(Protocol):
         """The step was cancelled while its handler ran in a thread, which continues."""
 
 
-class Assignment(msgspec.Struct, kw_only=True, frozen=True):
+class Assignment(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """What the engine asks of a call.
 
     - ``inputs``: Replacements for arguments of steps, by hashed step id.
