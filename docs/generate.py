@@ -176,12 +176,10 @@ LOCATIONS = {
 
 def operation(declared: Operation) -> str:
     texts = paragraphs(getattr(Engine, declared.name))
-    lines = [f"- Method: `{declared.name}`"]
-    if declared.access in KEYS:
-        lines.append(f"- Key: {KEYS[declared.access]}")
+    lines = [f"- Key: {KEYS[declared.access]}"] if declared.access in KEYS else []
     lines += arguments(declared)
-    parts = [f"### `{declared.http_method} {declared.path}`", *texts, "\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
+    heading = f"### `{declared.http_method} {declared.path}`: `{declared.name}`"
+    return "\n\n".join(part for part in (heading, *texts, "\n".join(lines)) if part) + "\n"
 
 
 def arguments(declared: Operation) -> list[str]:
