@@ -119,7 +119,7 @@ async def _questions(engine: SqliteEngine) -> list[tuple[str, str, dict[str, Any
     """Names of rows, operations, and their arguments."""
     first = (await engine.search_runs(limit=1)).runs[0]
     old = first.created_at - dt.timedelta(hours=20)
-    deep = (await engine.search_runs(limit=1, started_before=old)).runs[0].id
+    deep = ((await engine.search_runs(limit=1, started_before=old)).runs or [first])[0].id
     search = "search_runs"
     return [
         ("newest runs", search, {}),
