@@ -59,8 +59,8 @@ def build(path: Path, runs: int) -> None:
             ((key, _ulid(chosen, times[key]), _event(key), times[key], _body(key)) for key in keys),
         )
         connection.executemany(
-            "INSERT INTO runs (key, id, function_id, app_id, event_key, status, max_attempts, created_at, started_at, "
-            "ended_at, output) VALUES (?, ?, ?, ?, ?, ?, 4, ?, ?, ?, ?)",
+            "INSERT INTO runs (key, id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, "
+            "started_at, ended_at, output) VALUES (?, ?, ?, ?, ?, 0, ?, 4, ?, ?, ?, ?)",
             _runs(chosen, times),
         )
         connection.executemany(
@@ -119,7 +119,7 @@ async def _questions(engine: SqliteEngine) -> list[tuple[str, str, dict[str, Any
     """Names of rows, operations, and their arguments."""
     first = (await engine.search_runs(limit=1)).runs[0]
     old = first.created_at - dt.timedelta(hours=20)
-    deep = str(RUNS // 10)
+    deep = ((await engine.search_runs(limit=1, started_before=old)).runs or [first])[0].id
     search = "search_runs"
     return [
         ("newest runs", search, {}),

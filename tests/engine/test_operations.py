@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -123,7 +123,7 @@ async def test_a_client_raises_the_errors_of_the_engine(client: HttpEngine) -> N
 
 class _Smaller(Engine):
     unsupported = frozenset({"rerun", "search_runs.if_exp"})
-    alternative = "another tool (https://example.com)"
+    alternatives: ClassVar = {"rerun": "use another tool (https://example.com)"}
 
 
 async def test_an_engine_refuses_what_it_does_not_offer() -> None:

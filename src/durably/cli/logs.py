@@ -72,7 +72,7 @@ def logs(
     if as_json:
         echo_json(entries)
     elif not entries:
-        echo("no lines: an engine keeps those of ctx.logger in development only", err=True)
+        echo("no lines of ctx.logger; an engine in production keeps none", err=True)
     else:
         for entry in entries:
             echo(describe_entry(entry))

@@ -3,7 +3,6 @@
 Keys belong in the environment: options appear in lists of processes.
 """
 
-import contextlib
 import datetime as dt
 import functools
 import json
@@ -96,11 +95,8 @@ def is_short_id(text: str) -> bool:
 
 def echo_notes(client: "EngineClient") -> None:
     """Print notes on the lists of this kind of engine, beside the output."""
-    from .client import AnswerError
-
-    with contextlib.suppress(AnswerError):  # An engine of an earlier version has no notes.
-        for note in client.describe_engine_sync().notes:
-            echo(style(note, dim=True), err=True)
+    for note in client.describe_engine_sync().notes:
+        echo(style(note, dim=True), err=True)
 
 
 def only_id(kind: str, text: str, found: Sequence[str]) -> str:

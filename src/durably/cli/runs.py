@@ -152,6 +152,8 @@ def list_runs(
         rows = [[run.id, run.function_id, describe_status(run), *_times(run)] for run in found]
         zone = describe_zone(run.created_at for run in found)
         echo(table(["RUN", "FUNCTION", "STATUS", f"STARTED ({zone})", "DURATION"], rows))
+        if len(found) == limit:
+            echo(style(f"the newest {limit}; --limit shows more", dim=True), err=True)
         echo_notes(client)
 
 
@@ -185,7 +187,8 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
             echo("")
         echo(part)
     if report.unavailable:
-        echo(f"\n{report.unavailable}", err=True)
+        echo("", err=True)
+        echo(report.unavailable, err=True)
 
 
 @runs.command()

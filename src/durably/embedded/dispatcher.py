@@ -122,8 +122,9 @@ class Dispatcher:
             self._note_unserved(function.id)
             return _unreached(f"no running process serves the function {function.id!r}")
         record = self.running.begin(key) if self.running is not None and slots.is_local else None
+        timeout = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as timeout:
+            async with timeout:
                 self._limit(timeout)
                 return await slots.worker.run(function.app_id, data)
         except TimeoutError:

@@ -132,16 +132,6 @@ def decode_function(stored: bytes) -> FunctionConfig:
         raise msgspec.ValidationError(_name_option(error, [config], 0)) from None
 
 
-def decode_without_options(stored: bytes) -> FunctionConfig:
-    """Decode the configuration of one function, but none of its options.
-
-    Raises the errors of ``decode_function``.
-    """
-    options = {option.wire_name for option in OPTIONS}
-    config = msgspec.json.decode(stored)
-    return msgspec.convert({name: value for name, value in config.items() if name not in options}, FunctionConfig)
-
-
 def _drop_unused(config: Any) -> Any:
     """Drop values that SDKs send for unused options.
 

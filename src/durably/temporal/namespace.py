@@ -28,7 +28,7 @@ from .compat import PAUSED, says_connection_broke
 from .errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
 
 REGISTER_COMMANDS = (
-    "run `durably temporal register module:gateway` (in Django `manage.py register_search_attributes`, in Flask `flask "
+    "run `durably temporal register MODULE:GATEWAY` (in Django `manage.py register_search_attributes`, in Flask `flask "
     "temporal register`)"
 )
 """Registers what an app declares by key, and owners."""

@@ -132,8 +132,8 @@ class Engine:
     arguments (``"search_runs.if_exp"``) and their values (``"search_runs.status.Scheduled"``) that a method refuses.
     """
 
-    alternative: str | None = None
-    """The tool for what is unsupported, with its URL, for error messages."""
+    alternatives: Mapping[str, str] = {}
+    """What to use in place of an unsupported operation, by its name, for error messages."""
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Execute an operation whose method is not overridden.
@@ -141,8 +141,10 @@ class Engine:
         ``arguments`` omits those that have their default. Raises ``NotSupportedError``.
         """
         if operation.name in self.unsupported:
-            advice = f": use {self.alternative}" if self.alternative else ""
-            raise NotSupportedError(f"this engine does not offer {operation.name}{advice}")
+            advice = self.alternatives.get(operation.name, "")
+            raise NotSupportedError(
+                f"this engine does not offer {operation.name.replace('_', ' ')}{advice and ': '}{advice}"
+            )
         raise NotImplementedError(f"{type(self).__name__} has no method {operation.name}")
 
     # events

@@ -8,14 +8,14 @@ from typing import Any
 import msgspec
 from yarl import URL
 
-from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
+from durably.engine.core.expressions import Expression, compile_expression
 from durably.engine.core.flow.config import Flow, check_triggers, read_flow
 from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError
 from durably.protocol.events import patterns_of
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES
 from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
-from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest, decode_function, decode_without_options
+from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest, decode_function
 from durably.protocol.text import get_logger, redact_url, suggest
 
 from .events import ReceivedEvent
@@ -115,22 +115,7 @@ class SyncedFunction(msgspec.Struct, frozen=True):
     def from_row(
         cls, function_id: str, app_id: str, is_active: bool, encoded: bytes, app_version: str | None = None
     ) -> "SyncedFunction":
-        try:
-            function = cls.from_config(decode_function(encoded), app_id, app_version)
-        except (ConfigInvalidError, msgspec.ValidationError) as error:
-            # An earlier version may have accepted it at the sync. The engine must start anyway.
-            _logger.error("%s; the engine continues without the function's flow control", error)
-            config = decode_without_options(encoded)
-            function = cls(
-                function_id,
-                app_id,
-                True,
-                config,
-                Flow(function_id=function_id),
-                True,
-                _max_attempts(config),
-                app_version,
-            )
+        function = cls.from_config(decode_function(encoded), app_id, app_version)
         return msgspec.structs.replace(function, is_active=is_active)
 
     @property
@@ -232,13 +217,8 @@ class Registry:
         for trigger in function.config.triggers:
             if not trigger.event:
                 continue
-            try:
-                expression = compile_expression(trigger.expression) if trigger.expression else None
-            except ExpressionInvalidError as error:
-                # An earlier version may have accepted it at the sync. The engine must start anyway.
-                _logger.error("function %s: its trigger %s is left out: %s", function.id, trigger.event, error)
-            else:
-                self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
+            expression = compile_expression(trigger.expression) if trigger.expression else None
+            self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
 
     def with_app(self, app_id: str, functions: Sequence[SyncedFunction]) -> "Registry":
         """This registry, after an app has synced.

@@ -113,7 +113,8 @@ _FUNCTION_SECONDS = 1.0
 class WorkflowEngine(LocalEngine):
     """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
 
-    unsupported = UNSUPPORTED
+    unsupported = frozenset(UNSUPPORTED)
+    alternatives = UNSUPPORTED
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
         settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
@@ -136,7 +137,6 @@ class WorkflowEngine(LocalEngine):
         self._ui_url: str | None = None
         if (url := settings.temporal_ui) is not None:
             self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
-        self.alternative = f"Temporal's own UI ({self._ui_url or 'https://docs.temporal.io/web-ui'})"
 
     def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
         """The workers of a process. They make the calls of task queues by ``call``."""
@@ -282,7 +282,9 @@ class WorkflowEngine(LocalEngine):
         Raises ``NotSupportedError`` for an expression, and for a part of an id.
         """
         if if_exp:
-            raise NotSupportedError(f"an engine on Temporal has no search by expressions: use {self.alternative}")
+            raise NotSupportedError(
+                f"an engine on Temporal has no search by expressions: {UNSUPPORTED['search_runs.if_exp']}"
+            )
         wanted = RunFilter(
             status=status,
             function_id=function_id,

@@ -28,28 +28,36 @@ _TWO_SHARED = (
     "is a second limit that functions share: the engine on Temporal counts the calls of a function in one place, so "
     "it can share one limit with others. Remove one of the limits"
 )
-UNSUPPORTED = frozenset(
-    {
-        "cancel_runs",
-        "count_matching_runs",
-        "delete_cancellation",
-        "function_loads",
-        "get_cancellation",
-        "get_replay",
-        "inspect_function",
-        "list_cancellations",
-        "list_events",
-        "list_replays",
-        "list_runs.status.Scheduled",
-        "overview",
-        "replay_runs",
-        "run_traces",
-        "search_events",
-        "search_runs.if_exp",
-        "search_runs.status.Scheduled",
-    }
+_CANCEL = (
+    "use `temporal workflow cancel --query \"DurablyFunction = 'FUNCTION' AND ExecutionStatus = 'Running'\" "
+    "--reason TEXT`"
 )
-"""The operations that Temporal's own UI and command line do, and the arguments that its index does not know."""
+_RERUN = "run each again, by `durably runs rerun RUN`"
+_EVENTS = "Temporal keeps events in the runs that they start: use `durably events show ID`, or the lists of runs"
+_COUNTS = "use the lists of runs, the metrics, or Temporal's own UI"
+UNSUPPORTED = {
+    "cancel_runs": _CANCEL,
+    "count_matching_runs": _CANCEL,
+    "delete_cancellation": _CANCEL,
+    "function_loads": _COUNTS,
+    "get_cancellation": _CANCEL,
+    "get_replay": _RERUN,
+    "inspect_function": _COUNTS,
+    "list_cancellations": _CANCEL,
+    "list_events": _EVENTS,
+    "list_replays": _RERUN,
+    "list_runs.status.Scheduled": "select running runs",
+    "overview": _COUNTS,
+    "replay_runs": _RERUN,
+    "run_traces": "use OpenTelemetry",
+    "search_events": _EVENTS,
+    "search_runs.if_exp": _COUNTS,
+    "search_runs.status.Scheduled": "select running runs",
+}
+"""The operations that Temporal's own UI and command line do, and the arguments that its index does not know.
+
+Each has what to use in its place.
+"""
 MAX_PATTERNS = 16
 """Maximum number of wildcard patterns for an event name. Each pattern costs every such event a request."""
 UNUSED_SETTINGS = {

@@ -168,7 +168,7 @@ async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -
         assert [bytes(each.body) for each in metadata] == [b'{"target": "run"}']
         with pytest.raises(NotSupportedError, match="one run at a time"):
             await engine.list_logs()
-        with pytest.raises(NotSupportedError, match="run_traces"):
+        with pytest.raises(NotSupportedError, match="run traces"):
             await engine.run_traces(run_id)
         await engine.cancel_run(run_id)
         assert not await engine.add_run_logs(run_id, lines)
