@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from aiohttp import web
 
 from durably.engine.model import calls
 from durably.engine.model.calls import open_socket
 from durably.engine.model.events import check_event
-from durably.engine.model.functions import Registry, SyncedFunction
 from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.transactions import event_routing
@@ -26,7 +24,6 @@ from durably.protocol.events import Event
 
 from ..conftest import QUICK, ended, only_run, opened, output, run_to_end, send
 from ..small_app import SmallApp, Steps
-from .test_syncs import config
 
 
 async def limit_pages(engine: SqliteEngine, pages: int) -> None:
@@ -198,14 +195,6 @@ async def test_odd_answers_end_the_run_and_nothing_else(
     odd_run = await run_to_end(engine, "odd")
     assert odd_run.status.has_ended
     assert (await run_to_end(engine, "fine")).status == RunStatus.COMPLETED
-
-
-def test_a_stored_trigger_that_is_valid_no_more_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
-    stored = config(triggers=[{"event": "x", "expression": "event.data.n >"}, {"event": "y"}])
-    registry = Registry.from_rows([("shop-f", "shop", True, msgspec.json.encode(stored))])
-    function = registry.functions["shop-f"]
-    assert isinstance(function, SyncedFunction)
-    assert "its trigger x is left out" in caplog.text
 
 
 async def test_an_engine_is_opened_again_after_it_failed_to_open(path: Path) -> None:
