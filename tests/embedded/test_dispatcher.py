@@ -2,13 +2,14 @@
 
 import asyncio
 import datetime as dt
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from durably.embedded import dispatcher as dispatcher_module
-from durably.embedded.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
+from durably.embedded.dispatcher import CallReturnedError, Capacity, Dispatcher, RunningCalls, WorkerLostError
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached
 from durably.engine.core.run_state import Call
 from durably.engine.model.functions import SyncedFunction
@@ -203,3 +204,21 @@ async def test_a_process_that_joins_soon_causes_no_warning(
     await call(dispatcher, "missing")
     await asyncio.to_thread(eventually, lambda: caplog.records, "a warning is logged")
     assert ["'missing'" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_unreadable_records_of_running_calls_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    calls = RunningCalls(tmp_path)
+    for key in ("harmed", "kept"):
+        calls.begin(key)
+    calls.close()
+    path = tmp_path / "calls"
+    path.write_bytes(path.read_bytes().replace(b"harmed", b"\xffarmed"))
+    calls = RunningCalls(tmp_path)
+    assert [calls.take_lost(key) for key in ("harmed", "kept")] == [False, True]
+    calls.close()
+    path.unlink()
+    path.symlink_to(path)  # so that no user can read it
+    assert not caplog.records
+    RunningCalls(tmp_path).close()
+    [warning] = caplog.records
+    assert str(path) in warning.getMessage()

@@ -249,7 +249,8 @@ class RunningCalls:
 
     A call that was running when the leader ended uses up an attempt. So a step that kills its process runs a limited
     number of times. The calls of followers need no record: the leader notices their end. The file is never flushed to
-    disk, because a power failure is not caused by a step. If it cannot be written, such calls do not count as attempts.
+    disk, because a power failure is not caused by a step. If it cannot be written or read, such calls do not count as
+    attempts.
     """
 
     _BYTES = 160
@@ -259,13 +260,22 @@ class RunningCalls:
     def __init__(self, directory: Path) -> None:
         """Each leader makes a new file, so that a former one cannot change it. Raises ``OSError``."""
         path, new = directory / "calls", directory / "calls.new"
-        content = path.read_bytes() if path.exists() else b""
-        records = {content[at : at + self._BYTES].strip().decode() for at in range(0, len(content), self._BYTES)}
+        content = b""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _logger.warning("the calls that an earlier leader ran cannot be read from %s: %s", path, error.strerror)
+        keys = set[str]()
+        for at in range(0, len(content), self._BYTES):
+            with contextlib.suppress(UnicodeDecodeError):
+                keys.add(content[at : at + self._BYTES].strip().decode())
         self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._records: mmap.mmap | None = None
         self._free: list[int] = []
         self._size = 0
-        self._lost = {key: self.begin(key) for key in records if key}
+        self._lost = {key: self.begin(key) for key in keys if key}
         new.replace(path)
 
     def take_lost(self, key: str) -> bool:
