@@ -26,7 +26,7 @@ def test_socket_is_next_to_the_database_even_if_its_path_is_too_long_for_one(tmp
         listener.setblocking(True)
         listener.accept()[0].close()
     assert path.stat().st_mode & 0o777 == 0o600
-    sockets.remove_older(directory, 2**64)
+    sockets.remove_others(directory, 2**64)
     directory.rmdir()
 
 
@@ -36,7 +36,11 @@ def test_the_newest_is_that_of_the_highest_epoch(tmp_path: Path) -> None:
     for name in ("9", "10", "2", "other"):
         (tmp_path / name).touch()
     assert sockets.newest(tmp_path) == tmp_path / "10"
-    sockets.remove_older(tmp_path, 10)
+    (tmp_path / "11").touch()
+    with sockets.listen(tmp_path / "12"):
+        sockets.remove_others(tmp_path, 10)
+        assert sorted(os.listdir(tmp_path)) == ["10", "12", "other"]
+    sockets.remove_others(tmp_path, 10)
     assert sorted(os.listdir(tmp_path)) == ["10", "other"]
 
 
@@ -55,8 +59,11 @@ def test_a_directory_that_is_not_private_is_refused(tmp_path: Path) -> None:
 
 async def test_leader_has_one_socket(tmp_path: Path) -> None:
     engine = Embedded(tmp_path / "durably.db")
+    directory = sockets.directory_of(engine.path)
+    sockets.make_directory(directory)
+    for epoch in (0, 7):  # of a database that was replaced
+        sockets.listen(directory / str(epoch)).close()
     async with engine.running():
-        directory = sockets.directory_of(engine.path)
         assert [path.name for path in directory.iterdir() if path.is_socket()] == ["1"]
     assert not [path for path in directory.iterdir() if path.is_socket()]
 

@@ -217,7 +217,7 @@ class Leader:
             logger=_logger,
         )
         self._dispatcher.running = RunningCalls(directory)
-        sockets.remove_older(directory, epoch)
+        sockets.remove_others(directory, epoch)
         _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
     async def _serve_api(self, engine: SqliteEngine) -> None:

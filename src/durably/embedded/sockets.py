@@ -1,6 +1,7 @@
 """The leader's Unix socket: its directory, path and permissions."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -114,7 +115,19 @@ def newest(directory: Path) -> Path | None:
     return path_of(directory, max(epochs)) if epochs else None
 
 
-def remove_older(directory: Path, epoch: int) -> None:
+def remove_others(directory: Path, epoch: int) -> None:
+    """Remove the sockets of other leaders than that of ``epoch``.
+
+    A socket of a higher epoch is left from a database that was replaced, unless a process listens there: then that
+    process is the successor of a leader that was stopped before it could listen.
+    """
     for name in os.listdir(directory):
-        if name.isdecimal() and int(name) < epoch:
-            (directory / name).unlink(missing_ok=True)
+        path = directory / name
+        if name.isdecimal() and (int(name) < epoch or (int(name) > epoch and not _has_listener(path))):
+            path.unlink(missing_ok=True)
+
+
+def _has_listener(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection, address_of(path) as address:
+        connection.setblocking(False)
+        return connection.connect_ex(address) in (0, errno.EAGAIN)  # EAGAIN: many connections wait there.
