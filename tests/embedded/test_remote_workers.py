@@ -13,12 +13,16 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from durably import Client, Context, Embedded, EngineSettings, TriggerEvent
 from durably.comm import CommHandler
 from durably.embedded import leader as leader_module
 from durably.embedded import sockets
 from durably.embedded.calls import sync_of
+from durably.embedded.process import get_engine_loop
+from durably.embedded.remote_workers import Workers
+from durably.engine.api.http.requests import ApiError
 from durably.engine.sqlite.runtime import Runtime
 from durably.protocol.opcodes import hash_step_id
 
@@ -158,6 +162,57 @@ async def test_calls_of_a_lost_worker_are_made_again_and_its_results_refused(
         assert (refused["status"], refused["code"]) == (409, "StaleCallError")
         await other.ask(**other.answer([again], b'"once"'))
         assert (await engine.wait_for_run(run_id)).decode_output() == "once"
+
+
+@pytest.mark.parametrize(
+    "answer", [{"type": "Returned", "output": "eyJ4"}, {"type": "AttemptFailed", "error": {}, "written": "/w=="}]
+)
+async def test_an_answer_that_is_not_json_is_refused(
+    engine_and_handler: tuple[Embedded, CommHandler], answer: dict[str, Any]
+) -> None:
+    engine, handler = engine_and_handler
+    async with raw_worker(engine, handler) as worker:
+        run_id = await send(engine)
+        [call] = await worker.wait_for_calls()
+        answers = [{"call_id": call["call_id"], "answer": answer}]
+        status, body = await worker.post(worker.path, {"answers": answers})
+        assert (status, "invalid JSON" in body["error"]) == (400, True)
+        await worker.ask(**worker.answer([call], b"1"))
+        assert (await engine.wait_for_run(run_id)).decode_output() == 1
+
+
+@pytest.mark.parametrize("how", ["an error", "a closed connection"])
+async def test_a_leader_that_refuses_a_process_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """For longer than the lease."""
+    is_refusing, refusals, were_refused, register = False, 0, threading.Event(), Workers._register
+    enough = 3 if how == "an error" else 2 * LEASE // dt.timedelta(seconds=0.025)
+    registrars: list[Workers] = []
+
+    async def refuse(workers: Workers, api: Any, request: Any) -> Any:
+        nonlocal refusals
+        if not is_refusing:
+            registrars.append(workers)
+            return await register(workers, api, request)
+        refusals += 1
+        if refusals == enough:
+            were_refused.set()
+        if how == "an error":
+            raise ApiError(413, "the list of functions is too long")
+        request.transport.abort()
+        return web.Response()
+
+    monkeypatch.setattr(Workers, "_register", refuse)
+    leader, follower = (Embedded(tmp_path / "durably.db", lease=LEASE, settings=SETTINGS) for _ in range(2))
+    async with leader.running(), follower.running():
+        is_refusing = True
+        get_engine_loop().call_soon_threadsafe(registrars[0].close)  # The follower must register again.
+        assert await asyncio.to_thread(were_refused.wait, 20)
+        assert "tries to take over" not in caplog.text
+        assert [record.message.count("cannot reach") for record in caplog.records] == [1]
+        is_refusing = False
+        assert await follower.list_runs() == await leader.list_runs() == []
 
 
 async def test_followers_wait_for_a_leader_that_recovers_its_runs(

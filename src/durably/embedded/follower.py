@@ -101,7 +101,7 @@ class Follower:
         """Connect to the leader at a socket, and register this process.
 
         Returns ``None`` if no process listens. Raises ``TimeoutError`` if one listens and does not answer for the
-        lease, and ``ConfigInvalidError`` for a function of this process.
+        lease, ``EngineMovedError`` if it closes the connection, and ``EngineError`` if it refuses this process.
         """
         try:
             follower = cls(socket, worker, timing)
@@ -109,11 +109,10 @@ class Follower:
             return None
         try:
             await follower._register()
-        except EngineMovedError:
+        except BaseException as error:
             await follower.close()
-            return None
-        except BaseException:
-            await follower.close()
+            if isinstance(error, EngineMovedError) and not error.is_unclear:
+                return None
             raise
         loop = asyncio.get_running_loop()
         senders = [follower._send_news() for _ in range(_SENDERS)]
@@ -129,7 +128,9 @@ class Follower:
             if response.status != 503:
                 break
             await asyncio.sleep(_STARTING_SECONDS)
-        self._id = _read(response, Registered).worker_id
+        if response.status >= 400:
+            raise_error(msgspec.json.decode(response.body, type=ErrorBody))
+        self._id = msgspec.json.decode(response.body, type=Registered).worker_id
 
     def _registration(self) -> bytes:
         return msgspec.json.encode(Registration(self._worker.capacity(), self._worker.syncs()))

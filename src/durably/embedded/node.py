@@ -225,7 +225,7 @@ class Node:
 
     def _log_error(self, error: Exception) -> None:
         if str(error) != str(self.last_error):
-            is_expected = isinstance(error, EngineError | OSError)
+            is_expected = isinstance(error, EngineError | EngineMovedError | OSError)
             _logger.error(
                 "process %d cannot reach the engine; it tries again: %s",
                 os.getpid(),
@@ -236,6 +236,9 @@ class Node:
 
     async def _find_role(self) -> Leader | Follower:
         """Find a leader, or become one.
+
+        A leader that answers is never replaced, even if it refuses this process: then the attempt fails, and ``_run``
+        repeats it.
 
         Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced.
         """
@@ -248,8 +251,12 @@ class Node:
         while True:
             if self._files is not None:
                 self._files.check()
-            if (follower := await self._follow()) is not None:
-                return follower
+            try:
+                if (follower := await self._follow()) is not None:
+                    return follower
+            except EngineMovedError as error:  # The leader was there just now.
+                self._log_error(error)
+                waited = 0.0
             may_lead = self._may_lead and (self._worker.capacity().max_calls > 0 or waited > _STARTUP_DELAY_SECONDS)
             if may_lead:
                 with contextlib.suppress(DatabaseLockedError):
@@ -277,6 +284,7 @@ class Node:
             waited += _SEARCH_SECONDS
 
     async def _follow(self) -> Follower | None:
+        """Raises ``EngineMovedError`` if the connection breaks, and ``EngineError`` if the leader refuses it."""
         newest = sockets.newest(self._directory)
         if newest is None or newest == self._silent_socket:
             return None

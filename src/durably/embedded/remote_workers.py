@@ -28,9 +28,9 @@ from durably.engine.api.http.application import ApiState, Route
 from durably.engine.api.http.codec import status_of
 from durably.engine.api.http.requests import ApiError, read_body
 from durably.engine.api.operations import Access
-from durably.engine.core.calls import Answer, CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned
 from durably.engine.model.events import decode_json
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, decode
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import ErrorBody
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -41,6 +41,7 @@ from .dispatcher import Capacity, Dispatcher, WorkerLostError, WorkerSlots
 
 T = TypeVar("T")
 
+_json_decoder = msgspec.json.Decoder(msgspec.Raw)
 _logger = get_logger("durably.engine")
 
 WORKERS_PATH = "/v1/workers"
@@ -222,6 +223,7 @@ class Workers:
 
     async def _exchange(self, api: ApiState, request: web.Request) -> web.Response:
         worker, exchange = self._find(request), await _read(request, Exchange)
+        _check_documents(exchange.answers)
         worker.silent_beats = 0
         worker.accept(exchange.answers)
         results: list[ErrorBody | None] = []
@@ -246,6 +248,17 @@ class Workers:
         if worker is None:
             raise ApiError(404, "the engine does not know the worker, or has given it up: register again")
         return worker
+
+
+def _check_documents(answers: list[CallAnswer]) -> None:
+    """Refuse outputs and errors that are not JSON. They are stored as they are, and would spoil lists of runs."""
+    for each in answers:
+        match each.answer:
+            case Returned(output=bytes(document)) | AttemptFailed(written=bytes(document)):
+                try:
+                    decode(_json_decoder, document)
+                except msgspec.DecodeError as error:
+                    raise ApiError(400, f"the answer to call {each.call_id} has invalid JSON: {error}") from None
 
 
 async def _store(api: ApiState, request: CheckpointRequest) -> ErrorBody | None:
