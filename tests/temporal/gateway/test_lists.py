@@ -49,7 +49,10 @@ def test_a_value_cannot_end_its_condition(value: str) -> None:
     assert re.sub(r"''|\\(.)", lambda part: part[1] or "'", found[1], flags=re.DOTALL) == value
 
 
-@pytest.mark.parametrize("value", ["a\nb", "'a", "a'", float("inf"), float("nan")])
+NO_UTC = dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=23)))
+
+
+@pytest.mark.parametrize("value", ["a\nb", "'a", "a'", float("inf"), float("nan"), NO_UTC])
 def test_a_value_that_the_server_cannot_search_is_refused(value: Any) -> None:
     with pytest.raises(Problem):
         condition("Shop", "=", value)

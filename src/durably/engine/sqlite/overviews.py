@@ -82,7 +82,7 @@ def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis
     Times are milliseconds since the epoch; by default the last 24 hours. Intervals are no shorter than those of the
     stored counts, and begin at multiples of their length. Raises ``SelectionInvalidError``.
     """
-    end = now if until is None else until
+    end = now if until is None else min(until, now)
     start = end - DAY * MINUTE if since is None else since
     if start >= end:
         raise SelectionInvalidError("since must be before until, which is now by default")

@@ -65,7 +65,10 @@ def condition(attribute: str, operator: str, value: str | bool | float | dt.date
             raise bad_request(f"{attribute} cannot be compared with {value}")
         written = repr(value)
     elif isinstance(value, dt.datetime):
-        written = f"'{value.astimezone(dt.UTC).isoformat().replace('+00:00', 'Z')}'"
+        try:
+            written = f"'{value.astimezone(dt.UTC).isoformat().replace('+00:00', 'Z')}'"
+        except OverflowError:
+            raise bad_request(f"{attribute} cannot be compared with {value}: it is out of range in UTC") from None
     else:
         if _CONTROL.search(value):
             raise bad_request(f"the server cannot search for a string with control characters: {value!r}")

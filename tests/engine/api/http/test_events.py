@@ -86,6 +86,7 @@ async def test_an_event_that_is_too_large_is_refused_and_named(dev: Harness, is_
     status, answer = await dev.json("POST", "/e/any", data=body)
     assert status == 413
     assert ("the event at index 1" if is_list else "the event is") in answer["error"]
+    assert "any" not in json.dumps(answer["data"])  # the event key
 
 
 async def test_events_are_listed_newest_first_and_filtered(dev: Harness) -> None:

@@ -157,7 +157,8 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
             if isinstance(error, errors.DatabaseUnavailableError):
                 _log_unavailable(request.app, error)
             status = status_of(error)
-            data = dict(request.match_info) if status in (409, 413) else None
+            named = {name: value for name, value in request.match_info.items() if name != "key"}  # an event key
+            data = named if status in (409, 413) else None
             return error_response(status, error.message, code=type(error).__name__, data=data)
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
