@@ -248,7 +248,7 @@ class AllowedHosts:
         if header is None:
             return "the development engine refuses requests without a Host header"
         # An absolute URL in the request line replaces the header (RFC 9112 §3.2.2). aiohttp returns it as the host.
-        for name in (header, host):
+        for name in (*request.headers.getall(hdrs.HOST), host):
             if not self.allows_host(name):
                 return f"the development engine refuses requests to the host {name!a}: {_ADVICE}"
         if origin and not self.allows_origin(origin):
