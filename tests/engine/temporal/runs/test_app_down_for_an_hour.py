@@ -29,6 +29,13 @@ from durably.temporal.errors import find_program
 OUTAGE = dt.timedelta(hours=1)
 QUEUE = "durably/app/down"
 
+REPEATED = (
+    EventType.EVENT_TYPE_WORKFLOW_TASK_SCHEDULED,
+    EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED,
+    EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT,
+)
+"""A task that times out, on a slow machine, is scheduled again: completed tasks are counted."""
+
 
 @activity.defn(name=SEND)
 async def send_nothing(sent: InternalEvents) -> None: ...
@@ -82,6 +89,7 @@ async def test_an_hour_adds_no_events_and_at_most_a_call_a_minute() -> None:
     assert len(within) <= 60
     assert down.calls_at[-1] - within[-1] < dt.timedelta(seconds=70), "an app that is back gets its calls soon"
     kinds, wanted = (
-        Counter(EventType.Name(event.event_type) for event in history.events) for history in (during, without)
+        Counter(EventType.Name(event.event_type) for event in history.events if event.event_type not in REPEATED)
+        for history in (during, without)
     )
     assert kinds == wanted
