@@ -61,30 +61,6 @@ def echo(text: object, *, err: bool = False) -> None:
     click.echo(fit(text), err=err)
 
 
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-"""Another screen without a cursor, and back."""
-_HOME, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
-
-
-@contextlib.contextmanager
-def alternate_screen() -> Iterator[None]:
-    """A screen of the terminal to draw on.
-
-    The end of the context shows the former one.
-    """
-    click.echo(_ENTER, nl=False)
-    try:
-        yield
-    finally:
-        click.echo(_LEAVE, nl=False)
-
-
-def draw(lines: Iterable[object]) -> None:
-    """Draw lines over the whole screen of the terminal."""
-    text = "\n".join(f"{fit(line)}{_CLEAR_LINE}" for line in lines)
-    click.echo(f"{_HOME}{text}{_CLEAR_REST}", nl=False)
-
-
 _BAR_WIDTH = 20
 
 

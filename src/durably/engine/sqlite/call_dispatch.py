@@ -81,9 +81,6 @@ class CallDispatcher:
         """The calls of each function that has any; see ``ReadyCalls``."""
         return self._call_queue.loads()
 
-    def is_under_way(self, run_key: int, generation: int) -> bool:
-        return (run_key, generation) in self._under_way
-
     def called_at(self, run_key: int, generation: int) -> int | None:
         """When a call that is under way was made, in milliseconds since the epoch."""
         return self._under_way.get((run_key, generation))
