@@ -1,10 +1,12 @@
 """Fixtures and hooks of all tests."""
 
 import gc
+import logging
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -45,3 +47,13 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_collection_finish() -> None:
     """Thousands of modules and tests stay until the end, so no garbage collection need look at them again."""
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_are_restored() -> Iterator[None]:
+    """Commands of the CLI set up the log of their process, which here is the process of the tests."""
+    loggers = [logging.getLogger(name) for name in (None, "durably")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
