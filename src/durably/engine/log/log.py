@@ -32,7 +32,7 @@ from durably.protocol.engine_errors import (
 from durably.protocol.text import get_logger
 
 from .entries import RecordingConnection, apply_entries, decode_entry, encode_entry
-from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError, open_store
+from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 LEASE_SECONDS = 5.0
 SNAPSHOT_BYTES = 64 * 1024 * 1024
@@ -47,6 +47,27 @@ _PART_BYTES = 1024 * 1024
 _SNAPSHOTS_KEPT = 2
 
 _logger = get_logger("durably.engine")
+
+
+def open_store(url: str) -> LogStore:
+    """The store of a URL: ``postgresql://…`` or ``s3://bucket/prefix``. Does not connect.
+
+    Raises ``LogRefusedError`` for another URL, ``ImportError`` without the extra.
+    """
+    scheme = url.partition("://")[0]
+    if scheme in ("postgresql", "postgres"):
+        from .postgres import PostgresLog
+
+        return PostgresLog(url)
+    if scheme == "s3":
+        from .s3 import S3Log
+
+        return S3Log(url)
+    raise LogRefusedError(
+        f"the commit log must be postgresql://… or s3://bucket/prefix, not {scheme}://…"
+        if "://" in url
+        else "the commit log must be a URL: postgresql://… or s3://bucket/prefix"
+    )
 
 
 class LogState(msgspec.Struct, frozen=True):
@@ -171,7 +192,7 @@ class CommitLog:
                         "`durably backup` makes"
                     )
                 database_id = stored or database_id
-                connection.execute("UPDATE owner SET database_id = ?", (database_id,))
+                connection.execute("UPDATE owner SET database_id = ?, log_token = x''", (database_id,))
                 connection.execute("COMMIT")
         self._record = self._store.create(LogRecord(database_id, secrets.token_urlsafe(24), from_snapshot=exists))
 
@@ -181,14 +202,15 @@ class CommitLog:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == 0:
             return  # An empty file, which the first entry fills.
-        database_id, sequence = connection.execute("SELECT database_id, log_sequence FROM owner").fetchone()
+        (database_id,) = connection.execute("SELECT database_id FROM owner").fetchone()
+        sequence, token = _position(connection)
         if database_id != self._record.database_id:
             raise LogRefusedError(
                 f"the database {path} is not the one of {self._store.name}: correct the path or the log's URL. To "
                 "begin a new log with this database, name one that is empty; to use the log's database, move this file "
                 "away"
             )
-        if sequence == 0 and self._store.last() > 0:
+        if token is None and self._store.last() > 0:
             raise LogRefusedError(
                 f"the database {path} was made before {self._store.name} or restored from a backup, and the log has "
                 "later entries: move the file away to use the log's database, or begin a new log at another URL"
@@ -413,12 +435,12 @@ def _open_recording(path: Path, durability: Durability) -> RecordingConnection:
 def _position(connection: sqlite3.Connection) -> tuple[int, bytes | None]:
     """The number and the token of the last entry that a file contains.
 
-    The token is ``None`` for an empty file, and empty for a database that has no entries yet.
+    The token is empty in a database with which a log began, and ``None`` in one that belongs to no log.
     """
     if connection.execute("PRAGMA user_version").fetchone() == (0,):
         return 0, None
     sequence, token = connection.execute("SELECT log_sequence, log_token FROM owner").fetchone()
-    return sequence, token or b""
+    return sequence, token
 
 
 def _compressed_parts(path: Path) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from durably.protocol.engine_errors import EngineError, LogDamagedError, LogRefusedError
+from durably.protocol.engine_errors import EngineError, LogDamagedError
 
 
 class LogUnavailableError(EngineError):
@@ -152,24 +152,3 @@ class LogStore(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None: ...
-
-
-def open_store(url: str) -> LogStore:
-    """The store of a URL: ``postgresql://…`` or ``s3://bucket/prefix``. Does not connect.
-
-    Raises ``LogRefusedError`` for another URL, ``ImportError`` without the extra.
-    """
-    scheme = url.partition("://")[0]
-    if scheme in ("postgresql", "postgres"):
-        from .postgres import PostgresLog
-
-        return PostgresLog(url)
-    if scheme == "s3":
-        from .s3 import S3Log
-
-        return S3Log(url)
-    raise LogRefusedError(
-        f"the commit log must be postgresql://… or s3://bucket/prefix, not {scheme}://…"
-        if "://" in url
-        else "the commit log must be a URL: postgresql://… or s3://bucket/prefix"
-    )

@@ -5,7 +5,7 @@ Times are milliseconds since the epoch. ``key`` columns are rowids, for joins; `
 
 _TABLES = """
 -- With a commit log: database_id tells databases apart, and log_sequence and log_token are those of the last entry that
--- this file contains.
+-- this file contains. The token is empty in a database with which a log began.
 CREATE TABLE owner (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     epoch INTEGER NOT NULL,
