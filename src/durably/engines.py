@@ -74,8 +74,11 @@ class EngineHandle(Protocol):
 class EventRelay(Protocol):
     """Sends the events of an outbox in a thread of its own; see ``durably.outbox.Relay``."""
 
-    def start(self, may_send: Callable[[], bool]) -> None:
-        """Start, unless it has started. It works as long as ``may_send``."""
+    def start(self, may_send: Callable[[], bool], report: Callable[[dict[str, Any]], object] | None) -> None:
+        """Start, unless it has started. It works as long as ``may_send``.
+
+        ``report`` passes arguments to the engine's operation ``report_outbox``, by default over HTTP.
+        """
         ...
 
     def stop(self) -> None:

@@ -17,16 +17,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
 from durably.events import encode_event, sending_run
-from durably.execution import in_step
+from durably.execution import drive, in_step
 from durably.execution.step import Step
 from durably.functions.diagnostics import check_send
+from durably.io.http_client import BlockingIO, Request, request_with_keys
 from durably.protocol.events import Event
 from durably.protocol.text import get_logger, printable
 from durably.values.codecs import Unset
@@ -47,6 +48,7 @@ _MAX_RETRY_SECONDS = 30.0
 _LOG_SECONDS = 60.0
 _BATCH = 100
 _STOP_SECONDS = 3.0
+_REPORT_SECONDS = 10.0
 _CLEAN_SECONDS = 3600.0
 _RESULT_DAYS = 30
 """Days after which a stored result is deleted. The engine has it, unless it was down for all of that time."""
@@ -132,10 +134,14 @@ class _Sender(msgspec.Struct):
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """Numbers of events in an outbox: those that wait, and those that the engine has refused."""
+    """Numbers of events in an outbox: those that wait, and those that the engine has refused.
+
+    ``oldest`` is the time that the first of those that wait has waited, in seconds.
+    """
 
     waiting: int
     refused: int
+    oldest: float
 
 
 class Relay:
@@ -153,6 +159,7 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._may_send: Callable[[], bool] = lambda: True
+        self._report: Callable[[dict[str, Any]], object] = self._report_over_http
         client.relays.append(self)
         if client.in_process is not None:
             client.in_process.add_relay(self)
@@ -173,16 +180,28 @@ class Relay:
 
     def backlog(self) -> Backlog:
         with self.database.relaying() as connection:
-            result = connection.execute(f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE}")
-        total, refused = result.rows[0]
-        return Backlog(total - refused, refused)
+            total, refused = connection.execute(f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE}").rows[0]
+            rows = _read(connection, 1)
+        since = time.time()
+        if rows:
+            with suppress(ValueError):  # an invalid row, which will be refused
+                since = (msgspec.json.decode(rows[0][1], type=Event).ts or since * 1000) / 1000
+        return Backlog(total - refused, refused, max(time.time() - since, 0.0))
 
     # the thread
 
-    def start(self, may_send: Callable[[], bool] = lambda: True) -> None:
-        """Send in a thread of its own, as long as ``may_send``."""
+    def start(
+        self,
+        may_send: Callable[[], bool] = lambda: True,
+        report: Callable[[dict[str, Any]], object] | None = None,
+    ) -> None:
+        """Send in a thread of its own, as long as ``may_send``.
+
+        ``report`` passes arguments to the engine's operation ``report_outbox``, otherwise a request over HTTP.
+        """
         if self._thread is None:
             self._may_send, self._stopping = may_send, threading.Event()
+            self._report = report or self._report_over_http
             run = contextvars.Context().run
             self._thread = threading.Thread(
                 target=run, args=(self._run, self._stopping), name="durably-relay", daemon=True
@@ -203,7 +222,7 @@ class Relay:
         self._woken, self._stopping = threading.Event(), threading.Event()
 
     def _run(self, stopping: threading.Event) -> None:
-        failures, logged_at, clean_at, has_tables = 0, 0.0, 0.0, False
+        failures, logged_at, clean_at, report_at, has_tables = 0, 0.0, 0.0, 0.0, False
         while not stopping.is_set():
             sent, delay = 0, POLL_SECONDS
             try:
@@ -215,6 +234,9 @@ class Relay:
                     elif time.monotonic() >= clean_at:
                         clean_at = time.monotonic() + _CLEAN_SECONDS
                         self._delete_old_results()
+                    if has_tables and time.monotonic() >= report_at:
+                        report_at = time.monotonic() + _REPORT_SECONDS
+                        self._report_backlog()
                 failures = 0
             except Exception as error:
                 if stopping.is_set():
@@ -290,16 +312,26 @@ class Relay:
             refused |= self._send([row], sender)
         return refused
 
+    def _report_backlog(self) -> None:
+        backlog = self.backlog()
+        with suppress(Error):  # The engine does not answer, which sends report, or does not keep the numbers.
+            self._report({"name": self.database.name, **msgspec.structs.asdict(backlog)})
+
+    def _report_over_http(self, arguments: dict[str, Any]) -> None:
+        client = self.client
+        body = msgspec.json.encode(arguments)
+        request = Request("POST", f"{client.api_origin}/v1/outboxes", client.headers(), body, client.request_timeout)
+        drive(request_with_keys(BlockingIO(), request, client.signing_keys))
+
     def _delete_old_results(self) -> None:
         before = time.time_ns() // 1_000_000 - _RESULT_DAYS * 86_400_000
         with self.database.relaying() as connection:
             connection.execute(f"DELETE FROM {RESULTS_TABLE} WHERE created < :before", {"before": before})
 
 
-def _read(connection: Connection) -> Sequence[Sequence[Any]]:
-    return connection.execute(
-        f"SELECT id, event FROM {EVENTS_TABLE} WHERE error IS NULL ORDER BY id LIMIT {_BATCH}"
-    ).rows
+def _read(connection: Connection, limit: int = _BATCH) -> Sequence[Sequence[Any]]:
+    sql = f"SELECT id, event FROM {EVENTS_TABLE} WHERE error IS NULL ORDER BY id LIMIT {limit}"
+    return connection.execute(sql).rows
 
 
 def _lock(connection: Connection) -> bool:

@@ -175,6 +175,11 @@ class SessionConnection:
         return _Result(self._session.execute(sa.text(sql), dict(values or {})))
 
 
+def _name_of(url: sa.URL) -> str:
+    """The URL without user, password and options."""
+    return url.set(username=None, password=None, query={}).render_as_string()
+
+
 class _LoopConnection:
     """A ``durably.outbox.Connection`` for a thread with an event loop of its own, which runs only in ``execute``."""
 
@@ -190,7 +195,7 @@ class _SyncDatabase:
     """A ``durably.outbox.Database``."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        self.name = engine.url.render_as_string()
+        self.name = _name_of(engine.url)
         self._engine = engine
 
     @contextmanager
@@ -213,7 +218,7 @@ class _AsyncDatabase:
     """A ``durably.outbox.Database``. Each thread has its own event loop and pool, because connections belong to one."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self.name = engine.url.render_as_string()
+        self.name = _name_of(engine.url)
         self._engine = engine.sync_engine
         self._local = threading.local()
 

@@ -111,7 +111,7 @@ class DjangoDatabase:
 
     def __init__(self, using: str) -> None:
         self._using = using
-        self.name = f"the database {using!r}"
+        self.name = using
 
     @contextmanager
     def relaying(self) -> Iterator[DjangoConnection]:

@@ -197,7 +197,10 @@ class ProcessEngine(Generic[N]):
     def add_relay(self, relay: EventRelay) -> None:
         self._relays.append(relay)
         if self._is_serving:
-            relay.start(self._may_relay)
+            relay.start(self._may_relay, self._report_outbox)
+
+    def _report_outbox(self, arguments: dict[str, Any]) -> None:
+        self.request("report_outbox", arguments, TIMEOUT_SECONDS).result()
 
     def _may_relay(self) -> bool:
         """Whether this process is the one that runs the relays."""
@@ -302,7 +305,7 @@ class ProcessEngine(Generic[N]):
             self._is_serving = True
             node = await self._replace_node()
             for relay in self._relays:
-                relay.start(self._may_relay)
+                relay.start(self._may_relay, self._report_outbox)
         await node.wait_started()
 
     async def _start_in_background(self) -> None:

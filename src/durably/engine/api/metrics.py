@@ -156,6 +156,27 @@ CATALOGUE: Sequence[Family] = (
         ("role",),
         is_sqlite_only=True,
     ),
+    Family(
+        "outbox_events",
+        _GAUGE,
+        "Events in the outbox of a database, as its relay has reported: waiting, or refused by the engine.",
+        ("outbox", "state"),
+        is_sqlite_only=True,
+    ),
+    Family(
+        "outbox_oldest_seconds",
+        _GAUGE,
+        "Time that the oldest waiting event of an outbox has waited.",
+        ("outbox",),
+        is_sqlite_only=True,
+    ),
+    Family(
+        "outbox_report_age_seconds",
+        _GAUGE,
+        "Time since the relay of an outbox has reported. Above 60 it probably does not run.",
+        ("outbox",),
+        is_sqlite_only=True,
+    ),
     Family("start_time_seconds", _GAUGE, "Time at which the engine started, in seconds since the epoch."),
     Family("build_info", _GAUGE, "Always 1, with the version of Durably.", ("version",)),
 )

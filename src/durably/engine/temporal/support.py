@@ -49,6 +49,7 @@ UNSUPPORTED = {
     "list_runs.status.Scheduled": "select running runs",
     "overview": _COUNTS,
     "replay_runs": _RERUN,
+    "report_outbox": "read the table durably_outbox",
     "run_traces": "use OpenTelemetry",
     "search_events": _EVENTS,
     "search_runs.if_exp": _COUNTS,
