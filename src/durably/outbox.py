@@ -182,11 +182,12 @@ class Relay:
         with self.database.relaying() as connection:
             total, refused = connection.execute(f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE}").rows[0]
             rows = _read(connection, 1)
-        since = time.time()
+        oldest = 0.0
         if rows:
             with suppress(ValueError):  # an invalid row, which will be refused
-                since = (msgspec.json.decode(rows[0][1], type=Event).ts or since * 1000) / 1000
-        return Backlog(total - refused, refused, max(time.time() - since, 0.0))
+                if sent_at := msgspec.json.decode(rows[0][1], type=Event).ts:
+                    oldest = max(time.time() - sent_at / 1000, 0.0)
+        return Backlog(total - refused, refused, oldest)
 
     # the thread
 

@@ -176,8 +176,8 @@ class SessionConnection:
 
 
 def _name_of(url: sa.URL) -> str:
-    """The URL without user, password and options."""
-    return url.set(username=None, password=None, query={}).render_as_string()
+    """The host and the database."""
+    return "/".join(filter(None, (url.host, url.database)))
 
 
 class _LoopConnection:
