@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
 
@@ -32,9 +32,13 @@ AsyncBranch = Callable[[], Awaitable[T]]
 Branch = Callable[[], T]
 
 
+S = TypeVar("S")
+G = TypeVar("G")
+
+
 @dataclass
-class Context:
-    """The argument of an async function.
+class _RunContext(Generic[S, G]):
+    """The fields of ``Context`` and ``ContextSync``.
 
     - ``event``, ``events``: The event that triggered the run; all events of a batch.
     - ``attempt``: Counts from 0 to ``max_attempts - 1``.
@@ -48,29 +52,20 @@ class Context:
     run_id: str
     attempt: int
     logger: Any
-    step: Step
-    group: "Group"
+    step: S
+    group: G
     request_id: str | None = None
     job_id: str | None = None
     max_attempts: int | None = None
     function_id: str = ""
 
 
-@dataclass
-class ContextSync:
-    """The argument of a sync function; its fields are those of ``Context``."""
+class Context(_RunContext[Step, "Group"]):
+    """The argument of an async function."""
 
-    event: Event
-    events: list[Event]
-    run_id: str
-    attempt: int
-    logger: Any
-    step: StepSync
-    group: "GroupSync"
-    request_id: str | None = None
-    job_id: str | None = None
-    max_attempts: int | None = None
-    function_id: str = ""
+
+class ContextSync(_RunContext[StepSync, "GroupSync"]):
+    """The argument of a sync function."""
 
 
 class Group(msgspec.Struct, eq=False):
