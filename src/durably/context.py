@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -32,12 +32,8 @@ AsyncBranch = Callable[[], Awaitable[T]]
 Branch = Callable[[], T]
 
 
-S = TypeVar("S")
-G = TypeVar("G")
-
-
 @dataclass
-class _RunContext(Generic[S, G]):
+class _RunContext:
     """The fields of ``Context`` and ``ContextSync``.
 
     - ``event``, ``events``: The event that triggered the run; all events of a batch.
@@ -52,20 +48,26 @@ class _RunContext(Generic[S, G]):
     run_id: str
     attempt: int
     logger: Any
-    step: S
-    group: G
+    step: Any
+    group: Any
     request_id: str | None = None
     job_id: str | None = None
     max_attempts: int | None = None
     function_id: str = ""
 
 
-class Context(_RunContext[Step, "Group"]):
+class Context(_RunContext):
     """The argument of an async function."""
 
+    step: Step
+    group: "Group"
 
-class ContextSync(_RunContext[StepSync, "GroupSync"]):
+
+class ContextSync(_RunContext):
     """The argument of a sync function."""
+
+    step: StepSync
+    group: "GroupSync"
 
 
 class Group(msgspec.Struct, eq=False):
