@@ -204,6 +204,10 @@ class Function(FunctionDefinition[T]):
                 span.ended(outcome)
             return outcome
 
+    def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
+        """``call`` of a sync function, in this thread. ``io`` must be the blocking kind."""
+        return drive(self.call(app, call, io))
+
     async def _execute(
         self, app: App, call: FunctionCall, entry: Entry, replay: Replay, io: IO, middleware: MiddlewareStack | None
     ) -> Ending:
