@@ -323,7 +323,6 @@ COMPAT_MODULES = {
 """The modules that may use private parts of other libraries: one for each library."""
 OTHER_PRIVATE_PARTS = {
     "cli/app_server.py": {"os._exit"},  # documented
-    "cli/guard.py": {"os._exit"},
     "temporal/worker/process.py": {"os._exit"},
     "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
     # Imports that are not done, and the exit before thread pools end; tested in tests/embedded/test_server_start.py.
