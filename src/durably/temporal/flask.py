@@ -18,7 +18,6 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from durably.web.flask import add_rule, current_object, mount_point, read_body, run_with_reloader, to_response
 
-from .codec_server import CodecServer
 from .commands import make_group
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest
@@ -56,13 +55,13 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
 
 
 def blueprint(
-    server: Gateway | CodecServer,
+    server: Gateway,
     *,
     name: str = "temporal",
     url_prefix: str | None = None,
     principal: Callable[[], Any] | None = None,
 ) -> flask.Blueprint:
-    """The endpoints of a gateway or a codec server, for ``app.register_blueprint``.
+    """The endpoints of a gateway, for ``app.register_blueprint``.
 
     ``principal`` returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
     ``action.principal``, in the thread and the context of the request.
@@ -100,7 +99,7 @@ def _principal_of(principal: Callable[[], Any]) -> Any:
     return current_object(found) if type(found) is LocalProxy else found
 
 
-def _read(server: Gateway | CodecServer, request: flask.Request) -> bytes:
+def _read(server: Gateway, request: flask.Request) -> bytes:
     """Raises a problem."""
     try:
         return read_body(request, server.check_length, (Problem,))
