@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Annotated, Any
 
 from temporalio.client import Client
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, WorkflowIDConflictPolicy
 
 from durably.temporal import Temporal
 from durably.temporal.gateway import (
@@ -50,7 +50,13 @@ def exposures() -> list[Exposure]:
         ),
         expose(SumWorkflow),
         expose(SleepingWorkflow),
-        expose(OrderWorkflow, name="carts", id="cart-{order_id}", attach=True, operations=FOR_OPERATORS),
+        expose(
+            OrderWorkflow,
+            name="carts",
+            id="cart-{order_id}",
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            operations=FOR_OPERATORS,
+        ),
     ]
 
 

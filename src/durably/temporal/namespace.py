@@ -87,7 +87,12 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
     """
     new = []
     try:
-        known = await _listed(client, rpc_timeout)
+        try:
+            known = await known_attributes(client, rpc_timeout)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.UNIMPLEMENTED:
+                raise
+            known = {}  # The time-skipping test server does not list them.
         for name, indexed in attributes.items():
             if known.get(name, indexed) != indexed:
                 raise SearchAttributeError(
@@ -111,19 +116,6 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
             f"the server does not let this app do it ({error.status.name}: {error.message}): {steps}"
         ) from error
     return sorted(new)
-
-
-async def _listed(client: Client, rpc_timeout: timedelta) -> Mapping[str, IndexedType]:
-    """``known_attributes``, or an empty mapping for the time-skipping test server.
-
-    That server does not list them.
-    """
-    try:
-        return await known_attributes(client, rpc_timeout)
-    except RPCError as error:
-        if error.status is RPCStatusCode.UNIMPLEMENTED:
-            return {}
-        raise
 
 
 async def _add(client: Client, name: str, indexed: IndexedType, rpc_timeout: timedelta) -> bool:

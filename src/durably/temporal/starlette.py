@@ -58,12 +58,12 @@ def add_exception_handlers(app: Starlette) -> None:
         app.add_exception_handler(kind, handle)
 
 
-def _user(request: Request) -> Any:
-    """The user of Starlette's ``AuthenticationMiddleware``."""
-    return request.scope.get("user")
-
-
-def routes(server: Gateway, *, prefix: str = "", principal: Callable[[Request], Any] = _user) -> list[BaseRoute]:
+def routes(
+    server: Gateway,
+    *,
+    prefix: str = "",
+    principal: Callable[[Request], Any] | None = None,
+) -> list[BaseRoute]:
     """The endpoints of a gateway, for ``Starlette(routes=…)`` or a ``Mount``.
 
     ``principal`` returns the user. It may be async; a plain function runs in a thread. By default it is
@@ -73,6 +73,8 @@ def routes(server: Gateway, *, prefix: str = "", principal: Callable[[Request], 
     async def view(request: Request) -> Response:
         if request.method == "OPTIONS":
             who = None
+        elif principal is None:
+            who = request.scope.get("user")
         else:
             who = await (principal(request) if is_async(principal) else run_in_threadpool(principal, request))
         return await answer(server, request, f"/{request.path_params['path']}", who)

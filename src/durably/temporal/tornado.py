@@ -75,7 +75,10 @@ def routes(
                     path=path,
                     mount=prefix,
                     headers=dict(request.headers.items()),
-                    query_params={name: _texts(values) for name, values in request.query_arguments.items()},
+                    query_params={
+                        name: [value.decode(errors="replace") for value in values]
+                        for name, values in request.query_arguments.items()
+                    },
                     body=request.body,
                     raw_request=request,
                     principal=None if request.method == "OPTIONS" else principal(self),
@@ -105,7 +108,3 @@ def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:
         present = secret.get(settings.get("key_version"))
         return [*([present] if present else []), *secret.values()]
     return [secret] if secret else []
-
-
-def _texts(values: list[bytes]) -> list[str]:
-    return [value.decode(errors="replace") for value in values]

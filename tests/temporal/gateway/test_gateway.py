@@ -22,8 +22,6 @@ from temporalio.client import (
 )
 from temporalio.common import (
     SearchAttributeKey,
-    SearchAttributePair,
-    TypedSearchAttributes,
     WorkflowIDConflictPolicy,
     WorkflowIDReusePolicy,
 )
@@ -512,24 +510,20 @@ def test_only_commas_between_values_are_counted(body: bytes, values: int) -> Non
 
 
 @pytest.mark.parametrize(
-    ("key", "words"),
+    ("key", "value"),
     [
-        (
-            SearchAttributeKey.for_keyword_list("NobodyRegistered"),
-            "search-attribute create --namespace default --name NobodyRegistered --type KeywordList",
-        ),
-        (SearchAttributeKey.for_int("WorkflowId"), "Correct the search_attributes of expose(SleepingWorkflow)"),
+        (SearchAttributeKey.for_keyword_list("NobodyRegistered"), ["x"]),
+        (SearchAttributeKey.for_int("WorkflowId"), 1),
+        (SearchAttributeKey.for_float("NobodyRegistered"), "1"),
     ],
-    ids=["unregistered", "reserved"],
+    ids=["unregistered", "reserved", "another type"],
 )
 async def test_a_refused_search_attribute_is_an_error_of_the_app(
-    temporal: Temporal, caplog: pytest.LogCaptureFixture, key: Any, words: str
+    temporal: Temporal, caplog: pytest.LogCaptureFixture, key: Any, value: Any
 ) -> None:
-    attributes = TypedSearchAttributes([SearchAttributePair(key, 1 if key.name == "WorkflowId" else ["x"])])
-    exposure = expose(SleepingWorkflow, search_attributes=lambda _: attributes)
+    exposure = expose(SleepingWorkflow, search_attributes={key: lambda _: value})
     gateway = Gateway(temporal, [exposure], allow_anonymous=True)
     refused = await ask(gateway, "POST", "sleeping")
     assert (refused.status, refused.json["type"]) == (500, "urn:durably:problem:internal-error")
-    assert key.name in caplog.text
-    assert words in caplog.text
+    assert ("SleepingWorkflow was not started" if value != "1" else "not suitable") in caplog.text
     assert key.name not in str(refused.json)

@@ -300,7 +300,14 @@ class Temporal:
 
         Raises ``TemporalSettingsError``.
         """
-        converter, codec = self._given_converter or _default_converter(), self._encryption
+        codec, converter = self._encryption, self._given_converter
+        if converter is None:
+            try:
+                from temporalio.contrib.pydantic import pydantic_data_converter
+            except ImportError:
+                converter = DataConverter.default
+            else:
+                converter = pydantic_data_converter
         if codec is None and self.settings.encryption_keys:
             from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
@@ -324,7 +331,12 @@ class Temporal:
         if client is not None:
             return client
         # A caller that is cancelled must not cancel the connection of the others.
-        return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
+        # All callers share the attempt, and its client once it has succeeded.
+        with self._lock:
+            if self._connecting is None:
+                self._connecting = get_background_loop().submit(self._connect_shared())
+            connecting = self._connecting
+        return await asyncio.shield(asyncio.wrap_future(connecting))
 
     @cached_property
     def sync(self) -> SyncClient:
@@ -333,13 +345,6 @@ class Temporal:
         An example: ``temporal.sync.start_workflow(OrderWorkflow.run, order, id="order-7", task_queue="orders")``.
         """
         return SyncClient(self.client)
-
-    def _connect_once(self) -> concurrent.futures.Future[Client]:
-        """All callers share the attempt, and its client once it has succeeded."""
-        with self._lock:
-            if self._connecting is None:
-                self._connecting = get_background_loop().submit(self._connect_shared())
-            return self._connecting
 
     async def _connect_shared(self) -> Client:
         try:
@@ -466,14 +471,6 @@ class Temporal:
         Without an exporter it does nothing. Raises ``TemporalSettingsError`` if the runtime cannot be started.
         """
         return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
-
-
-def _default_converter() -> DataConverter:
-    try:
-        from temporalio.contrib.pydantic import pydantic_data_converter
-    except ImportError:
-        return DataConverter.default
-    return pydantic_data_converter
 
 
 # Runtimes

@@ -1,7 +1,8 @@
 """The management commands, which have the options of the click commands of other frameworks."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -36,7 +37,7 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
                 named |= {"action": "append", "default": []}
             elif option.show_default:
                 named |= {"default": option.default, "help": f"{option.help} (default: {option.default})"}
-            parser.add_argument(*option.opts, type=_argument_type(option), metavar=option.metavar, **named)
+            parser.add_argument(*option.opts, type=functools.partial(_convert, option), metavar=option.metavar, **named)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -52,11 +53,8 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
         self.stdout.flush()
 
 
-def _argument_type(option: click.Option) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            return option.type.convert(text, option, None)
-        except click.BadParameter as error:
-            raise argparse.ArgumentTypeError(error.message) from error
-
-    return convert
+def _convert(option: click.Option, text: str) -> Any:
+    try:
+        return option.type.convert(text, option, None)
+    except click.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from error
