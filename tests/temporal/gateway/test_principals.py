@@ -100,12 +100,6 @@ def test_is_anonymous_may_be_an_attribute_or_a_method(verdicts: dict[str, Any], 
         assert is_anonymous(user) is (principal_key(user) == ANONYMOUS) is expected
 
 
-def test_djangos_lazy_user_has_the_key_of_the_user() -> None:
-    functional = pytest.importorskip("django.utils.functional")
-    user = User(pk=3)
-    assert principal_key(functional.SimpleLazyObject(lambda: user)) == principal_key(user)
-
-
 @pytest.mark.parametrize(
     "principal",
     [object(), SimpleNamespace(name="ada"), User(pk=None), User(id=""), User(id=True), "", True, {"name": "a"}, 1.5],

@@ -118,7 +118,7 @@ async def test_a_start_does_not_attach_to_another_owner_or_type(temporal: Tempor
         attaching(OrderWorkflow, id=lambda order: workflow_id),
         attaching(StepsWorkflow, "steps", **same_id),
         attaching(ChainWorkflow, "open", **anybodys),
-        attaching(SumWorkflow, "policy", id=lambda pair: workflow_id, **anybodys),
+        attaching(SumWorkflow, "policy", **anybodys),
     )
     assert (await ask(gateway, "ada", "POST", "flows", new_order())).status == 202
     requests: list[tuple[str, str, Any]] = [

@@ -378,7 +378,9 @@ class Endpoints:
                 ids = (part for literal, part in zip(literals, parts, strict=True) if literal is None)
                 found.append((endpoint, dict(zip(endpoint.id_names, ids, strict=True))))
         if not found:
-            raise not_found(f"{name} offers nothing here")
+            # All clients may know them: openapi.json has them.
+            paths = sorted({endpoint.path for endpoint in self._by_exposure[name]})
+            raise not_found(f"{name} offers nothing here; there are {', '.join(paths)}")
         return found
 
 
