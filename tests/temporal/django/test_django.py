@@ -96,7 +96,7 @@ def test_a_wrong_key_of_the_settings_is_named(server: DevServer, database: Path)
     code = """
         from durably.temporal import TemporalSettingsError
         try:
-            get_temporal()
+            connections["default"]
         except TemporalSettingsError as error:
             assert "unknown key 'ADRESS'" in str(error), error
         else:

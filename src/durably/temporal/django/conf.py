@@ -114,15 +114,7 @@ def project_secrets() -> list[str]:
 connections = Connections()
 
 
-def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
-    """The connection ``connections[connection]``.
-
-    It connects at its first use. Raises ``TemporalSettingsError``.
-    """
-    return connections[connection]
-
-
-temporal = cast(Temporal, SimpleLazyObject(get_temporal))
+temporal = cast(Temporal, SimpleLazyObject(lambda: connections[DEFAULT_CONNECTION]))
 """The default connection. Modules import it at their top, before settings may be read."""
 
 
@@ -146,7 +138,7 @@ def _on_commit(method: Callable[Concatenate[Client, P], Awaitable[Any]]) -> Call
                 "start_on_commit() is called on an event loop, where Django has no transactions: use "
                 "await sync_to_async(start_on_commit)(…)"
             )
-        client = get_temporal().sync
+        client = connections[DEFAULT_CONNECTION].sync
         transaction.on_commit(lambda: client.run(lambda client: method(client, *args, **options)))
 
     return start

@@ -45,7 +45,8 @@ from durably.execution.step import is_async
 from durably.temporal.compat import activity_definition, workflow_parts
 from durably.temporal.declarations import WorkerDeclaration, with_interceptor
 
-from .conf import DEFAULT_CONNECTION, get_temporal
+from .conf import DEFAULT_CONNECTION
+from .conf import connections as temporal_connections
 
 WORKFLOWS, ACTIVITIES = "workflows", "activities"
 
@@ -77,7 +78,7 @@ def _declared(connection: str) -> list[WorkerDeclaration]:
         for module in modules
         if connection_of(module) == connection
     ]
-    return [each for each in (*get_temporal(connection).workers, *found) if each.workflows or each.activities]
+    return [each for each in (*temporal_connections[connection].workers, *found) if each.workflows or each.activities]
 
 
 def connection_of(module: ModuleType) -> str:

@@ -167,7 +167,6 @@ async def _follow(
         with call.waiting():
             for message in first:
                 yield message
-            stream.start()
             while True:
                 try:
                     async with contextlib.aclosing(stream.messages()) as messages:
@@ -196,11 +195,8 @@ class _Stream:
     def __init__(self, call: Call, seen: Position, announced: Run | None) -> None:
         self._call, self._seen, self._announced = call, seen, announced
         self._pending: Pending | None = None
-        self.end = self._last_time = 0.0
-
-    def start(self) -> None:
         self._last_time = time.monotonic()
-        self.end = self._last_time + self._call.limits.stream_limit
+        self.end = self._last_time + call.limits.stream_limit
 
     @property
     def run_id(self) -> str:

@@ -6,6 +6,7 @@ then goes through ``start``, ``_start_once`` if its id may be in use, and ``_sta
 ``client.start_workflow``. The functions of other operations are in ``actions``, ``lists``, ``runs`` and ``events``.
 """
 
+import functools
 import re
 import time
 import uuid
@@ -475,8 +476,8 @@ _PERFORM: Mapping[Operation, Callable[[Call], Awaitable[GatewayResponse]]] = {
     Operation.CANCEL: actions.cancel,
     Operation.TERMINATE: actions.terminate,
     Operation.RESET: actions.reset,
-    Operation.PAUSE: actions.pause,
-    Operation.RESUME: actions.resume,
+    Operation.PAUSE: functools.partial(actions.set_paused, is_paused=True),
+    Operation.RESUME: functools.partial(actions.set_paused, is_paused=False),
     Operation.HISTORY: events.history,
     Operation.RAW_HISTORY: events.raw_history,
     Operation.EVENTS: events.events,

@@ -16,17 +16,17 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.client import Interceptor as ClientInterceptor
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.service import RetryConfig, RPCError
+from temporalio.service import RetryConfig
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from durably.io.background_loop import get_background_loop
 from durably.temporal.client.connect_failures import connect_with_retries, explain_refusal
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalSettingsError, TemporalWorkerError
+from durably.temporal.namespace import namespace_problem
 from durably.temporal.settings import ConnectionSettings, with_own_names
 
 from .log import LogInterceptor
@@ -108,14 +108,9 @@ class Workers:
             return "the workers do not run"
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                client = self._running[0].client
-                request = DescribeNamespaceRequest(namespace=client.namespace)
-                await client.workflow_service.describe_namespace(request)
+                return await namespace_problem(self._running[0].client)
         except TimeoutError:
             return "the Temporal server does not answer"
-        except RPCError as error:
-            return f"the Temporal server answers {error.status.name}: {error.message}"
-        return None
 
     async def started(self) -> None:
         """Wait until all workers take tasks."""

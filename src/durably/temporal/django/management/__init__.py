@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from durably.errors import Error
 from durably.temporal.client.connection import Temporal
-from durably.temporal.django.conf import DEFAULT_CONNECTION, get_temporal
+from durably.temporal.django.conf import DEFAULT_CONNECTION, connections
 
 
 class ConnectionCommand(BaseCommand):  # type: ignore[misc]
@@ -41,7 +41,7 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            self.run(get_temporal(options["connection"]), options)
+            self.run(connections[options["connection"]], options)
         except Error as error:
             raise CommandError(str(error)) from error
 
