@@ -17,7 +17,7 @@ from durably.engine.temporal.apps import tick_name
 from durably.engine.temporal.ids import app_workflow_id, make_event_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
 from durably.engine.temporal.records import APP, Records
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, memo_of
+from durably.engine.temporal.reports.lists import RunLists, RunQuery, memo_of
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.text import redact_url
@@ -106,9 +106,7 @@ class FunctionLists:
         """The last runs that schedules of a function started, by schedule."""
         found: dict[str, list[Run]] = {}
         seen = 0
-        async for each in self._lists.walk(
-            RunFilter(function_id=function.id, event_name=InternalEvent.SCHEDULED_TIMER)
-        ):
+        async for each in self._lists.walk(RunQuery(function_id=function.id, event_name=InternalEvent.SCHEDULED_TIMER)):
             event_id = (await memo_of(each)).event_ids[0]
             at = ULID.from_str(event_id).milliseconds
             for schedule in function.flow.schedules:
