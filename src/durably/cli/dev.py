@@ -331,8 +331,6 @@ class DevServer:
         if sync.result.modified or request.app_id not in self._apps:
             self._apps.add(request.app_id)
             self.console.note(f"synced {request.app_id}: {_list_functions(fn.id for fn in request.functions)}")
-        if sync.conflict is not None and sync.is_news:
-            self.console.warn(sync.conflict)
 
     async def _restart_app(self, app: AppProcess) -> None:
         await restart_on_changes(app, self._changes, self.console, lambda: self._report_up(app))

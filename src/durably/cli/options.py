@@ -413,25 +413,8 @@ def open_tracing(is_on: bool) -> AbstractContextManager[Any]:
 
 
 def dashboard_options(command: Command) -> Command:
-    """The sign-in of the dashboard: a key, or a header of a proxy.
-
-    They are ``dashboard_key``, ``dashboard_viewer_key``, ``dashboard_proxy_header`` and ``dashboard_proxies``.
-    """
+    """The keys of the dashboard, ``dashboard_key`` and ``dashboard_viewer_key``."""
     for option in (
-        click.option(
-            "--dashboard-proxy",
-            "dashboard_proxies",
-            multiple=True,
-            metavar="ADDRESS",
-            help="An address or network from which that header is accepted. May be repeated.  [default: this machine] "
-            "With --dashboard-key: a proxy whose X-Forwarded-For names the visitors who enter wrong keys.",
-        ),
-        click.option(
-            "--dashboard-proxy-header",
-            metavar="NAME",
-            help="Serve the dashboard at /, for visitors whom a proxy has signed in: its requests have this header, "
-            "such as X-Forwarded-User. The proxy must remove the header from its clients' requests.",
-        ),
         click.option(
             "--dashboard-viewer-key",
             envvar=DASHBOARD_VIEWER_KEY,
@@ -444,8 +427,8 @@ def dashboard_options(command: Command) -> Command:
             envvar=DASHBOARD_KEY,
             show_envvar=True,
             metavar="KEY",
-            help="Serve the dashboard at /, for visitors who enter this key. Without this and --dashboard-proxy-header "
-            "there is none.",
+            help="Serve the dashboard at /, for visitors who enter this key as their password. Without it there is "
+            "none.",
         ),
     ):
         command = option(command)

@@ -1,11 +1,10 @@
-"""``durably start``: an engine for production, with its log, its syncs and the sign-in of its dashboard."""
+"""``durably start``: an engine for production, with its log, its syncs and the keys of its dashboard."""
 
 import asyncio
 import contextlib
 import datetime as dt
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.sign_in import (
-    DashboardServer,
-    KeySignIn,
-    ProxySignIn,
-    SignIn,
-    check_header,
-    check_key,
-    read_network,
-)
+from durably.engine.api.dashboard.dashboard import DashboardKeys
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
@@ -34,7 +23,7 @@ from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger, is_name, redact_url
-from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY, Environment, warn_of_short_signing_keys
+from durably.settings import EVENT_KEY, SIGNING_KEY, Environment, warn_of_short_signing_keys
 
 from .child_process import keep_synced
 from .event_loop import first_failure, run_until_stopped
@@ -137,8 +126,6 @@ def start(
     log_format: str,
     dashboard_key: str | None,
     dashboard_viewer_key: str | None,
-    dashboard_proxy_header: str | None,
-    dashboard_proxies: tuple[str, ...],
 ) -> None:
     """Run an engine for production.
 
@@ -166,14 +153,7 @@ def start(
             f"Correct {EVENT_KEY.name} or --event-key{_ADVICE}"
         )
     keys = (signing_key, signing_key_fallback, *event_keys)
-    sign_in = read_sign_in(
-        dashboard_key,
-        dashboard_proxy_header,
-        dashboard_proxies,
-        viewer_key=dashboard_viewer_key,
-        url=dashboard_url,
-        other_keys=keys,
-    )
+    dashboard_keys = read_dashboard_keys(dashboard_key, dashboard_viewer_key, dashboard_url, keys)
     write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
@@ -210,7 +190,7 @@ def start(
                 limits=limits,
                 urls=urls,
                 poll_interval=poll_interval,
-                sign_in=sign_in,
+                dashboard_keys=dashboard_keys,
             )
         )
 
@@ -243,7 +223,7 @@ async def serve(
     limits: ConnectionLimits,
     urls: Sequence[str],
     poll_interval: float,
-    sign_in: SignIn | None,
+    dashboard_keys: DashboardKeys | None,
 ) -> None:
     """Serve until cancelled. Raises the errors of ``open_server``.
 
@@ -257,7 +237,7 @@ async def serve(
         metrics_address=metrics_address,
         limits=limits,
         on_sync=log.note,
-        sign_in=sign_in,
+        dashboard_keys=dashboard_keys,
     )
     try:
         with first_failure():
@@ -268,7 +248,7 @@ async def serve(
                 if server.metrics_origin is not None:
                     started["metrics"] = f"{server.metrics_origin}{METRICS_PATH}"
                 log_fields(_logger, "engine started", **started)
-                if sign_in is not None:
+                if dashboard_keys is not None:
                     log_fields(_logger, "dashboard served", url=f"{server.origin}/")
                 notify_supervisor("READY=1")
                 for url in urls:
@@ -322,8 +302,6 @@ class SyncLog:
                 modified=result.modified,
                 **{name: ids for name, ids in changes.items() if ids},
             )
-        if sync.conflict is not None and sync.is_news:
-            _logger.error("%s", sync.conflict)
 
 
 def notify_supervisor(state: str) -> None:
@@ -336,38 +314,16 @@ def notify_supervisor(state: str) -> None:
         sender.sendto(state.encode(), address)
 
 
-# the sign-in of the dashboard
+# the keys of the dashboard
 
 
-class _BehindPrefix:
-    """A dashboard whose proxy removes the beginning of its paths. Its links have it."""
-
-    def __init__(self, server: DashboardServer, prefix: str) -> None:
-        self._server, self._prefix = server, prefix
-
-    async def handle(self, request: DashboardRequest) -> DashboardResponse:
-        return await self._server.handle(replace(request, mount=self._prefix))
-
-
-def read_sign_in(
-    key: str | None,
-    header: str | None,
-    proxies: Collection[str],
-    *,
-    viewer_key: str | None = None,
-    url: str | None = None,
-    other_keys: Collection[str | None],
-) -> SignIn | None:
-    """The sign-in of the dashboard, ``None`` if it is off.
+def read_dashboard_keys(
+    key: str | None, viewer_key: str | None, url: str | None, other_keys: Collection[str | None]
+) -> DashboardKeys | None:
+    """The keys of the dashboard, ``None`` if it is off.
 
     ``other_keys`` are those of the engine. The path of ``url`` is a prefix that a proxy removes. Raises ``CliError``.
     """
-    if key is not None and header is not None:
-        raise CliError(f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other")
-    if proxies and header is None and key is None:
-        raise CliError(
-            "--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets, or --dashboard-key"
-        )
     if viewer_key is not None and key is None:
         raise CliError("--dashboard-viewer-key needs --dashboard-key, the key of people who may change something")
     if viewer_key is not None and viewer_key == key:
@@ -378,22 +334,7 @@ def read_sign_in(
             "`durably keys --dashboard` makes one of its own"
         )
     try:
-        for given in (key, viewer_key):
-            if given is not None:
-                check_key(given)
-        if header is not None:
-            check_header(header)
-        networks = [read_network(text) for text in proxies]
+        mount = "" if url is None else urlsplit(url).path.rstrip("/")
+        return None if key is None else DashboardKeys(key, viewer_key, mount)
     except EngineError as error:
         raise CliError(error.message) from None
-
-    prefix = "" if url is None else urlsplit(url).path.rstrip("/")
-
-    def sign_in(dashboard: Dashboard) -> DashboardServer:
-        if key is None:
-            server: DashboardServer = ProxySignIn(dashboard, header or "", networks)
-        else:
-            server = KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
-        return _BehindPrefix(server, prefix) if prefix else server
-
-    return None if key is None and header is None else sign_in

@@ -345,11 +345,6 @@ class Syncer:
                     step["runtime"]["answerSignature"] = WHOLE_ANSWERS
         return configs
 
-    def _warn(self, warning: object) -> None:
-        """Log the engine's warning, such as another app with the same id."""
-        if isinstance(warning, str) and warning:
-            self._app.logger.warning("the engine warns about this sync: %s", printable(warning))
-
     def _hand_back(self, response: Response) -> CommResponse:
         try:
             answer = decode(_object_decoder, response.body)
@@ -359,7 +354,6 @@ class Syncer:
             ) from None
         headers = {Header.SYNC_KIND.value: SyncKind.OUT_OF_BAND.value}
         if response.status < HTTPStatus.BAD_REQUEST:
-            self._warn(answer.get("warning"))
             return CommResponse.from_json(answer, headers=headers)
         message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
         app = self._app

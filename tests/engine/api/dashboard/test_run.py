@@ -186,7 +186,7 @@ async def test_skip_delays_continues_sleeping_runs_and_retried_steps() -> None:
 
 
 async def test_a_run_that_does_not_exist_is_a_page_with_404(shop: Shop) -> None:
-    for path in ("/runs/nothing", "/runs/nothing/test", "/runs/nothing/value"):
+    for path in ("/runs/nothing", "/runs/nothing/value"):
         response = await get(shop.dashboard, path)
         assert response.status_code == 404
         assert b"There is no such run" in response.body
@@ -210,7 +210,6 @@ async def test_hostile_text_is_escaped(shop: Shop) -> None:
         (f"/runs/{run.id}", f"step={hash_step_id('reserve')}"),
         (f"/runs/{run.id}", "step=%22%3E%3Cscript%3E&zoom=%22%3E%3Cscript%3E&notice=%3Cscript%3E"),
         (f"/runs/{run.id}/value", "of=output"),
-        (f"/runs/{run.id}/test", ""),
     ):
         text = await page(shop.dashboard, path, query)
         assert "<script>" not in text
