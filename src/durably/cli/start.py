@@ -17,7 +17,7 @@ from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.core.run_state import standard_backoff
+from durably.engine.core.backoff import standard_backoff
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError

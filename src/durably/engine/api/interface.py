@@ -20,7 +20,6 @@ import msgspec
 from durably.engine.model.events import decode_events
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
@@ -476,10 +475,6 @@ class Engine:
         counts, by default 24 hours ago. ``None`` if no app serves it.
         """
 
-    @Operation("GET /v1/reports/apps")
-    async def inspect_apps(self) -> list[AppReport]:
-        """The apps that have synced, by id, with their last syncs and connection errors."""
-
     @Operation("GET /v1/schedules")
     async def list_schedules(self) -> list[ScheduleInfo]:
         """The cron schedules of functions, with their next five ticks and last runs."""
@@ -547,7 +542,7 @@ class Engine:
 
     @Operation("GET /v1/apps")
     async def list_apps(self) -> list[App]:
-        """The apps that have synced, by id."""
+        """The apps that have synced, by id, with their last syncs and connection errors."""
 
     @Operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
@@ -810,7 +805,6 @@ class SyncEngine(Engine):
     overview_sync = blocking(Engine.overview)
     function_loads_sync = blocking(Engine.function_loads)
     inspect_function_sync = blocking(Engine.inspect_function)
-    inspect_apps_sync = blocking(Engine.inspect_apps)
     list_schedules_sync = blocking(Engine.list_schedules)
     count_matching_runs_sync = blocking(Engine.count_matching_runs)
     wait_for_changes_sync = blocking(Engine.wait_for_changes)

@@ -21,7 +21,6 @@ from durably.engine.model.events import CheckedEvent, IdSeed, check_event
 from durably.engine.model.functions import UnmatchedEvents, read_sync
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
@@ -292,9 +291,6 @@ class SqliteEngine(LocalEngine):
         function = next((each for each in await self.list_functions() if each.id == function_id), None)
         return None if function is None else await self._overviews.function_report(function, since)
 
-    async def inspect_apps(self) -> list[AppReport]:
-        return await self._overviews.app_reports()
-
     async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._overviews.schedules()
 
@@ -342,7 +338,7 @@ class SqliteEngine(LocalEngine):
         await self._transact(bulk_operations.resume, function_id)
 
     async def list_apps(self) -> list[App]:
-        return await self._read(functions.list_apps)
+        return await self._overviews.list_apps()
 
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         return await self._read(functions.list_app_functions, app_id)

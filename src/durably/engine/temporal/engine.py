@@ -24,7 +24,6 @@ from durably.engine.model.events import check_event, make_id
 from durably.engine.model.functions import SyncedFunction, read_sync
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
@@ -407,9 +406,6 @@ class WorkflowEngine(LocalEngine):
             ui_url=ui_url,
             run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
         )
-
-    async def inspect_apps(self) -> list[AppReport]:
-        return await self._functions.app_reports()
 
     async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._functions.schedules(wall_clock())

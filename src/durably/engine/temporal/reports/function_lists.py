@@ -11,7 +11,7 @@ from temporalio.client import Client
 from ulid import ULID
 
 from durably.engine.model.functions import SyncedFunction
-from durably.engine.model.overview import App, AppReport, FunctionInfo, ScheduleInfo, SyncReport
+from durably.engine.model.overview import App, FunctionInfo, ScheduleInfo, SyncReport
 from durably.engine.model.runs import Run, to_datetime
 from durably.engine.temporal.apps import tick_name
 from durably.engine.temporal.ids import app_workflow_id, make_event_id
@@ -117,24 +117,6 @@ class FunctionLists:
                 break
         return found
 
-    async def app_reports(self) -> list[AppReport]:
-        """Apps with their last syncs."""
-        return [
-            AppReport(
-                app=app_view(app_id, record),
-                last_sync=SyncReport(
-                    at=to_datetime(record.synced_at),
-                    error=record.error,
-                    added=record.added,
-                    changed=record.changed,
-                    removed=record.removed,
-                ),
-                unreached_since=None,
-                unreached_error=None,
-            )
-            for app_id, record in await self.app_records()
-        ]
-
 
 def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:
     config = record.config
@@ -163,4 +145,11 @@ def app_view(app_id: str, record: AppRecord) -> App:
         version=record.version,
         synced_at=to_datetime(record.synced_at),
         function_count=len(record.functions),
+        last_sync=SyncReport(
+            at=to_datetime(record.synced_at),
+            error=record.error,
+            added=record.added,
+            changed=record.changed,
+            removed=record.removed,
+        ),
     )
