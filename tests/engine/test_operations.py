@@ -57,14 +57,14 @@ SAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("engine", [SqliteEngine, WorkflowEngine])
 def test_each_engine_implements_or_refuses_each_operation(engine: type[Engine]) -> None:
     of_derived = {
-        "cancel_runs": "start_cancellation",
-        "count_matching_runs": "count_selected",
-        "count_runs": "find_counts",
-        "inspect_run": "read_run",
-        "invoke": "start_invocation",
-        "replay_runs": "start_replay",
-        "search_events": "find_events",
-        "search_runs": "find_runs",
+        "cancel_runs": "_start_cancellation",
+        "count_matching_runs": "_count_selected",
+        "count_runs": "_find_counts",
+        "inspect_run": "_read_run",
+        "invoke": "_start_invocation",
+        "replay_runs": "_start_replay",
+        "search_events": "_find_events",
+        "search_runs": "_find_runs",
     }
     needed = {name for name, each in OPERATIONS.items() if not each.is_derived} | of_derived.keys()
     methods = {of_derived.get(name, name) for name in needed - engine.unsupported}

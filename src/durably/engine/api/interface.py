@@ -156,28 +156,28 @@ class Engine:
 
     # what derived operations need of an engine; an engine that overrides ``execute`` has none of these
 
-    async def find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
         """See ``search_runs``."""
 
-    async def find_counts(self, wanted: RunFilter) -> StatusCounts:
+    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
         """See ``count_runs``."""
 
-    async def find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
+    async def _find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         """See ``search_events``."""
 
-    async def read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
         """The rows of a run. If it ``has_context``, with the events, parent, children and logs."""
 
-    async def start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
         """See ``invoke``."""
 
-    async def start_cancellation(self, wanted: RunFilter) -> BulkOperation:
+    async def _start_cancellation(self, wanted: RunFilter) -> BulkOperation:
         """See ``cancel_runs``."""
 
-    async def start_replay(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
+    async def _start_replay(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
         """See ``replay_runs``."""
 
-    async def count_selected(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> MatchCount:
+    async def _count_selected(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> MatchCount:
         """See ``count_matching_runs``."""
 
     # events
@@ -234,7 +234,7 @@ class Engine:
         )
         events: list[StoredEvent] = []
         while len(events) < limit:
-            page = await self.find_events(wanted, limit - len(events), cursor)
+            page = await self._find_events(wanted, limit - len(events), cursor)
             events += page.events
             if (cursor := page.cursor) is None:
                 break
@@ -271,7 +271,7 @@ class Engine:
             if_exp=if_exp,
             id=id or None,
         )
-        return await self.find_events(wanted, limit, cursor)
+        return await self._find_events(wanted, limit, cursor)
 
     @Operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
     async def get_event(self, event_id: str) -> StoredEvent | None:
@@ -298,7 +298,7 @@ class Engine:
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after, id=id_suffix)
         runs: list[Run] = []
         while len(runs) < limit:
-            page = await self.find_runs(wanted, limit - len(runs), cursor)
+            page = await self._find_runs(wanted, limit - len(runs), cursor)
             runs += page.runs
             if (cursor := page.cursor) is None:
                 break
@@ -338,7 +338,7 @@ class Engine:
             if_exp=if_exp,
             id=id or None,
         )
-        return await self.find_runs(wanted, limit, cursor)
+        return await self._find_runs(wanted, limit, cursor)
 
     @Operation("GET /v1/search/runs/counts", is_derived=True)
     async def count_runs(
@@ -361,7 +361,7 @@ class Engine:
             started_after=started_after,
             started_before=started_before,
         )
-        return await self.find_counts(wanted)
+        return await self._find_counts(wanted)
 
     @Operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
     async def get_run(self, run_id: str) -> Run | None:
@@ -374,13 +374,13 @@ class Engine:
     @Operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists, is_derived=True)
     async def run_steps(self, run_id: str) -> list[Step]:
         """Finished steps in the order of their ends, then steps under way."""
-        rows = await self.read_run(run_id, has_context=False)
+        rows = await self._read_run(run_id, has_context=False)
         return [] if rows is None else report_steps(rows)
 
     @Operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists, is_derived=True)
     async def run_attempts(self, run_id: str) -> list[Attempt]:
         """Attempts that failed and were repeated, the earliest first."""
-        rows = await self.read_run(run_id, has_context=False)
+        rows = await self._read_run(run_id, has_context=False)
         return [] if rows is None else report_attempts(rows)
 
     @Operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
@@ -421,7 +421,7 @@ class Engine:
         if data is not None and not isinstance(data, dict):
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
         event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
-        return await self.start_invocation(function_id, event)
+        return await self._start_invocation(function_id, event)
 
     @Operation(
         "POST /v1/signals",
@@ -442,7 +442,7 @@ class Engine:
 
         It has steps with their spans of time and attempts, events, parent and children, and logs.
         """
-        rows = await self.read_run(run_id, has_context=True)
+        rows = await self._read_run(run_id, has_context=True)
         return None if rows is None else report_run(rows)
 
     # overviews
@@ -496,7 +496,7 @@ class Engine:
         wanted = RunFilter(
             function_id=function_id, started_after=started_after, started_before=started_before, if_exp=if_exp
         )
-        return await self.count_selected(wanted, statuses)
+        return await self._count_selected(wanted, statuses)
 
     @Operation("GET /v1/changes")
     async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
@@ -577,7 +577,7 @@ class Engine:
             started_before=started_before,
             if_exp=if_exp,
         )
-        return await self.start_cancellation(wanted)
+        return await self._start_cancellation(wanted)
 
     @Operation("GET /v1/cancellations")
     async def list_cancellations(self) -> list[BulkOperation]:
@@ -622,7 +622,7 @@ class Engine:
             started_before=started_before,
             if_exp=if_exp,
         )
-        return await self.start_replay(wanted, statuses)
+        return await self._start_replay(wanted, statuses)
 
     @Operation("GET /v1/replays")
     async def list_replays(self) -> list[BulkOperation]:

@@ -206,7 +206,7 @@ class SqliteEngine(LocalEngine):
                 size = 0
         return checked
 
-    async def find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
+    async def _find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
         return await self._read(search_events, wanted, limit, cursor, is_triggering, first_call_at, budget)
@@ -227,11 +227,11 @@ class SqliteEngine(LocalEngine):
 
     # runs
 
-    async def find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         return await self._read(search_runs, wanted, limit, cursor, first_call_at, budget)
 
-    async def find_counts(self, wanted: RunFilter) -> StatusCounts:
+    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
         return await self._read(count_by_status, wanted, self._dispatcher.first_call_at)
 
     async def get_run(self, run_id: str) -> Run | None:
@@ -253,7 +253,7 @@ class SqliteEngine(LocalEngine):
     async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._read(runs.run_calls, run_id, self._dispatcher.called_at)
 
-    async def read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
         first_call_at, called_at = self._dispatcher.first_call_at, self._dispatcher.called_at
         return await self._read(runs.read_run_rows, run_id, first_call_at, called_at, has_context)
 
@@ -266,7 +266,7 @@ class SqliteEngine(LocalEngine):
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         return await self._transact(operations.rerun, run_id, from_step)
 
-    async def start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
         check_event(event, self._settings.max_event_bytes, is_internal=True)
         return await self._transact(operations.invoke, function_id, event)
 
@@ -294,7 +294,7 @@ class SqliteEngine(LocalEngine):
     async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._overviews.schedules()
 
-    async def count_selected(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> MatchCount:
+    async def _count_selected(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> MatchCount:
         if wanted.function_id not in self._transactions.registry.functions:
             raise self._transactions.registry.not_found(wanted.function_id or "")
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
@@ -345,10 +345,10 @@ class SqliteEngine(LocalEngine):
 
     # bulk operations
 
-    async def start_cancellation(self, wanted: RunFilter) -> BulkOperation:
+    async def _start_cancellation(self, wanted: RunFilter) -> BulkOperation:
         return functions.to_bulk_operation(await self._transact(bulk_operations.cancel_runs, wanted))
 
-    async def start_replay(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
+    async def _start_replay(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
         return functions.to_bulk_operation(await self._transact(bulk_operations.replay_runs, wanted, statuses))
 
     async def list_cancellations(self) -> list[BulkOperation]:

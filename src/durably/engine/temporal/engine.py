@@ -232,7 +232,7 @@ class WorkflowEngine(LocalEngine):
 
     # runs
 
-    async def find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
         """A page of runs. ``event_name`` is that of the first event of a batch.
 
         Raises ``NotSupportedError`` for an expression.
@@ -243,7 +243,7 @@ class WorkflowEngine(LocalEngine):
             )
         return await self._lists.search(RunQuery(**msgspec.structs.asdict(wanted)), limit, cursor)
 
-    async def find_counts(self, wanted: RunFilter) -> StatusCounts:
+    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
         """Numbers of runs. Running runs include scheduled ones.
 
         Raises ``NotSupportedError`` if the server cannot count groups.
@@ -256,7 +256,7 @@ class WorkflowEngine(LocalEngine):
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
-    async def read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
         return await self._reports.rows(run_id, has_context=has_context)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
@@ -348,7 +348,7 @@ class WorkflowEngine(LocalEngine):
             await asyncio.wait_for(self._lists.output(run_id), _CANCEL_SECONDS)
         return True
 
-    async def start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
         check_event(event, self._settings.max_event_bytes, is_internal=True)
         event_id = make_id(wall_clock(), os.urandom)
         return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
