@@ -323,7 +323,6 @@ COMPAT_MODULES = {
 """The modules that may use private parts of other libraries: one for each library."""
 OTHER_PRIVATE_PARTS = {
     "cli/app_server.py": {"os._exit"},  # documented
-    "cli/guard.py": {"os._exit"},
     "temporal/worker/process.py": {"os._exit"},
     "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
     # Imports that are not done, and the exit before thread pools end; tested in tests/embedded/test_server_start.py.
@@ -463,7 +462,6 @@ def test_importing_durably_brings_no_framework_no_engine_and_no_pydantic() -> No
         *FRAMEWORKS,
         "pydantic",
         "nacl",
-        "boto3",
         "durably.encryption",
         "durably.engine",
         "durably.cli",
@@ -500,7 +498,6 @@ MISSING = [
     ("import durably.fast_api", "fastapi", "durably[fast-api]"),
     ("import durably.tornado", "tornado", "durably[tornado]"),
     ("import durably.encryption", "nacl", "durably[encryption]"),
-    ("from durably.remote_state import S3Driver; S3Driver(bucket='b')", "boto3", "durably[s3]"),
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
     ("import durably.engine.sqlite.engine", "aiohttp", "durably[engine]"),

@@ -152,17 +152,13 @@ class UnsignedSyncs:
                     "another unsigned sync is under way or has failed; the next is possible within "
                     f"{UNSIGNED_SECONDS:g} s, a signed one (`durably sync URL`) at any time"
                 )
-            return _copy(self._answer)
+            return dataclasses.replace(self._answer, headers=dict(self._answer.headers))
 
     def end(self, answer: CommResponse) -> None:
         """Keep the sync's answer. Only a success is reused."""
         if answer.status_code < HTTPStatus.BAD_REQUEST:
             with self._lock:
-                self._answer = _copy(answer)
-
-
-def _copy(answer: CommResponse) -> CommResponse:
-    return dataclasses.replace(answer, headers=dict(answer.headers))
+                self._answer = dataclasses.replace(answer, headers=dict(answer.headers))
 
 
 class Syncer:
