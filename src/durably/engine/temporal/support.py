@@ -101,8 +101,8 @@ SUPPORT: Sequence[OptionSupport] = (
         "concurrency",
         Support.DIFFERENT,
         "It is exact. Each call takes its slot from one workflow for each value of the key, or for the function if it "
-        "has no key or several limits. That costs about four actions a call, and a queue serves a few dozen calls a "
-        "second. The slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not "
+        "has no key or several limits. A slot costs about four actions, and a run keeps it for calls that follow one "
+        "another within a second. One queue serves some 70 calls a second. The slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not "
         "reach its app keeps its slot until it does. A changed set of limits applies to runs that start after the "
         "sync; changed numbers apply to waiting calls within a minute",
     ),
