@@ -1,7 +1,7 @@
 """Engines on a Temporal server: ``TemporalClient`` for commands, and what ``durably start`` and ``durably dev`` run."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
@@ -88,18 +88,11 @@ class TemporalClient(EngineClient):
             self._explain(error, "health")
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
-        """See ``EngineClient``. They are starts and ends of runs."""
-        self.check_ready()
-        assert self._engine is not None
-        with self._engine.watch() as updates:
-            on_connected()
-            while True:
-                try:
-                    update = self.block(_next(updates))
-                except RPCError as error:
-                    self._explain(error, "updates")
-                if function_id in (None, update.function_id):
-                    yield update
+        """Raises ``CliError``: changes of runs are known in the processes that execute them."""
+        raise CliError(
+            "a Temporal server reports no changes of runs: see its UI and the logs of the processes that execute the "
+            "runs, or give the URL of `durably start --temporal`, by --url"
+        )
 
     async def _connected(self) -> WorkflowEngine:
         if self._engine is None:
@@ -124,10 +117,6 @@ class TemporalClient(EngineClient):
         if is_unreachable(error):
             raise EngineUnreachedError(f"no answer to {what!r} ({printable(str(error))}). {_NO_WORKER}") from None
         raise error
-
-
-async def _next(updates: AsyncIterator[RunUpdate]) -> RunUpdate:
-    return await anext(updates)
 
 
 def refuse_options(context: click.Context) -> None:

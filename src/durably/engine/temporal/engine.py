@@ -5,8 +5,8 @@ import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self
 from urllib.parse import quote
 
 import msgspec
@@ -29,7 +29,6 @@ from durably.engine.model.overview import (
     Changes,
     EngineInfo,
     FunctionInfo,
-    ScheduleInfo,
     SyncResult,
 )
 from durably.engine.model.requests import OutboundClient
@@ -38,31 +37,25 @@ from durably.engine.model.runs import (
     FromStep,
     InvokeReceipt,
     LogPage,
-    MatchCount,
     Run,
     RunCall,
     RunMetadata,
     RunPage,
     RunReport,
     RunUpdate,
-    StatusCounts,
     Step,
     StoredEvent,
-    to_datetime,
 )
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.apps import AppSync
+from durably.engine.temporal.apps import AppSync, FunctionLists
 from durably.engine.temporal.client import is_unreachable, with_cancellation
 from durably.engine.temporal.ids import HTTP_QUEUE, run_workflow_id, split_generation
+from durably.engine.temporal.index import RunFilter, RunLists, register_search_attributes, status_of
 from durably.engine.temporal.messages import CallInput, CheckpointInput
 from durably.engine.temporal.observers import ProcessMonitor
-from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
-from durably.engine.temporal.reports.function_lists import FunctionLists
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
-from durably.engine.temporal.reports.run_reports import RunReports
-from durably.engine.temporal.routing.router import EventReceiver, Router
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.run_reports import RunReports
 from durably.engine.temporal.runs.activities import ActivityCaller
-from durably.engine.temporal.runs.record import Annotation
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
@@ -70,7 +63,6 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
-from durably.engine.temporal.search_attributes import register_search_attributes
 from durably.engine.temporal.support import UNSUPPORTED, check_support
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
 from durably.engine.temporal.workflow_code import wall_clock
@@ -90,10 +82,8 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, EventReceipt, InternalEvent
-from durably.protocol.headers import ServerKind, read_trace
+from durably.protocol.headers import read_trace
 from durably.protocol.sync import SyncRequest
-
-T = TypeVar("T", int, bool)
 
 _NOTES = [
     "Lists and counts come from Temporal's index, which lags behind, usually by less than a second.",
@@ -126,14 +116,11 @@ class WorkflowEngine(LocalEngine):
         )
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
-        self._events = EventReceiver(client, self._router, settings)
         self._lists = RunLists(client)
         self._reports = RunReports(client, self._router.records, self._lists)
-        self._functions = FunctionLists(client, self._router.records, self._lists)
-        self._changes = ChangePoll(client, self._lists)
+        self._functions = FunctionLists(client, self._router.records)
         self._monitor = ProcessMonitor(settings)
         self._has_search_attributes = False
-        self._closed = asyncio.Event()
         self._ui_url: str | None = None
         if (url := settings.temporal_ui) is not None:
             self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
@@ -152,7 +139,6 @@ class WorkflowEngine(LocalEngine):
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches. Stop the workers first."""
-        self._closed.set()
         await self._monitor.close()
         await self._outbound.close()
 
@@ -169,13 +155,8 @@ class WorkflowEngine(LocalEngine):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
-        """Starts and ends of runs, about a second later. Temporal's index has no steps."""
-        yield RunWatch(self._lists, self._closed)
-
-    def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """The updates of this process. Workflows report their changes to their process."""
+    def watch(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """The updates of runs that this process executes. Workflows report their changes to their process."""
         return self._monitor.watch()
 
     async def prepare(self) -> None:
@@ -198,7 +179,7 @@ class WorkflowEngine(LocalEngine):
             check_support(functions)
             await self.prepare()
             result = await self._apps.sync(request, functions, in_process=in_process)
-            self._events.has_synced = self._events.has_synced or bool(functions)
+            self._router.has_synced = self._router.has_synced or bool(functions)
             return result
         except ConfigInvalidError as error:
             await self._apps.note_refused(request.app_id, error.message)
@@ -225,7 +206,7 @@ class WorkflowEngine(LocalEngine):
         else:
             receiving = tracing.receiving(names, trace)
         with receiving as received:
-            receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
+            receipt = await self._router.receive(events, seed=seed, sender=sender, traceparent=received)
         self._monitor.note_events(names, receipt.unmatched)
         return receipt
 
@@ -259,9 +240,16 @@ class WorkflowEngine(LocalEngine):
         started_after: dt.datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[Run]:
-        """A page of runs. Lists lag, usually below a second."""
+        """Runs that have not ended first, then in the order of their ends. Lists lag, usually below a second.
+
+        Raises ``NotSupportedError`` for a cursor: those of ``search_runs`` are the server's.
+        """
+        if cursor is not None:
+            raise NotSupportedError(f"an engine on Temporal has no cursor here: {UNSUPPORTED['list_runs.cursor']}")
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
-        return await self._lists.page(wanted, limit, cursor, id_suffix and id_suffix.upper())
+        if id_suffix:
+            return await self._lists.find_by_suffix(wanted, id_suffix.upper(), limit)
+        return (await self._lists.page(wanted, limit, None)).runs
 
     async def search_runs(
         self,
@@ -295,31 +283,6 @@ class WorkflowEngine(LocalEngine):
         )
         return await self._lists.search(wanted, id or None, limit, cursor)
 
-    async def count_runs(
-        self,
-        *,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-    ) -> StatusCounts:
-        """Numbers of runs. Running runs include scheduled ones.
-
-        Raises ``NotSupportedError`` if the server cannot count groups.
-        """
-        wanted = RunFilter(
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=started_after,
-            started_before=started_before,
-        )
-        counts = await self._lists.count_by_status(wanted)
-        return StatusCounts(
-            counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
-        )
-
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
@@ -341,41 +304,16 @@ class WorkflowEngine(LocalEngine):
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
         return await self._reports.memos(run_id)
 
-    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
-        return await self._update_live(run_id, "skip_delays", step_id, 0)
-
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
-        return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
+        """Discard metadata."""
+        return False
+
+    async def run_metadata(self, run_id: str) -> list[RunMetadata]:
+        return []
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
-        if self._settings.server_kind is not ServerKind.DEV:
-            return False
-        return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
-
-    async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
-        """The result of an Update of a run, or ``of_ended`` if the run has ended.
-
-        Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
-        """
-        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        try:
-            result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
-        except (RPCError, WorkflowUpdateFailedError) as error:
-            if isinstance(error, RPCError) and error.status is RPCStatusCode.FAILED_PRECONDITION:
-                message = f"run {run_id}: Temporal accepts no further change of this run ({error.message})"
-                raise NotSupportedError(message) from None
-            has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
-            if not has_ended:
-                raise
-            if await self._lists.describe(run_id) is None:
-                raise RunNotFoundError(f"there is no run with the id {run_id!r}") from None
-            return of_ended
-        return result
-
-    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        record = await self._reports.record(run_id)
-        return None if record is None else record.metadata
+        """Discard lines, as each engine in production."""
+        return False
 
     async def list_logs(
         self,
@@ -385,10 +323,7 @@ class WorkflowEngine(LocalEngine):
         position: int | None = None,
         limit: int = 100,
     ) -> LogPage:
-        """Lines of one run. Raises ``NotSupportedError`` without ``run_id``."""
-        if run_id is None:
-            raise NotSupportedError("an engine on Temporal has the log lines of one run at a time: name a run")
-        return await self._reports.logs(run_id, position, limit)
+        return LogPage(entries=[], position=1)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
         """Discard spans. Apps need an OpenTelemetry exporter."""
@@ -488,11 +423,8 @@ class WorkflowEngine(LocalEngine):
     async def inspect_apps(self) -> list[AppReport]:
         return await self._functions.app_reports()
 
-    async def list_schedules(self) -> list[ScheduleInfo]:
-        return await self._functions.schedules(wall_clock())
-
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
-        return await self._changes.wait(after, run_id)
+        return await self._lists.wait_for_changes(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
         """Counts of this process. Temporal and its workers have their own metrics."""
@@ -542,7 +474,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         return engine
 
     async def close(self) -> None:
-        self._closed.set()  # Streams of changes must end before calls do.
+        self._monitor.end_updates()  # Streams of changes must end before calls do.
         await self._workers.stop()
         await self._caller.close()
         await super().close()

@@ -90,7 +90,7 @@ def stop(task: "asyncio.Task[None]") -> None:
 
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 _MAX_HELD = 1000
-"""Milliseconds for which a run keeps a slot for its next calls. Each is then made without an exchange with the queue."""
+"""Milliseconds for which a run keeps a slot for its next calls, which then need no exchange with the queue."""
 _EARLY_SECONDS = 1
 """Time in which a call requests a slot that it has already. It usually does so in the same workflow task."""
 
