@@ -4,13 +4,13 @@ It is ready with its origin, and the seconds that opening the database took, rec
 """
 
 import datetime as dt
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from durably.cli.event_loop import freeze_loaded_modules
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 
@@ -32,5 +32,6 @@ async def _answer(question: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    freeze_loaded_modules()
+    gc.collect()
+    gc.freeze()  # As `durably start` does.
     serve(open_engine)

@@ -5,7 +5,7 @@ import inspect
 import re
 from pathlib import Path
 
-from durably import Embedded, remote_state
+from durably import Embedded
 from durably.client import Client
 from durably.comm import requests
 from durably.engine.api.dashboard import sign_in
@@ -140,7 +140,6 @@ EXPECTED = {
     ),
     "time between two spaces of a streamed answer": time(requests.KEEP_ALIVE_SECONDS),
     "time for which a function may block the event loop": time(worker_threads.BLOCKED_SECONDS),
-    "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),
     "silence of a process with an engine in it": time(lease()),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
     "an event on Temporal": f"{sizes.MAX_EVENT_BYTES:,} bytes",

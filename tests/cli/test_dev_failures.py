@@ -1,8 +1,9 @@
 """Failed starts of ``durably dev``: one or two lines, exit code 1, no traceback."""
 
+import contextlib
 import re
-import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,61 +29,46 @@ def check_failure(result: Result, pattern: str) -> None:
     assert re.search(pattern, result.stderr, re.DOTALL), result.stderr
 
 
-def test_the_engines_port_is_taken(run: Run, taken_port: int) -> None:
-    check_failure(run("dev", "--port", str(taken_port)), rf"port {taken_port} of 127.0.0.1 is taken.*--port")
-
-
-def test_the_apps_port_is_taken(run: Run, directory: Path, taken_port: int) -> None:
-    write(directory / "shop.py", apps.FLASK.format(sdk="durably"))
-    result = run("dev", "shop:app", "--port", "0", "--app-port", str(taken_port))
-    check_failure(result, rf"port {taken_port} of 127.0.0.1 is taken.*--app-port")
+FLASK = apps.FLASK.format(sdk="durably")
+IN_PRODUCTION = FLASK.replace("is_production=False", 'is_production=True, signing_key="ab", event_key="x"')
+IN_PROCESS = 'is_production=False, engine=durably.Embedded("durably.db")'
+WITH_OWN_ENGINE = [
+    source.format(sdk="durably").replace("is_production=False", IN_PROCESS)
+    for source in (apps.FASTAPI, apps.FLASK, apps.TORNADO)
+]
+OWN_ENGINE = r"shop:app has an engine in its own processes \(the engine on .*/durably\.db\).*DURABLY_DEV=1.*"
 
 
 @pytest.mark.parametrize(
     ("source", "pattern"),
     [
         ("import nothere", r"importing shop failed: .*No module named 'nothere'.*shop\.py, line 1: import nothere"),
-        ("app = {'a': 1}", "shop:app is an object of type builtins.dict, not an app.*FastAPI.*DigitalOcean"),
+        ("app = {'a': 1}", "is not an app.*FastAPI.*DigitalOcean"),
+        ("import flask\napp = flask.Flask(__name__)", "serves no functions at .*--app-path"),
+        ("import os\nos._exit(7)", "ended with exit status 7"),
+        (IN_PRODUCTION, "not in dev mode"),
+        # Django needs no endpoint then, and loads the client with the first request.
+        (apps.DJANGO_EMBEDDED, f"{OWN_ENGINE}python manage.py"),
+        *((source, f"{OWN_ENGINE}uvicorn shop:app") for source in WITH_OWN_ENGINE),
     ],
+    ids=["import", "object", "no_functions", "exit", "production", "django", "fast_api", "flask", "tornado"],
 )
-def test_missing_app_is_an_error(run: Run, directory: Path, source: str, pattern: str) -> None:
+def test_an_app_that_cannot_be_served_is_explained(run: Run, directory: Path, source: str, pattern: str) -> None:
     write(directory / "shop.py", source)
     check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), pattern)
+    if "fast_api" in source:  # Its own engine would continue the runs of its database.
+        assert not (directory / "durably.db").exists()
 
 
-def test_the_app_serves_no_functions(run: Run, directory: Path) -> None:
-    write(directory / "shop.py", "import flask\napp = flask.Flask(__name__)")
-    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "serves no functions at .*--app-path")
-
-
-def test_the_app_has_its_engine_in_its_own_processes(run: Run, directory: Path) -> None:
-    """Django needs no endpoint then, and loads the client with the first request."""
-    write(directory / "shop.py", apps.DJANGO_EMBEDDED)
-    result = run("dev", "shop:app", "--port", "0", "--app-port", "0")
-    assert result.status == 1
-    explained = (
-        r"shop:app has an engine in its own processes \(the engine on .*/durably\.db\).*DURABLY_DEV=1 python manage\.py"
-    )
-    assert re.search(explained, result.stderr), result.stderr
-    assert "--app-path" not in result.stderr
-
-
-IN_PROCESS = 'is_production=False, engine=durably.Embedded("durably.db")'
-
-
-@pytest.mark.parametrize("source", [apps.FASTAPI, apps.FLASK, apps.TORNADO], ids=["fast_api", "flask", "tornado"])
-def test_an_app_with_an_engine_of_its_own_is_refused_before_it_runs(run: Run, directory: Path, source: str) -> None:
-    """Otherwise it would continue the runs of its database first."""
-    write(directory / "shop.py", source.format(sdk="durably").replace("is_production=False", IN_PROCESS))
-    result = run("dev", "shop:app", "--port", "0", "--app-port", "0")
-    assert result.status == 1
-    assert " ".join(result.stderr.split()).count("has an engine in its own processes") == 1, result.stderr
-    assert not (directory / "durably.db").exists()
+def test_a_taken_port_is_named_with_its_option(run: Run, directory: Path, taken_port: int) -> None:
+    write(directory / "shop.py", FLASK)
+    for arguments, option in ((("--port",), "--port"), (("shop:app", "--port", "0", "--app-port"), "--app-port")):
+        check_failure(run("dev", *arguments, str(taken_port)), rf"port {taken_port} of 127.0.0.1 is taken.*{option}")
 
 
 def test_an_app_with_both_kinds_of_engines_is_served(start: Start, directory: Path) -> None:
     source = (
-        apps.FLASK.format(sdk="durably")
+        FLASK
         + """
     import durably
 
@@ -95,55 +81,34 @@ def test_an_app_with_both_kinds_of_engines_is_served(start: Start, directory: Pa
 
 
 def test_the_app_serves_its_functions_elsewhere(start: Start, directory: Path) -> None:
-    source = apps.FLASK.format(sdk="durably").replace("client, [place])", 'client, [place], serve_path="/durable")')
+    source = FLASK.replace("client, [place])", 'client, [place], serve_path="/durable")')
     write(directory / "shop.py", source)
     dev = start("dev", "shop:app", "--port", "0", "--app-port", "0", "--app-path", "/durable")
     dev.until("shop:app is up at http://127.0.0.1:.*/durable")
 
 
-def test_the_app_is_in_production_mode(run: Run, directory: Path) -> None:
-    source = apps.FLASK.format(sdk="durably").replace(
-        "is_production=False", 'is_production=True, signing_key="ab", event_key="x"'
-    )
-    write(directory / "shop.py", source)
-    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "not in dev mode")
-
-
-def test_the_app_ends_by_itself(run: Run, directory: Path) -> None:
-    write(directory / "shop.py", "import os\nos._exit(7)")
-    check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "ended with exit status 7")
-
-
-def test_the_database_is_locked_by_another_engine(start: Start, run: Run, directory: Path) -> None:
-    first = start("dev", "--port", "0")
-    assert first.origin
+def test_the_database_is_locked_by_another_engine(start: Start, run: Run) -> None:
+    assert start("dev", "--port", "0").origin
     check_failure(run("dev", "--port", "0"), "belongs to another engine")
-    check_failure(run("dev", "nosuch:app", "--port", "0"), "there is no module 'nosuch'")
-    (directory / "fine.py").write_text("async def app(scope, receive, send): ...")
-    check_failure(run("dev", "fine:app", "--port", "0"), "belongs to another engine")
-    write(directory / "shop.py", apps.FLASK.format(sdk="durably").replace(", is_production=False", ""))
-    check_failure(run("dev", "shop:app", "--port", "0"), "belongs to another engine")
-    assert first.stop(signal.SIGTERM) == 0
 
 
-def test_the_database_is_of_a_newer_version(run: Run, directory: Path) -> None:
-    database = open_database(directory / "engine.db", Durability.OFF)
-    database.execute("pragma user_version = 999999")
-    database.close()
-    check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db has schema version 999999.*update Durably")
-
-
-def test_non_database_is_an_error(run: Run, directory: Path) -> None:
-    (directory / "engine.db").write_bytes(b"not a database" * 1000)
-    check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db")
-
-
-def test_database_in_an_unwritable_directory_is_an_error(run: Run) -> None:
-    check_failure(run("dev", "--port", "0", "--db", "/proc/nowhere/engine.db"), "cannot use the database /proc/nowhere")
-
-
-def test_the_host_is_not_ours(run: Run) -> None:
-    check_failure(run("dev", "--port", "0", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7")
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        (("--db", "newer.db"), "newer.db has schema version 999999.*update Durably"),
+        (("--db", "text.db"), "text.db"),
+        (("--db", "/proc/nowhere/engine.db"), "cannot use the database /proc/nowhere"),
+        (("--host", "203.0.113.7"), "cannot listen at 203.0.113.7"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_named(
+    run: Run, directory: Path, options: tuple[str, ...], pattern: str
+) -> None:
+    (directory / "text.db").write_bytes(b"not a database" * 1000)
+    open_database(directory / "newer.db", Durability.OFF).close()
+    with contextlib.closing(sqlite3.connect(directory / "newer.db")) as database:
+        database.execute("pragma user_version = 999999")
+    check_failure(run("dev", "--port", "0", *options), pattern)
 
 
 def test_the_host_is_empty(run: Run) -> None:

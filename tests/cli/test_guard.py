@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from durably.cli.guard import PARENT_VARIABLE
+from durably.cli.app_server import PARENT_VARIABLE
+
+GUARD = (sys.executable, "-m", "durably.cli.app_server", "--guard", sys.executable, "-c")
 
 
 @pytest.fixture
@@ -18,14 +20,14 @@ def ended_process() -> int:
 
 
 def test_a_program_ends_if_the_parent_ended_before_the_guard_looked(ended_process: int) -> None:
-    guard = [sys.executable, "-m", "durably.cli.guard", sys.executable, "-c", "import time; time.sleep(600)"]
+    guard = [*GUARD, "import time; time.sleep(600)"]
     process = subprocess.run(guard, env={**os.environ, PARENT_VARIABLE: str(ended_process)}, timeout=60)
     assert process.returncode in (0, 128 + signal.SIGTERM)
 
 
 def test_the_program_does_not_get_the_id_of_the_guards_parent() -> None:
     code = f"import os; print({PARENT_VARIABLE!r} in os.environ)"
-    guard = [sys.executable, "-m", "durably.cli.guard", sys.executable, "-c", code]
+    guard = [*GUARD, code]
     environment = {**os.environ, PARENT_VARIABLE: str(os.getpid())}
     process = subprocess.run(guard, env=environment, timeout=60, capture_output=True, text=True)
     assert process.stdout == "False\n"

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import durably
 from durably.cli import text
 from durably.cli.events import _state, _triggers, describe_failure
-from durably.cli.log import JsonFormatter, TextFormatter
 from durably.cli.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run, draw
+from durably.cli.service import JsonFormatter, TextFormatter
 from durably.cli.text import CliError, Console
 from durably.engine.model.overview import FunctionInfo
 from durably.engine.model.runs import (
@@ -248,7 +248,7 @@ def test_all_output_goes_through_the_escaping_functions() -> None:
 
 def test_nothing_but_tracebacks_is_printed_in_several_lines() -> None:
     """A value with line breaks could forge lines."""
-    permitted = {"text.py", "run_text.py", "app_server.py", "log.py"}
+    permitted = {"text.py", "run_text.py", "app_server.py", "service.py"}
     commands = [path for path in sources("cli") if path.name not in permitted]
     assert [path.name for path in commands if re.search(r"\b(fit|printable)_lines\b", path.read_text())] == []
 

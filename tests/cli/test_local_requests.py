@@ -79,9 +79,3 @@ def serving(directory: Path, engine: str) -> Iterator[str]:
         finally:
             app.terminate()
             app.wait(TIMEOUT_SECONDS)
-
-
-def test_start_does_not_take_memory(run: Run) -> None:
-    result = run("start", "--db", ":memory:", **KEYS)
-    assert result.status == 1
-    assert "durably dev --db :memory:" in result.stderr

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durably.cli.log import JsonFormatter, LogFormat, TextFormatter, write_log
+from durably.cli.service import JsonFormatter, TextFormatter, write_log
 
 from .conftest import APP, Run, Start, write
 
@@ -78,7 +78,7 @@ def test_formats_have_their_formatters() -> None:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     try:
-        for log_format, formatter in ((LogFormat.JSON, JsonFormatter), (LogFormat.TEXT, TextFormatter)):
+        for log_format, formatter in (("json", JsonFormatter), ("text", TextFormatter)):
             write_log(log_format)
             assert isinstance(root.handlers[0].formatter, formatter)
     finally:

@@ -133,10 +133,10 @@ def test_followed_logs_have_starts_failures_and_ends_of_runs(ask: Run, dev: Comm
     placed.until("following lines")
     _, billed = completed_run(ask, dev, "order/billed", '{"total": 43}')
     failed = ask("invoke", "shop-place", "--data", '{"total": 51, "fail": true}').stderr.split()[1]
-    everything.until(rf"{billed[-6:]}  shop-bill  run started  {billed}")
-    everything.until(rf"{billed[-6:]}  shop-bill  retrying  charge  attempt \d failed, .*RetryAfterError: the bank")
-    everything.until(rf'{billed[-6:]}  shop-bill  run completed  "charged"')
-    everything.until(rf"{failed[-6:]}  shop-place  run failed  ValueError: out of stock")
+    everything.until(rf"{billed[-6:]}  shop-bill +▶  run started +{billed}")
+    everything.until(rf"{billed[-6:]}  shop-bill +↻  charge .*attempt \d failed, .*RetryAfterError: the bank")
+    everything.until(rf'{billed[-6:]}  shop-bill +■  run completed .*"charged"')
+    everything.until(rf"{failed[-6:]}  shop-place +■  run failed .*ValueError: out of stock")
     assert "step completed" not in everything.output
     ended = start("logs", failed[-6:], "--follow", "--json", **variables)
     assert ended.wait() == 0
@@ -160,7 +160,9 @@ def test_the_log_of_a_live_run_is_followed_to_its_end(ask: Run, dev: Command, st
     follower.until("run started")
     assert ask("runs", "cancel", run_id).status == 0
     assert follower.wait() == 0
-    assert re.search(rf"{run_id[-6:]}  shop-place  run cancelled  the run was cancelled by request", follower.output)
+    assert re.search(
+        rf"{run_id[-6:]}  shop-place +■  run cancelled .*the run was cancelled by request", follower.output
+    )
     assert follower.output.count("run cancelled") == follower.output.count("run started") == 1
     assert other not in follower.output
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import urllib3
 
-from durably.cli.start import read_sign_in
+from durably.cli.start import StartOptions, read_sign_in
 from durably.cli.text import CliError
 from durably.protocol.signatures import bearer_token, sign
 
@@ -71,13 +72,8 @@ def test_an_event_key_is_not_blank(run: Run, key: str) -> None:
     ("option", "value"),
     [
         ("--host", ""),
-        ("--host", " "),
-        ("--poll-interval", "nan"),
-        ("--poll-interval", "inf"),
         ("--dashboard-url", "x"),
         ("--dashboard-url", "javascript:alert(1)"),
-        ("--dashboard-url", "http://127.0.0.1/?q=1"),
-        ("--unsigned-answers-of", ""),
         ("--metrics-address", ":1"),
     ],
 )
@@ -156,38 +152,36 @@ def test_the_dashboard_is_served_to_visitors_with_its_key(start: Start) -> None:
     assert "DURABLY_DASHBOARD_KEY" in urllib3.request("GET", f"{url}sign-in").data.decode()
 
 
+def sign_in_of(
+    key: str | None, header: str | None, proxies: tuple[str, ...] = (), viewer_key: str | None = None
+) -> object:
+    given: dict[str, Any] = dict.fromkeys(StartOptions.__struct_fields__)
+    given |= {"signing_key": SIGNING_KEY, "event_keys": [EVENT_KEY], "dashboard_key": key, "dashboard_proxies": proxies}
+    given |= {"dashboard_proxy_header": header, "dashboard_viewer_key": viewer_key}
+    return read_sign_in(StartOptions(**given))
+
+
 @pytest.mark.parametrize(
-    ("key", "header", "proxies", "pattern"),
+    ("sign_in", "pattern"),
     [
-        ("short", None, [], "16 characters"),
-        (SIGNING_KEY, None, [], "must not be another key"),
-        ("k" * 16, "X-User", [], "exclude each other"),
-        (None, None, ["10.0.0.1"], "needs --dashboard-proxy-header"),
-        (None, "X-User", ["proxy"], "not an address"),
-        (None, "Cookie", [], "only the proxy sets"),
+        (("short", None), "16 characters"),
+        ((SIGNING_KEY, None), "must not be another key"),
+        (("k" * 16, "X-User"), "exclude each other"),
+        ((None, None, ("10.0.0.1",)), "needs --dashboard-proxy-header"),
+        ((None, "X-User", ("proxy",)), "not an address"),
+        ((None, "Cookie"), "only the proxy sets"),
+        ((None, None, (), "v" * 16), "needs --dashboard-key"),
+        (("k" * 16, None, (), "k" * 16), "must differ"),
+        (("k" * 16, None, (), "short"), "16 characters"),
+        (("k" * 16, None, (), SIGNING_KEY), "must not be another key"),
     ],
 )
-def test_a_sign_in_that_is_not_safe_is_refused(
-    key: str | None, header: str | None, proxies: list[str], pattern: str
-) -> None:
+def test_a_sign_in_that_is_not_safe_is_refused(sign_in: tuple[Any, ...], pattern: str) -> None:
     with pytest.raises(CliError, match=pattern) as raised:
-        read_sign_in(key, header, proxies, other_keys=[SIGNING_KEY])
-    assert key is None or key not in raised.value.message
-
-
-@pytest.mark.parametrize(
-    ("key", "viewer_key", "pattern"),
-    [
-        (None, "v" * 16, "needs --dashboard-key"),
-        ("k" * 16, "k" * 16, "must differ"),
-        ("k" * 16, "short", "16 characters"),
-        ("k" * 16, SIGNING_KEY, "must not be another key"),
-    ],
-)
-def test_a_key_of_viewers_that_is_not_safe_is_refused(key: str | None, viewer_key: str, pattern: str) -> None:
-    with pytest.raises(CliError, match=pattern):
-        read_sign_in(key, None, [], viewer_key=viewer_key, other_keys=[SIGNING_KEY])
-    assert read_sign_in("k" * 16, None, ["10.0.0.1"], viewer_key="v" * 16, other_keys=[]) is not None
+        sign_in_of(*sign_in)
+    assert SIGNING_KEY not in raised.value.message
+    assert sign_in_of("k" * 16, None, ("10.0.0.1",), "v" * 16) is not None
+    assert sign_in_of(None, None) is None
 
 
 def test_the_dashboard_is_reached_by_a_proxy_that_removes_a_prefix(start: Start) -> None:

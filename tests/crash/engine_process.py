@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from durably.cli.event_loop import run_until_stopped
+from durably.cli.service import run_until_stopped
 from durably.engine.model.settings import EngineSettings, SystemClock, Timer
 from durably.engine.sqlite.server import serve_database
 

@@ -1,26 +1,43 @@
-"""A program that serves a user's app in a process of its own."""
+"""Child processes that end with their parent: a program that serves a user's app, and a guard of other programs.
+
+``python -m durably.cli.app_server MODULE:APP`` serves an app. With ``--guard PROGRAM ARGUMENT…``, it ends a program
+with its parent. The guarded program also ends by SIGTERM. Ctrl-C, which the terminal sends to all processes, does not
+reach the child processes: their parent ends them.
+"""
 
 import argparse
 import contextlib
-import difflib
 import importlib
 import inspect
 import logging
+import os
+import reprlib
 import signal
 import socketserver
+import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from .guard import EXIT_REPORTED, EXPLANATION, GRACE_SECONDS, follow_parent
+from durably.protocol.text import suggest
+
 from .text import Styled, echo, fit_lines, style
 
+EXIT_REPORTED = 3
+"""Exit status of a child process that has printed its error."""
+GRACE_SECONDS = 2
+PARENT_VARIABLE = "_DURABLY_PARENT_PID"
+"""Environment variable with the id of the process that starts another one, which must end with it.
+
+Without it, a process whose parent ends before it first looks takes its next parent for the first one.
+"""
+_PARENT_CHECK_SECONDS = 0.5
 USUAL_NAMES = ("app", "application", "main")
 """Names of apps in the documentation of FastAPI and Flask, of Django, and of DigitalOcean."""
 
@@ -47,7 +64,9 @@ def import_app(target: str, usual_names: Sequence[str] = USUAL_NAMES) -> object:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise AppImportError(f"{module_name} has no {part!r}{_suggest(part, found)}") from None
+            known = [each for each in getattr(found, "__dict__", ()) if not each.startswith("_")]
+            hint = suggest(part, known) or "; name the object in it: module:name"
+            raise AppImportError(f"{module_name} has no {part!r}{hint}") from None
     return found
 
 
@@ -58,7 +77,10 @@ def _import_module(name: str) -> ModuleType:
         raise
     except BaseException as error:  # A module may also exit.
         if isinstance(error, ModuleNotFoundError) and error.name and (name + ".").startswith(error.name + "."):
-            raise AppImportError(f"there is no module {error.name!r} in {Path.cwd()}{_suggest_module(name)}") from None
+            module, _, last = name.rpartition(".")  # "main.py" names a file, "main.app" lacks the colon.
+            meant = {"py": module, **{usual: f"{module}:{usual}" for usual in USUAL_NAMES}}.get(last)
+            hint = f"; did you mean {meant!r}?" if meant and module in sys.modules else ""
+            raise AppImportError(f"there is no module {error.name!r} in {Path.cwd()}{hint}") from None
         if isinstance(error, ModuleNotFoundError | ValueError | TypeError) and not _user_frames(error):
             raise AppImportError(f"{name!r} is not the name of a module; give module:app, like shop.main:app") from None
         raise AppImportError(f"importing {name} failed: {_describe_error(error)}") from None
@@ -90,86 +112,30 @@ def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
     return own or frames
 
 
-def _suggest_module(name: str) -> str:
-    """For ``main.py``, which names a file, and ``main.app``, which lacks the colon."""
-    module, _, last = name.rpartition(".")
-    if module not in sys.modules or last not in ("py", *USUAL_NAMES):
-        return ""
-    return f"; did you mean {module!r}?" if last == "py" else f"; did you mean '{module}:{last}'?"
-
-
-def _suggest(name: str, found: object) -> str:
-    public = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
-    if close := difflib.get_close_matches(name, public, n=1):
-        return f"; did you mean {close[0]!r}?"
-    return f"; name the {'app' if name in USUAL_NAMES else 'object'} in it: module:name"
-
-
-class AppKind(StrEnum):
-    ASGI = "ASGI app"
-    WSGI = "WSGI app"
-    TORNADO = "Tornado application"
-    DIGITAL_OCEAN = "DigitalOcean function"
-
-
-ACCEPTED = (
-    "an ASGI app (FastAPI, Django's ASGI), a WSGI app (Flask, Django's WSGI), a tornado.web.Application, "
-    "or a DigitalOcean main(event, context)"
-)
-
-
-class NotAnAppError(Exception):
-    """The object cannot be served."""
-
-
-def detect_kind(app: object) -> AppKind:
-    """Raises ``NotAnAppError``, whose text describes the object.
+def find_server(app: object) -> Callable[[Any, str, int], None]:
+    """The function that serves an app at a host and port until SIGTERM. Raises ``AppImportError`` for no app.
 
     ASGI apps take three arguments. WSGI apps and DigitalOcean functions take two; those of DigitalOcean's documentation
     are ``event`` and ``context``.
     """
-    if _is_tornado(app):
-        return AppKind.TORNADO
-    if inspect.isclass(app) or not callable(app):
-        raise NotAnAppError(_describe_object(app))
-    try:
-        names = [parameter.name for parameter in _positional(inspect.signature(app))]
-    except (TypeError, ValueError):
-        raise NotAnAppError(f"{_describe_object(app)} of unknown arguments") from None
-    if len(names) == 3:
-        return AppKind.ASGI
-    if len(names) == 2 and not _is_async(app):
-        return AppKind.DIGITAL_OCEAN if names[0] == "event" or names[1] == "context" else AppKind.WSGI
-    raise NotAnAppError(f"{_describe_object(app)}({', '.join(names)})")
-
-
-def _is_tornado(app: object) -> bool:
     web = sys.modules.get("tornado.web")
-    return web is not None and isinstance(app, web.Application)
-
-
-def _is_async(app: object) -> bool:
-    return inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None))  # noqa: B004
-
-
-def _positional(signature: inspect.Signature) -> list[inspect.Parameter]:
-    """The parameters that a caller must give by position."""
+    if web is not None and isinstance(app, web.Application):
+        return serve_tornado
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p for p in signature.parameters.values() if p.kind in by_position and p.default is p.empty]
-
-
-def _describe_object(app: object) -> str:
-    if inspect.isclass(app):
-        return f"the class {app.__name__}"
-    if inspect.isroutine(app):
-        return f"the function {getattr(app, '__name__', '')}"
-    if inspect.ismodule(app):
-        return f"the module {app.__name__}"
-    return f"an object of type {type(app).__module__}.{type(app).__qualname__}"
-
-
-Server = Callable[[Any, str, int], None]
-"""Serves an app at a host and port until SIGTERM."""
+    names: list[str] = []
+    if callable(app) and not inspect.isclass(app):
+        with contextlib.suppress(TypeError, ValueError):  # Some functions in C have no signature.
+            parameters = inspect.signature(app).parameters.values()
+            names = [each.name for each in parameters if each.kind in by_position and each.default is each.empty]
+    is_async = inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(getattr(app, "__call__", None))  # noqa: B004
+    if len(names) == 3:
+        return serve_asgi
+    if len(names) == 2 and not is_async:
+        return serve_digital_ocean if names[0] == "event" or names[1] == "context" else serve_wsgi
+    raise AppImportError(
+        f"{reprlib.repr(app)} is not an app: give an ASGI app (FastAPI, Django's ASGI), a WSGI app (Flask, Django's "
+        "WSGI), a tornado.web.Application, or a DigitalOcean main(event, context)"
+    )
 
 
 def serve_asgi(app: Any, host: str, port: int) -> None:
@@ -228,90 +194,77 @@ def serve_digital_ocean(main: Any, host: str, port: int) -> None:
     serve_wsgi(DigitalOceanSimulator(main), host, port)
 
 
-SERVERS: dict[AppKind, Server] = {
-    AppKind.ASGI: serve_asgi,
-    AppKind.WSGI: serve_wsgi,
-    AppKind.TORNADO: serve_tornado,
-    AppKind.DIGITAL_OCEAN: serve_digital_ocean,
-}
-
-
-_SERVER_COMMANDS = {
-    AppKind.ASGI: "uvicorn {target} --reload",
-    AppKind.WSGI: "flask --app {target} run --debug",
-    AppKind.TORNADO: "python main.py",
-    AppKind.DIGITAL_OCEAN: "python main.py",
-}
-"""Commands of servers for development, as examples."""
-
-
 def main() -> None:
+    if sys.argv[1:2] == ["--guard"]:
+        guard(sys.argv[2:])
     parser = argparse.ArgumentParser(description="Serve an app.")
     parser.add_argument("target")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--check", action="store_true", help="Only see whether there is such an app.")
-    parser.add_argument("--explain", action="store_true", help="Only print why there is no endpoint.")
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
     follow_parent()
     logging.lastResort = _ProminentWarnings(logging.WARNING)
     escape_tracebacks()
-    serve, app = _load(arguments.target)
-    if arguments.check:
-        return
-    if arguments.explain:
-        print(f"{EXPLANATION}{_explain_missing_endpoint(arguments.target, detect_kind(app))}")
-        return
-    if _names_of_engines():
-        _refuse_own_engine(arguments.target, detect_kind(app))
+    try:
+        app = import_app(arguments.target)
+        serve = find_server(app)
+        _refuse_own_engine(arguments.target)
+    except AppImportError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(EXIT_REPORTED)
     serve(app, arguments.host, arguments.port)
 
 
-def _names_of_engines() -> list[str]:
-    """The engines that this process has itself."""
-    process = sys.modules.get("durably.embedded.process")
-    return [] if process is None else process.names_of_engines()
-
-
-def _refuse_own_engine(target: str, kind: AppKind) -> None:
-    """Exit with ``EXIT_REPORTED`` if no other engine can call the app.
+def _refuse_own_engine(target: str) -> None:
+    """Raises ``AppImportError`` if the app has an engine itself and no other engine can call it.
 
     If it were served, its own engine would run what waits in its database.
     """
-    handler = sys.modules.get("durably.comm.handler")
-    explanation = _explain_missing_endpoint(target, kind)
-    if explanation and not (handler is not None and handler.serves_over_http()):
-        print(f"Error: {explanation}", file=sys.stderr)
-        sys.exit(EXIT_REPORTED)
-
-
-def _explain_missing_endpoint(target: str, kind: AppKind) -> str:
-    """The reason why an engine cannot call the app; empty if it is not known."""
     django = sys.modules.get("django.urls")
     if django is not None:  # It loads urls.py with the first request.
         with contextlib.suppress(Exception):
             _ = django.get_resolver().url_patterns
-    names = _names_of_engines()
-    if not names:
-        return ""
-    command = "python manage.py runserver" if django is not None else _SERVER_COMMANDS[kind].format(target=target)
-    return (
-        f"{target} has an engine in its own processes ({', '.join(names)}), which calls its functions without HTTP: "
-        f"start the app by its own server, and not by `durably dev`, for example: DURABLY_DEV=1 {command}"
-    )
+    process, handler = sys.modules.get("durably.embedded.process"), sys.modules.get("durably.comm.handler")
+    names = [] if process is None else process.names_of_engines()
+    if names and not (handler is not None and handler.serves_over_http()):
+        raise AppImportError(
+            f"{target} has an engine in its own processes ({', '.join(names)}), which calls its functions without "
+            f"HTTP: start the app by its own server with DURABLY_DEV=1, such as "
+            f"`{'python manage.py runserver' if django else f'uvicorn {target} --reload'}`, and not by `durably dev`"
+        )
 
 
-def _load(target: str) -> tuple[Server, object]:
-    """The app and its server. Exits with ``EXIT_REPORTED`` if there is no such app."""
-    try:
-        app = import_app(target)
-        return SERVERS[detect_kind(app)], app
-    except AppImportError as error:
-        message = str(error)
-    except NotAnAppError as error:
-        message = f"{target} is {error}, not an app\nGive {ACCEPTED}."
-    print(f"Error: {message}", file=sys.stderr)
-    sys.exit(EXIT_REPORTED)
+def follow_parent(end: Callable[[], object] = lambda: os._exit(1)) -> None:
+    """Call ``end`` when this process's parent ends. Ctrl-C is ignored: the parent handles it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = int(os.environ.pop(PARENT_VARIABLE, 0)) or os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        end()
+
+    threading.Thread(target=watch, daemon=True, name="durably-parent-watch").start()
+
+
+def guard(command: Sequence[str]) -> NoReturn:
+    """Run a program, and end it with this process's parent."""
+
+    def end(*_: object) -> None:
+        program.terminate()
+        try:
+            program.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            program.kill()
+        os._exit(0)
+
+    environment = {name: value for name, value in os.environ.items() if name != PARENT_VARIABLE}
+    program = subprocess.Popen(command, env=environment, start_new_session=True)
+    signal.signal(signal.SIGTERM, end)
+    follow_parent(end)
+    # A shell passes on the status of a signal like this.
+    status = program.wait()
+    sys.exit(128 - status if status < 0 else status)
 
 
 class _ProminentWarnings(logging.Handler):

@@ -7,23 +7,28 @@ import random
 import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import watchfiles
 
-from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import Error
-from durably.protocol.text import describe_os_error, reachable, redact_url
+from durably.protocol.text import describe_os_error, reachable
 from durably.settings import development_variables
 
-from .guard import EXIT_REPORTED, EXPLANATION, GRACE_SECONDS, PARENT_VARIABLE
+from .app_server import EXIT_REPORTED, GRACE_SECONDS, PARENT_VARIABLE
 from .text import Console
 
 if TYPE_CHECKING:
     from durably.engine.api.http.syncs import AppDiscovery
+
+T = TypeVar("T")
+STATE_DIRECTORY = Path(".durably")
+USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
+"""Usual paths of endpoints: the default of all SDKs, a former default, and that of DigitalOcean functions."""
+START_SECONDS = 60.0
+_PAUSE_SECONDS = 0.05
 
 
 class AppFailedError(Error):
@@ -64,10 +69,11 @@ class ChildProcess:
         assert self._process is not None
         return self._describe_end(await self._process.wait())
 
-    async def finish(self) -> None:
-        """Wait until the process ends. Raises ``AppFailedError`` for a failure."""
+    async def fail_at_end(self, *, may_succeed: bool = False) -> None:
+        """Wait until the process ends. Raises ``AppFailedError``; with ``may_succeed``, for a failure only."""
         assert self._process is not None
-        if status := await self._process.wait():
+        status = await self._process.wait()
+        if status or not may_succeed:
             raise AppFailedError(self._describe_end(status))
 
     def _describe_end(self, status: int) -> str:
@@ -89,18 +95,8 @@ class ChildProcess:
             await self._process.wait()
 
 
-STATE_DIRECTORY = Path(".durably")
-
-
-def check_port_free(host: str, port: int, *, option: str = "--app-port") -> None:
-    """Raises ``AppFailedError``, which names the option for another port."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise AppFailedError(
-            f"port {port} of {host} is taken ({describe_os_error(error)}); choose another with {option}"
-        ) from None
+def _family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def free_port(host: str) -> int:
@@ -108,10 +104,9 @@ def free_port(host: str) -> int:
 
     It is below the range of ports for outgoing connections, which could take it before the program does.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server((host, port), family=family):
+        with contextlib.suppress(OSError), socket.create_server((host, port), family=_family_of(host)):
             return port
 
 
@@ -157,171 +152,130 @@ async def restart_on_changes(
     Reports an app that does not start or ends, and waits for the next change. ``report_up`` waits until the app is up,
     and reports it.
     """
-    running = asyncio.create_task(_report_end(app, console))
+
+    async def watch(*, is_started: bool) -> None:
+        try:
+            if not is_started:
+                await app.start()
+                await report_up()
+            reason = await app.wait()
+        except Error as error:
+            reason = " ".join(error.message.splitlines()) or f"{app.target} did not start"
+        console.warn(f"{reason}; waiting for a change")
+
+    running = asyncio.create_task(watch(is_started=True))
     try:
         while True:
-            paths = await changes.next()
+            names = sorted({Path(path).name for path in await changes.next()})
             running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
-            console.note(f"{_list_files(paths)} changed, restarting {app.target}")
+            console.note(f"{names[0] if len(names) == 1 else f'{len(names)} files'} changed, restarting {app.target}")
             await app.stop()
-            running = asyncio.create_task(_start(app, console, report_up))
+            running = asyncio.create_task(watch(is_started=False))
     finally:
         running.cancel()
 
 
-async def _start(app: ChildProcess, console: Console, report_up: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await app.start()
-        await report_up()
-    except Error as error:
-        reason = " ".join(error.message.splitlines()) or f"{app.target} did not start"
-        console.warn(f"{reason}; waiting for a change")
-        return
-    await _report_end(app, console)
+class ServedProcess(ChildProcess):
+    """A child process that listens at a port. It is up when it accepts connections there.
 
-
-async def _report_end(app: ChildProcess, console: Console) -> None:
-    console.warn(f"{await app.wait()}; waiting for a change")
-
-
-def _list_files(paths: Iterable[str]) -> str:
-    names = sorted({Path(path).name for path in paths})
-    return names[0] if len(names) == 1 else f"{len(names)} files"
-
-
-USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
-"""Usual paths of endpoints: the default of all SDKs, a former default, and that of DigitalOcean functions."""
-START_SECONDS = 60.0
-_PAUSE_SECONDS = 0.05
-_PROGRAM = "durably.cli.app_server"
-
-
-class AppProcess(ChildProcess):
-    """A child process that serves ``target``, a ``module:app``.
-
-    ``engine_origin`` is the engine for the app.
+    ``option`` chooses another port.
     """
 
-    def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
-        command = (sys.executable, "-m", _PROGRAM, target, "--host", host, "--port", str(port))
-        super().__init__(target, command, development_variables(engine_origin), purpose="serves")
-        self._host, self._port = host, port
-        self._urls = [f"{self.origin}{each}" for each in ([path] if path else USUAL_PATHS)]
+    def __init__(
+        self,
+        target: str,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        host: str,
+        port: int,
+        option: str = "--app-port",
+    ) -> None:
+        super().__init__(target, command, variables, purpose="serves")
+        self.host, self.port = reachable(host), port
+        self._listens_at, self._option = host, option
 
     @property
     def origin(self) -> str:
-        return f"http://{reachable(self._host)}:{self._port}"
+        return f"http://{self.host}:{self.port}"
 
     async def start(self) -> None:
         """Raises ``AppFailedError`` if the port is taken."""
-        check_port_free(self._host, self._port)
+        try:
+            socket.create_server((self._listens_at, self.port), family=_family_of(self._listens_at)).close()
+        except OSError as error:
+            raise AppFailedError(
+                f"port {self.port} of {self._listens_at} is taken ({describe_os_error(error)}); choose another with "
+                f"{self._option}"
+            ) from None
         await super().start()
+
+    async def wait_until(self, is_up: Callable[[], Awaitable[T | None]]) -> T:
+        """The first result of ``is_up`` that is not ``None``.
+
+        Raises ``AppFailedError`` if the process ends before, or after ``START_SECONDS``.
+        """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while (found := await is_up()) is None:
+                    self.check_alive()
+                    await asyncio.sleep(_PAUSE_SECONDS)
+                return found
+        except TimeoutError:
+            raise AppFailedError(
+                f"{self.target} does not answer at {self.origin} after {START_SECONDS:.0f} s"
+            ) from None
+
+    async def wait_connectable(self) -> None:
+        """Wait until the process accepts connections. Raises the errors of ``wait_until``."""
+
+        async def connect() -> bool | None:
+            try:
+                _, writer = await asyncio.open_connection(self.host, self.port)
+            except OSError:
+                return None
+            writer.close()
+            return True
+
+        await self.wait_until(connect)
+
+
+def app_server_command(target: str, host: str, port: int) -> tuple[str, ...]:
+    return (sys.executable, "-m", "durably.cli.app_server", target, "--host", host, "--port", str(port))
+
+
+class AppProcess(ServedProcess):
+    """A child process that serves ``target``, a ``module:app``.
+
+    ``engine_origin`` is the engine for the app. ``path`` is that of its endpoint, if it is not a usual one.
+    """
+
+    def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
+        command, variables = app_server_command(target, host, port), development_variables(engine_origin)
+        super().__init__(target, command, variables, host=host, port=port)
+        self._urls = [f"{self.origin}{each}" for each in ([path] if path else USUAL_PATHS)]
 
     async def sync(self, discovery: "AppDiscovery") -> str:
         """Wait until the app answers, and sync with it. Returns its URL.
 
         Raises ``AppFailedError`` if it ended or does not answer, and ``SyncFailedError``.
         """
-        from durably.engine.api.http.syncs import AppUnreachedError  # It needs the extra ``engine``.
+        from durably.engine.api.http.syncs import AppUnreachedError, NoAppError  # They need the extra ``engine``.
 
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while True:
-                    with contextlib.suppress(AppUnreachedError):
-                        return await self._sync_first(discovery)
-                    self.check_alive()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-        except TimeoutError:
-            raise AppFailedError(
-                f"{self.target} does not answer at {self.origin} after {START_SECONDS:.0f} s"
-            ) from None
-
-    async def _sync_first(self, discovery: "AppDiscovery") -> str:
-        from durably.engine.api.http.syncs import NoAppError
-
-        for url in self._urls:
-            with contextlib.suppress(NoAppError):
-                await discovery.sync(url)
+        async def sync_first() -> str | None:
+            for url in self._urls:
+                try:
+                    await discovery.sync(url)
+                except NoAppError:
+                    continue
+                except AppUnreachedError:
+                    return None
                 return url
-        if explanation := await self._explain():
-            raise AppFailedError(explanation)
-        tried = ", ".join(self._urls)
-        raise AppFailedError(
-            f"{self.target} answers, but serves no functions at {tried}:\n"
-            "mount them with serve(), and name the path with --app-path if it is another"
-        )
+            raise AppFailedError(
+                f"{self.target} answers, but serves no functions at {', '.join(self._urls)}:\n"
+                "mount them with serve(), and name the path with --app-path if it is another"
+            )
 
-    async def _explain(self) -> str:
-        """The reason why the app has no endpoint; empty if it is not known.
-
-        Another process imports the app, because this one must not.
-        """
-        command = (*self._command, "--explain")
-        _, output = await _run(command, self._environment, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
-        lines = output.decode(errors="replace").splitlines()
-        return lines[-1].removeprefix(EXPLANATION) if lines and lines[-1].startswith(EXPLANATION) else ""
-
-
-async def check_importable(target: str, engine_origin: str) -> None:
-    """Import the app as its process would with that engine.
-
-    Raises ``AppFailedError`` if there is no such app.
-    """
-    environment = {**os.environ, **development_variables(engine_origin)}
-    status, _ = await _run((sys.executable, "-m", _PROGRAM, target, "--check"), environment)
-    if status == EXIT_REPORTED:
-        raise AppFailedError("")
-
-
-async def _run(
-    command: Sequence[str],
-    environment: Mapping[str, str] | None = None,
-    *,
-    stdin: int | None = None,
-    stdout: int | None = None,
-    stderr: int | None = None,
-) -> tuple[int | None, bytes]:
-    """The exit status of a command, and its output if ``stdout`` is a pipe.
-
-    A cancelled command is killed.
-    """
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdin=stdin, stdout=stdout, stderr=stderr)
-    try:
-        output, _ = await process.communicate()
-        return process.returncode, output
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-UNREACHED_PAUSE_SECONDS = 1.0
-
-
-async def keep_synced(
-    url: str, discovery: "AppDiscovery", *, interval: float, say: Callable[[str], None], warn: Callable[[str], None]
-) -> None:
-    """Sync with the app at ``url`` every ``interval`` seconds.
-
-    If ``interval`` is 0, stop at the first success. Reports each problem once, and its end.
-    """
-    from durably.engine.api.http.syncs import AppUnreachedError
-
-    known: str | None = None
-    while True:
-        problem, pause = None, interval
-        try:
-            await discovery.sync(url)
-        except EngineError as error:
-            problem = error.message
-            pause = UNREACHED_PAUSE_SECONDS if isinstance(error, AppUnreachedError) else interval
-        if problem and problem != known:
-            warn(f"{problem}; waiting for it")
-        elif known and not problem:
-            say(f"the app at {redact_url(url)} answers")
-        known = problem
-        if not problem and not interval:
-            return
-        await asyncio.sleep(pause or UNREACHED_PAUSE_SECONDS)
+        return await self.wait_until(sync_first)

@@ -33,7 +33,7 @@ from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL
 
-from .text import CliError
+from .text import CliError, echo, style
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
@@ -88,6 +88,32 @@ def existing(value: T | None) -> T:
     """A result of ``EngineClient``, which raises an error for what does not exist."""
     assert value is not None
     return value
+
+
+def echo_notes(client: EngineClient) -> None:
+    """Print notes on the lists of this kind of engine, beside the output."""
+    for note in client.describe_engine_sync().notes:
+        echo(style(note, dim=True), err=True)
+
+
+def is_short_id(text: str) -> bool:
+    """Whether the text may be the end of an id, as `durably dev` prints it."""
+    return len(text) < 26 and text.isascii() and text.isalnum()
+
+
+def only_id(kind: str, text: str, found: Sequence[str]) -> str:
+    """The only element of ``found``, ids that end with ``text``.
+
+    ``kind`` is run or event. Raises ``CliError`` if there are none or several.
+    """
+    if not found:
+        raise CliError(
+            f"no {kind} has the id {text!r}, or an id that ends with it; `durably {kind}s list` lists {kind}s"
+        )
+    if len(found) > 1:
+        ids = ", ".join(found)
+        raise CliError(f"several {kind}s have ids that end with {text!r}: {ids}; give more characters of the id")
+    return found[0]
 
 
 _DEVELOPMENT_ADVICE = "Start one with `durably dev`, or say where it is with --url."
@@ -147,17 +173,14 @@ class HttpClient(HttpEngine, EngineClient):
         return result
 
     def sync_app_at(self, url: str) -> AppSyncBody:
-        """See ``EngineClient``."""
         headers, body = {"content-type": "application/json"}, msgspec.json.encode({"url": url})
         request = HttpRequest("POST", "/v1/apps/sync", headers, body)
         return self._decode(self._send(request).data, Envelope[AppSyncBody]).data
 
     def check_ready(self) -> None:
-        """See ``EngineClient``."""
         self._send(HttpRequest("GET", "/ready"))
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
-        """See ``EngineClient``."""
         query = f"?{urlencode({'function_id': function_id})}" if function_id else ""
         response = self._send(HttpRequest("GET", f"/v1/updates{query}"), preload_content=False)
         on_connected()

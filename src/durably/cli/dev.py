@@ -3,44 +3,32 @@
 import asyncio
 import datetime as dt
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import click
 import msgspec
 
 from durably.engine.api.http.connections import ConnectionLimits
-from durably.engine.api.http.requests import LOOPBACK_HOSTS
+from durably.engine.api.http.requests import LOOPBACK_HOSTS, check_allowed_host
 from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.api.interface import LocalEngine
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import Durability, EngineSettings, EngineTracing
 from durably.engine.sqlite.server import serve_database
-from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
+from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
-from durably.protocol.text import reachable
 
-from .child_process import (
-    AppFailedError,
-    AppProcess,
-    SourceChanges,
-    check_importable,
-    free_port,
-    keep_synced,
-    restart_on_changes,
-    state_directory,
-)
-from .event_loop import first_failure, run_until_stopped
-from .log import LogConsole, LogFormat, log_update, write_log
-from .options import open_tracing, read_allowed_hosts, require_temporal, server_options
-from .run_text import Activity
+from .child_process import AppProcess, SourceChanges, free_port, restart_on_changes, state_directory
+from .options import option_type, require_temporal, server_options
+from .run_text import Activity, log_update
+from .service import LogConsole, first_failure, keep_synced, open_tracing, run_until_stopped, write_log
 from .text import Console
 
 
@@ -51,7 +39,7 @@ from .text import Console
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
-    callback=read_allowed_hosts,
+    type=option_type(check_allowed_host),
     envvar="DURABLY_ALLOWED_HOSTS",
     show_envvar=True,
     metavar="NAME",
@@ -81,25 +69,7 @@ from .text import Console
     "Namespace, TLS, API key and encryption come from environment variables whose names begin with TEMPORAL.",
 )
 @click.option("--no-reload", is_flag=True, help="Do not restart MODULE:APP when its source changes.")
-def dev(
-    target: str | None,
-    urls: tuple[str, ...],
-    poll_interval: float,
-    host: str,
-    port: int,
-    allowed_hosts: tuple[str, ...],
-    app_port: int,
-    app_path: str | None,
-    database: Path | None,
-    temporal_address: str | None,
-    no_reload: bool,
-    max_connections: int,
-    allow_private_addresses: bool,
-    max_steps: int,
-    max_depth: int,
-    otel: bool,
-    log_format: str,
-) -> None:
+def dev(otel: bool, no_reload: bool, **given: Any) -> None:
     """Run an engine for development, and MODULE:APP with it.
 
     MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application or a
@@ -110,27 +80,9 @@ def dev(
     Updates of runs are printed, on Temporal those of the runs that it executes. The state is kept between starts, so
     that runs continue.
     """
-    if temporal_address is not None and database is not None:
+    options = DevOptions(**given, reload=not no_reload)
+    if options.temporal_address is not None and options.database is not None:
         raise click.UsageError("give one of --db and --temporal, where the engine's state is kept")
-    options = DevOptions(
-        target=target,
-        urls=urls,
-        poll_interval=poll_interval,
-        host=host,
-        port=port,
-        allowed_hosts=allowed_hosts,
-        app_port=app_port,
-        app_path=app_path,
-        database=database,
-        temporal_address=temporal_address,
-        reload=not no_reload,
-        max_connections=max_connections,
-        allow_private_addresses=allow_private_addresses,
-        max_steps=max_steps,
-        max_depth=max_depth,
-        log_format=LogFormat(log_format),
-    )
-
     with open_tracing(otel) as tracing:
 
         async def serve() -> None:
@@ -141,8 +93,6 @@ def dev(
 
 
 IN_MEMORY = Path(":memory:")
-DEFAULT_APP_PORT = 8000
-CLOSE_GRACE = dt.timedelta(seconds=1)
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +112,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     host: str = DEFAULT_HOST
     port: int = DEFAULT_PORT
     allowed_hosts: tuple[str, ...] = ()
-    app_port: int = DEFAULT_APP_PORT
+    app_port: int = 8000
     app_path: str | None = None
     database: Path | None = None
     temporal_address: str | None = None
@@ -171,7 +121,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     allow_private_addresses: bool = True
     max_steps: int = MAX_STEPS
     max_depth: int = MAX_DEPTH
-    log_format: LogFormat = LogFormat.TEXT
+    log_format: str = "text"
 
 
 class DevServer:
@@ -184,7 +134,7 @@ class DevServer:
         self, options: DevOptions, console: Console | None = None, tracing: EngineTracing | None = None
     ) -> None:
         self.options = options
-        self._is_log = options.log_format is LogFormat.JSON
+        self._is_log = options.log_format == "json"
         self.console = console or (LogConsole() if self._is_log else Console())
         self._tracing = tracing
         self.app: AppProcess | None = None
@@ -211,9 +161,7 @@ class DevServer:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._cleanup.aclose()
 
     async def run(self) -> None:
@@ -221,13 +169,23 @@ class DevServer:
 
         Raises ``AppFailedError`` if the app ends and ``reload`` is off.
         """
+        options, app, console = self.options, self.app, self.console
         with first_failure():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._report_runs())
-                for url in self.options.urls:
-                    tasks.create_task(self._keep_synced(url))
-                if self.app is not None:
-                    tasks.create_task(self._restart_app(self.app) if self.options.reload else _fail_at_end(self.app))
+                for url in options.urls:
+                    syncs = keep_synced(
+                        url,
+                        self.server.discovery,
+                        interval=options.poll_interval,
+                        say=console.note,
+                        warn=console.warn,
+                    )
+                    tasks.create_task(syncs)
+                if app is not None and options.reload:
+                    tasks.create_task(restart_on_changes(app, self._changes, console, lambda: self._report_up(app)))
+                elif app is not None:
+                    tasks.create_task(app.fail_at_end())
 
     async def _start(self) -> None:
         options = self.options
@@ -239,26 +197,18 @@ class DevServer:
             allow_private_addresses=options.allow_private_addresses,
             max_steps=options.max_steps,
             max_depth=options.max_depth,
-            close_grace=CLOSE_GRACE,
+            close_grace=dt.timedelta(seconds=1),
             max_event_bytes=MAX_DEV_EVENT_BYTES,
             tracing=self._tracing,
         )
         open_server, where = self._make_engine(settings)
-        try:
-            self._server = await open_server(
-                host=options.host,
-                port=options.port,
-                allowed_hosts=options.allowed_hosts,
-                limits=ConnectionLimits(max_connections=options.max_connections),
-                on_sync=self._report_sync,
-            )
-        except DatabaseLockedError:
-            # If the app's name is mistyped, an engine often runs here already. Report the name, not the port.
-            if options.target is not None:
-                await check_importable(
-                    options.target, f"http://{reachable(options.host)}:{options.port or DEFAULT_PORT}"
-                )
-            raise
+        self._server = await open_server(
+            host=options.host,
+            port=options.port,
+            allowed_hosts=options.allowed_hosts,
+            limits=ConnectionLimits(max_connections=options.max_connections),
+            on_sync=self._report_sync,
+        )
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch_process())
         self.console.note(f"engine at {self.server.origin}, {where}")
@@ -282,17 +232,11 @@ class DevServer:
             open_engine, where = dev_engine_on_temporal(options.temporal_address, settings)
             return partial(EngineServer.open, open_engine, settings), f"state on {where}"
         if options.database == IN_MEMORY:
-            return partial(serve_database, self._temporary_database(), settings), "state is lost when it ends"
+            # The engine has several connections. An in-memory database of SQLite has only one.
+            directory = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="durably-dev-"))
+            return partial(serve_database, Path(directory) / "dev.db", settings), "state is lost when it ends"
         database = options.database or state_directory() / "dev.db"
         return partial(serve_database, database, settings), f"state in {database}"
-
-    def _temporary_database(self) -> Path:
-        """The path of a database in a temporary directory.
-
-        The engine has several connections. An in-memory database of SQLite has only one.
-        """
-        directory = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="durably-dev-"))
-        return Path(directory) / "dev.db"
 
     async def _start_app(self, target: str) -> None:
         options = self.options
@@ -330,21 +274,8 @@ class DevServer:
         request = sync.request
         if sync.result.modified or request.app_id not in self._apps:
             self._apps.add(request.app_id)
-            self.console.note(f"synced {request.app_id}: {_list_functions(fn.id for fn in request.functions)}")
+            self.console.note(
+                f"synced {request.app_id}: {', '.join(fn.id for fn in request.functions) or 'no functions'}"
+            )
         if sync.conflict is not None and sync.is_news:
             self.console.warn(sync.conflict)
-
-    async def _restart_app(self, app: AppProcess) -> None:
-        await restart_on_changes(app, self._changes, self.console, lambda: self._report_up(app))
-
-    async def _keep_synced(self, url: str) -> None:
-        interval, console = self.options.poll_interval, self.console
-        await keep_synced(url, self.server.discovery, interval=interval, say=console.note, warn=console.warn)
-
-
-async def _fail_at_end(app: AppProcess) -> None:
-    raise AppFailedError(await app.wait())
-
-
-def _list_functions(ids: Iterable[str]) -> str:
-    return ", ".join(ids) or "no functions"

@@ -13,8 +13,8 @@ from durably.engine.model.runs import Run, StoredEvent
 from durably.protocol.events import Event
 from durably.protocol.text import printable
 
-from .client import AnswerError, EngineClient, existing
-from .options import client_options, echo_notes, is_short_id, json_option, only_id, read_data, read_json, read_time
+from .client import AnswerError, EngineClient, echo_notes, existing, is_short_id, only_id
+from .options import client_options, json_option, read_json, read_time
 from .text import (
     CliError,
     coloured_status,
@@ -45,7 +45,7 @@ _NOT_LISTED = (
 @json_option("the event's id, and the runs that it started so far, null if the keys allow only to send")
 @client_options
 def send(
-    client: "EngineClient",
+    client: EngineClient,
     name: str,
     data: str | None,
     event_id: str | None,
@@ -57,8 +57,7 @@ def send(
 
     The runs that it starts at once are named on stderr.
     """
-
-    event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
+    event = Event(name=name, data=read_json(data, dict), id=event_id or "", ts=ts or 0, v=version)
     sent = client.send_event(event)
     event_id = sent.ids[0]
     unmatched = next(iter(sent.unmatched.values()), None)
@@ -73,12 +72,11 @@ def send(
         _report_runs(runs, notes)
 
 
-def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[Run] | None, list[str] | None]":
+def _read_runs(client: EngineClient, event_id: str) -> tuple[list[Run] | None, list[str] | None]:
     """The runs that an event started, and notes about it, if the keys allow it.
 
     In production, an event key allows only to send.
     """
-
     runs: list[Run] = []
     try:
         runs = client.event_runs_sync(event_id)
@@ -93,7 +91,7 @@ def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[Run] | None
         raise
 
 
-def _report_runs(runs: "list[Run]", notes: list[str]) -> None:
+def _report_runs(runs: list[Run], notes: list[str]) -> None:
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
         echo(f"{verb} run {run.id} of {run.function_id}", err=True)
@@ -108,12 +106,12 @@ def _report_runs(runs: "list[Run]", notes: list[str]) -> None:
 @click.option("--data", metavar="JSON|@FILE|-", help="The result of the waiting step: JSON, a file, or - for stdin.")
 @json_option("the run's id")
 @client_options
-def signal(client: "EngineClient", name: str, data: str | None, as_json: bool) -> None:
+def signal(client: EngineClient, name: str, data: str | None, as_json: bool) -> None:
     """Wake the run that waits for the signal NAME, and print its id.
 
     Exit code 1 if no run waits for it.
     """
-    value: Any = None if data is None else read_json(data, "--data", object)
+    value: Any = None if data is None else read_json(data, object)
     run_id = client.signal_sync(name, value)
     if as_json:
         echo_json({"run_id": run_id})
@@ -135,7 +133,7 @@ def events() -> None:
 @click.option("--name", metavar="NAME", help="Only events of this name.")
 @click.option(
     "--since",
-    callback=read_time,
+    type=read_time,
     metavar="TIME",
     help="Only events received since: RFC 3339, or how long ago, like 2h.",
 )
@@ -146,7 +144,7 @@ def events() -> None:
 @json_option("an array; with --follow an object per line")
 @client_options
 def list_events(
-    client: "EngineClient", name: str | None, since: dt.datetime | None, limit: int, follow: bool, as_json: bool
+    client: EngineClient, name: str | None, since: dt.datetime | None, limit: int, follow: bool, as_json: bool
 ) -> None:
     """List events, newest first; with --follow the newest comes last."""
     found = client.list_events_sync(name=name, received_after=since, limit=limit)
@@ -169,7 +167,7 @@ def list_events(
 @click.argument("event_id", metavar="EVENT")
 @json_option("the event, with the runs that it started")
 @client_options
-def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
+def show(client: EngineClient, event_id: str, as_json: bool) -> None:
     """Show an event and the runs that it started.
 
     EVENT is the event's id, or the end of the id.
@@ -191,12 +189,11 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
         echo(f"{note[:1].upper()}{note[1:]}.")
 
 
-def _find_event(client: "EngineClient", text: str) -> "StoredEvent":
+def _find_event(client: EngineClient, text: str) -> StoredEvent:
     """The event with this id, or the sender's id, or an id that ends with the text.
 
     Raises ``CliError``.
     """
-
     try:
         return existing(client.get_event_sync(text))
     except AnswerError as error:
@@ -206,7 +203,7 @@ def _find_event(client: "EngineClient", text: str) -> "StoredEvent":
     return existing(client.get_event_sync(only_id("event", text, [event.id for event in found])))
 
 
-def _followed(client: "EngineClient", name: str | None, found: "list[StoredEvent]") -> "Iterator[StoredEvent]":
+def _followed(client: EngineClient, name: str | None, found: list[StoredEvent]) -> Iterator[StoredEvent]:
     """``found``, oldest first, then each new event."""
     while True:
         yield from reversed(found)
@@ -217,13 +214,13 @@ def _followed(client: "EngineClient", name: str | None, found: "list[StoredEvent
             found = _newer(client, name, last)
 
 
-def _newest_id(client: "EngineClient", name: str | None) -> str | None:
+def _newest_id(client: EngineClient, name: str | None) -> str | None:
     """The id of the newest event of that name."""
     newest = client.list_events_sync(name=name, received_after=None, limit=1)
     return newest[0].id if newest else None
 
 
-def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[StoredEvent]":
+def _newer(client: EngineClient, name: str | None, last: str | None) -> list[StoredEvent]:
     """All events after the event with the id ``last``, newest first.
 
     Reads as many pages as needed.
@@ -240,7 +237,7 @@ def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[
             return found
 
 
-def _row(event: "StoredEvent") -> list[str]:
+def _row(event: StoredEvent) -> list[str]:
     return [
         event.id,
         event.name,
@@ -257,7 +254,7 @@ def functions() -> None:
 @functions.command("list")
 @json_option("an array in place of the table")
 @client_options
-def list_functions(client: "EngineClient", as_json: bool) -> None:
+def list_functions(client: EngineClient, as_json: bool) -> None:
     """List the functions that apps have synced."""
     found = client.list_functions_sync()
     if as_json:
@@ -273,7 +270,7 @@ def list_functions(client: "EngineClient", as_json: bool) -> None:
 @click.argument("function_id", metavar="FUNCTION")
 @json_option("the function")
 @client_options
-def pause(client: "EngineClient", function_id: str, as_json: bool) -> None:
+def pause(client: EngineClient, function_id: str, as_json: bool) -> None:
     """Pause FUNCTION: it starts no more runs.
 
     An event that would start a run gives a skipped run, which `durably runs replay --status skipped` runs later.
@@ -287,13 +284,13 @@ def pause(client: "EngineClient", function_id: str, as_json: bool) -> None:
 @click.argument("function_id", metavar="FUNCTION")
 @json_option("the function")
 @client_options
-def resume(client: "EngineClient", function_id: str, as_json: bool) -> None:
+def resume(client: EngineClient, function_id: str, as_json: bool) -> None:
     """Resume a paused FUNCTION: it starts runs again."""
     client.resume_function_sync(function_id)
     _report_state(client, function_id, "active", as_json)
 
 
-def _report_state(client: "EngineClient", function_id: str, state: str, as_json: bool) -> None:
+def _report_state(client: EngineClient, function_id: str, state: str, as_json: bool) -> None:
     if as_json:
         found = (each for each in client.list_functions_sync() if each.id == function_id)
         echo_json(next(found, None))
@@ -301,12 +298,12 @@ def _report_state(client: "EngineClient", function_id: str, state: str, as_json:
         echo(f"{fit(function_id)} is {state}")
 
 
-def _triggers(function: "FunctionInfo") -> str:
+def _triggers(function: FunctionInfo) -> str:
     triggers = (trigger.event or trigger.cron or "" for trigger in function.config.triggers)
     return ", ".join(triggers) or "invoked only"
 
 
-def _state(function: "FunctionInfo") -> str:
+def _state(function: FunctionInfo) -> str:
     return style("paused", fg="yellow") if function.is_paused else style("active", fg="green")
 
 
@@ -320,13 +317,12 @@ _LONGEST_POLL_SECONDS = 1.0
 @click.option("--no-wait", is_flag=True, help="Print the run's id, and do not wait for its end.")
 @json_option("the whole run, also if it fails")
 @client_options
-def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: bool, as_json: bool) -> None:
+def invoke(client: EngineClient, function_id: str, data: str | None, no_wait: bool, as_json: bool) -> None:
     """Run FUNCTION (<app>-<function>) and print its output, which is JSON.
 
     Exit code 1 if the run fails or is cancelled.
     """
-
-    receipt = client.invoke_sync(function_id, read_data(data))
+    receipt = client.invoke_sync(function_id, read_json(data, dict))
     if receipt.run_id is None:
         raise CliError(f"no run of {function_id} was started, or not yet: its flow control delays or drops the event")
     if no_wait:
@@ -345,7 +341,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
         echo(format_json(run.decode_output()))
 
 
-def _wait_for_end(client: "EngineClient", run_id: str) -> "Run":
+def _wait_for_end(client: EngineClient, run_id: str) -> Run:
 
     pause = _FIRST_POLL_SECONDS
     while (run := existing(client.get_run_sync(run_id))).ended_at is None:
@@ -354,7 +350,7 @@ def _wait_for_end(client: "EngineClient", run_id: str) -> "Run":
     return run
 
 
-def describe_failure(run: "Run") -> str:
+def describe_failure(run: Run) -> str:
     output = run.decode_output()
     error = output if isinstance(output, dict) else {}
     if run.status == "Cancelled":

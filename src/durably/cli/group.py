@@ -1,15 +1,18 @@
 """The ``durably`` command. A command's module is imported when the command is called, so that each starts quickly."""
 
 import importlib
+from typing import Any
 
 import click
 
-from .text import CliError, Group
+from durably.protocol.errors import Error
+
+from .text import CliError
 
 COMMANDS = {
     "dev": ("dev", "Run an engine for development, and MODULE:APP with it."),
     "start": ("start", "Run an engine for production."),
-    "worker": ("worker", "Run an app's functions in a process of its own."),
+    "worker": ("start", "Run an app's functions in a process of its own."),
     "keys": ("operate", "Make a signing key and an event key, as lines for an environment file."),
     "sync": ("operate", "Sync the app at APP_URL with the engine: the last step of a deployment."),
     "health": ("operate", "Exit with 0 if the engine accepts events and calls apps, with 1 if not."),
@@ -21,13 +24,27 @@ COMMANDS = {
     "invoke": ("events", "Start a run of one function."),
     "functions": ("events", "List, pause and resume functions."),
     "runs": ("runs", "List, show, cancel, wake and rerun runs."),
-    "logs": ("logs", "Print lines of ctx.logger."),
+    "logs": ("runs", "Print lines of ctx.logger."),
     "temporal": ("temporal", "Temporal workflows: a development server, and workers."),
 }
 """The module of each command, and its line in ``durably --help``."""
 
 
-class _Commands(Group):
+class _Commands(click.Group):
+    """Shows errors of Durably without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Error as error:
+            if not error.message:  # A child process has printed the error.
+                raise click.exceptions.Exit(1) from error
+            raise CliError(error.message) from error
+        except ModuleNotFoundError as error:
+            if (error.name or "durably").partition(".")[0] == "durably":
+                raise
+            raise CliError(f'{error.name} is not installed; it comes with pip install "durably[engine]"') from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -14,7 +14,7 @@ from durably.protocol.text import printable, redact_url
 from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY
 
 from .client import AnswerError, EngineClient, EngineUnreachedError
-from .options import client_options, database_option, json_option, read_age, read_app_url
+from .options import APP_URL, client_options, database_option, json_option, read_age
 from .text import CliError, Styled, bar, echo, echo_json, progress_line
 
 _KEY_BYTES = 32
@@ -75,16 +75,16 @@ _APP_UNREACHED = 502
 
 
 @click.command()
-@click.argument("app_url", metavar="APP_URL", callback=read_app_url)
+@click.argument("app_url", metavar="APP_URL", type=APP_URL)
 @click.option(
     "--wait",
-    callback=read_age,
+    type=read_age,
     metavar="TIME",
     help="Keep trying for this long, like 30s, while the app or the engine does not answer.",
 )
 @json_option("the app's functions, and what changed")
 @client_options
-def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_json: bool) -> None:
+def sync(client: EngineClient, app_url: str, wait: dt.timedelta | None, as_json: bool) -> None:
     """Sync the app at APP_URL with the engine: the last step of a deployment.
 
     The engine reads the app's functions and stores the changes. APP_URL is the URL of the app's endpoint as
@@ -100,7 +100,7 @@ def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_j
         echo(f"warning: {done.warning}", err=True)
 
 
-def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody":
+def _sync(client: EngineClient, app_url: str, patience: float) -> AppSyncBody:
 
     deadline = time.monotonic() + patience
     while True:
@@ -113,7 +113,7 @@ def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody
         time.sleep(_PAUSE_SECONDS)
 
 
-def describe_sync(done: "AppSyncBody") -> Styled:
+def describe_sync(done: AppSyncBody) -> Styled:
     """A line about the app, and a line for each function that differs.
 
     A function was added (+), changed (~) or removed (-).
@@ -134,7 +134,7 @@ def describe_sync(done: "AppSyncBody") -> Styled:
 @click.command()
 @json_option("an object with the status, ready")
 @client_options
-def health(client: "EngineClient", as_json: bool) -> None:
+def health(client: EngineClient, as_json: bool) -> None:
     """Exit with 0 if the engine accepts events and calls apps, with 1 if not.
 
     The command requests /ready of the engine, which needs no keys.
@@ -156,7 +156,6 @@ def backup(database: Path, destination: Path, as_json: bool) -> None:
     The engine may be running. The copy contains everything that was acknowledged when it began. To restore it, stop
     the engine, and start one with --db DEST.
     """
-
     with progress_line() as show_progress:
         size = back_up(
             database,
@@ -179,7 +178,6 @@ def check(database: Path, as_json: bool) -> None:
 
     The command only reads; the engine may be running. It prints faults; the exit code is 1 if there are any.
     """
-
     with progress_line() as show_progress:
         findings = check_database(
             database,

@@ -10,11 +10,22 @@ import click
 import msgspec
 
 from durably.engine.api.dashboard.waterfall import Bar, Row, Tick, lay_out
-from durably.engine.model.runs import Run, RunMetadata, RunReport, RunUpdate, SpanKind, Step, StoredEvent, UpdateKind
-from durably.protocol.call import LogLine
+from durably.engine.model.runs import (
+    LogEntry,
+    Run,
+    RunMetadata,
+    RunReport,
+    RunUpdate,
+    SpanKind,
+    Step,
+    StoredEvent,
+    UpdateKind,
+)
+from durably.engine.model.subscriptions import RUN_LOGGER, fields_of, level_of
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import keep_ends, printable
 
+from .service import log_fields
 from .text import (
     Styled,
     coloured_status,
@@ -124,6 +135,11 @@ class Activity:
         is_end = update.kind in _RUN_ENDS
         started = self._started.pop(update.run_id, None) if is_end else self._started.get(update.run_id)
         return f"+{format_seconds((update.at - started).total_seconds())}" if started else ""
+
+
+def log_update(update: RunUpdate) -> None:
+    """Log an update of a run."""
+    log_fields(RUN_LOGGER, update.kind.value, level=level_of(update.kind), **fields_of(update))
 
 
 def describe_update(update: RunUpdate) -> str:
@@ -243,7 +259,15 @@ def describe_links(report: RunReport) -> Styled | None:
 
 def describe_logs(report: RunReport) -> Styled | None:
     """The last lines of the run's logger."""
-    rows = [log_row(report.run.created_at, line) for line in report.logs[-_MOST_LOG_LINES:]]
+    rows = [
+        [
+            f"+{format_seconds((line.at - report.run.created_at).total_seconds())}",
+            style(line.level, fg=_LEVEL_COLOURS.get(line.level)),
+            line.step or "",
+            shorten(line.message, _ERROR_WIDTH),
+        ]
+        for line in report.logs[-_MOST_LOG_LINES:]
+    ]
     if not rows:
         return None
     earlier = len(report.logs) - len(rows)
@@ -251,11 +275,18 @@ def describe_logs(report: RunReport) -> Styled | None:
     return Styled(first + table(["AT", "LEVEL", "STEP", "LINE"], rows))
 
 
-def log_row(origin: dt.datetime, line: LogLine) -> list[str]:
-    """A line of a logger, with the time since ``origin``."""
-    colour = _LEVEL_COLOURS.get(line.level)
-    at = f"+{format_seconds((line.at - origin).total_seconds())}"
-    return [at, style(line.level, fg=colour), line.step or "", shorten(line.message, _ERROR_WIDTH)]
+def describe_entry(entry: LogEntry) -> Styled:
+    """Time, run, function, level, step and message, on one line."""
+    line = entry.line
+    parts = (
+        style(format_clock(line.at, line.at), dim=True),
+        style(short_id(entry.run_id), fg="magenta"),
+        fit(entry.function_id),
+        style(line.level.ljust(7), fg=_LEVEL_COLOURS.get(line.level)),
+        *([style(line.step, dim=True)] if line.step else []),
+        fit(line.message),
+    )
+    return Styled("  ".join(parts))
 
 
 def describe_metadata(metadata: list[RunMetadata]) -> Styled | None:

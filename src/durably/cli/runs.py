@@ -1,22 +1,34 @@
-"""The commands ``durably runs list|show|cancel|wake|rerun|replay``."""
+"""The commands ``durably runs list|show|cancel|wake|rerun|replay`` and ``durably logs``."""
 
 import datetime as dt
-import sys
+import queue
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 import click
 
-from durably.engine.model.runs import BulkOperation, FromStep, Run, RunStatus
+from durably.engine.model.runs import (
+    END_UPDATES,
+    BulkOperation,
+    FromStep,
+    LogEntry,
+    LogPage,
+    Run,
+    RunStatus,
+    RunUpdate,
+    UpdateKind,
+)
 from durably.protocol.text import suggest
 
-from .client import EngineClient, existing
-from .options import Command, client_options, echo_notes, is_short_id, json_option, only_id, read_json, read_time
+from .client import EngineClient, echo_notes, existing, is_short_id, only_id
+from .options import client_options, json_option, options, read_json, read_time
 from .run_text import (
     Activity,
     describe_attempts,
+    describe_entry,
     describe_events,
     describe_links,
     describe_logs,
@@ -28,7 +40,6 @@ from .text import (
     STATUS_COLOURS,
     CliError,
     Styled,
-    bar,
     coloured_status,
     describe_status,
     describe_zone,
@@ -43,64 +54,49 @@ from .text import (
     table,
 )
 
+_MOST_EVENTS = 10
+"""The largest number of events of a batch that is shown."""
+_PAGE = 500
 _POLL_SECONDS = 0.1
 
 
-def selection_options(command: Command) -> Command:
-    """The options ``since``, ``until``, ``expression`` and ``no_wait``."""
-    options = (
-        click.option(
-            "--since",
-            callback=read_time,
-            metavar="TIME",
-            help="Only runs created since: RFC 3339, or how long ago, like 2h.",
-        ),
-        click.option(
-            "--until", callback=read_time, metavar="TIME", help="Only runs created before: the same. [default: now]"
-        ),
-        click.option("--if", "expression", metavar="EXPRESSION", help="Only runs for whose event this holds."),
-        click.option("--no-wait", is_flag=True, help="Do not wait until all runs are found."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+since_option = click.option(
+    "--since", type=read_time, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
+)
+function_option = click.option("--function", "function_id", metavar="FUNCTION", help="Only runs of this function.")
+selection_options = options(
+    since_option,
+    click.option("--until", type=read_time, metavar="TIME", help="Only runs created before: the same. [default: now]"),
+    click.option("--if", "expression", metavar="EXPRESSION", help="Only runs for whose event this holds."),
+    click.option("--no-wait", is_flag=True, help="Do not wait until all runs are found."),
+)
+"""``since``, ``until``, ``expression`` and ``no_wait``, of bulk operations."""
 
 
-def count_selected(client: "EngineClient", function_id: str, **selection: Any) -> int | None:
-    """The number of runs that a bulk operation will change, for its progress.
+def report_bulk(
+    operation: BulkOperation,
+    get: Callable[[str], BulkOperation | None],
+    name: str,
+    done: str,
+    *,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Wait until a bulk operation has ended, unless ``no_wait``, and print how many runs it changed.
 
-    ``None`` without a terminal, and if the engine has not counted all.
+    ``get`` reads it. Its progress is shown on a terminal. ``name`` and ``done`` are words: "replay", "started again".
     """
-    if not sys.stderr.isatty():
-        return None
-    try:
-        found = client.count_matching_runs_sync(function_id, **selection)
-    except click.ClickException:  # The operation says what is wrong, if anything is.
-        return None
-    return found.count if found.is_complete else None
-
-
-def wait_for_end(
-    operation: "BulkOperation", get: Callable[[str], "BulkOperation | None"], total: int | None
-) -> "BulkOperation":
-    """The bulk operation, once it has ended. Its progress is shown on a terminal."""
     with progress_line() as show_progress:
-        while operation.ended_at is None:
-            done = operation.affected
-            show_progress(
-                f"{done:,} runs so far" if total is None else f"{bar(done, total)}  {done:,} of {total:,} runs"
-            )
+        while operation.ended_at is None and not no_wait:
+            show_progress(f"{operation.affected:,} runs so far")
             time.sleep(_POLL_SECONDS)
             operation = get(operation.id) or operation
-        return operation
-
-
-def count_runs(count: int) -> str:
-    return f"{count} {'run was' if count == 1 else 'runs were'}"
-
-
-_MOST_EVENTS = 10
-"""The largest number of events of a batch that is shown."""
+    if as_json:
+        echo_json(operation)
+    elif no_wait:
+        echo(f"{name} {operation.id} is still under way")
+    else:
+        echo(f"{operation.affected} {'run was' if operation.affected == 1 else 'runs were'} {done}")
 
 
 @click.group()
@@ -112,10 +108,8 @@ def runs() -> None:
 @click.option(
     "--status", type=click.Choice(list(STATUS_COLOURS), case_sensitive=False), help="Only runs of this status."
 )
-@click.option("--function", "function_id", metavar="FUNCTION", help="Only runs of this function.")
-@click.option(
-    "--since", callback=read_time, metavar="TIME", help="Only runs created since: RFC 3339, or how long ago, like 2h."
-)
+@function_option
+@since_option
 @click.option(
     "--follow", is_flag=True, help="Print what happens to runs from now on, as `durably dev` does, until Ctrl-C."
 )
@@ -123,7 +117,7 @@ def runs() -> None:
 @json_option("an array; with --follow an object per line")
 @client_options
 def list_runs(
-    client: "EngineClient",
+    client: EngineClient,
     status: str | None,
     function_id: str | None,
     since: dt.datetime | None,
@@ -135,8 +129,16 @@ def list_runs(
     if follow:
         if status or since:
             raise click.UsageError("--follow shows what happens from now on: --status and --since do not go with it")
-        _follow(client, function_id, as_json)
-        return
+        if function_id is not None:
+            check_function(client, function_id)
+        activity = Activity()
+        report = partial(echo, style("following runs; Ctrl-C ends", dim=True), err=True)
+        for update in client.updates(function_id=function_id, on_connected=report):
+            if as_json:
+                echo_json_line(update)
+            else:
+                echo(activity.format(update))
+        raise CliError("the engine stopped")
 
     found = client.list_runs_sync(
         status=RunStatus(status) if status else None, function_id=function_id, started_after=since, limit=limit
@@ -149,7 +151,16 @@ def list_runs(
         echo("no runs", err=True)
         echo_notes(client)
     else:
-        rows = [[run.id, run.function_id, describe_status(run), *_times(run)] for run in found]
+        rows = [
+            [
+                run.id,
+                run.function_id,
+                describe_status(run),
+                format_local(run.created_at),
+                "" if run.ended_at is None else format_seconds((run.ended_at - run.created_at).total_seconds()),
+            ]
+            for run in found
+        ]
         zone = describe_zone(run.created_at for run in found)
         echo(table(["RUN", "FUNCTION", "STATUS", f"STARTED ({zone})", "DURATION"], rows))
         if len(found) == limit:
@@ -161,12 +172,11 @@ def list_runs(
 @click.argument("run_id", metavar="RUN")
 @json_option("the report of the run, and its metadata")
 @client_options
-def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
+def show(client: EngineClient, run_id: str, as_json: bool) -> None:
     """Show a run: its events, its steps on a time axis, and its errors.
 
     The error of each failed attempt is shown. RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
-
     run_id = find_run_id(client, run_id)
     report = existing(client.inspect_run_sync(run_id))
     metadata = [] if report.unavailable else existing(client.run_metadata_sync(run_id))
@@ -198,7 +208,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 @json_option("the run, or the bulk cancellation")
 @client_options
 def cancel(
-    client: "EngineClient",
+    client: EngineClient,
     run_id: str | None,
     function_id: str | None,
     since: dt.datetime | None,
@@ -233,19 +243,8 @@ def cancel(
         return
     now = dt.datetime.now(dt.UTC)
     assert function_id is not None
-
-    live = (RunStatus.SCHEDULED, RunStatus.RUNNING)
-    selection = {"started_after": since, "started_before": until or now, "if_exp": expression}
-    total = None if no_wait else count_selected(client, function_id, statuses=live, **selection)
     begun = client.cancel_runs_sync(function_id, started_after=since, started_before=until or now, if_exp=expression)
-    if not no_wait:
-        begun = wait_for_end(begun, client.get_cancellation_sync, total)
-    if as_json:
-        echo_json(begun)
-    elif no_wait:
-        echo(f"cancellation {begun.id} is still under way")
-    else:
-        echo(f"{count_runs(begun.affected)} cancelled")
+    report_bulk(begun, client.get_cancellation_sync, "cancellation", "cancelled", no_wait=no_wait, as_json=as_json)
     if until is not None and until > now:
         echo(
             f"runs that start until {format_local(begun.started_before)} will be cancelled too: "
@@ -259,9 +258,8 @@ def cancel(
 @click.option("--step", "step_id", metavar="ID", help="Only this step. [default: all of the run]")
 @json_option("the run, and how many delays were skipped")
 @client_options
-def wake(client: "EngineClient", run_id: str, step_id: str | None, as_json: bool) -> None:
+def wake(client: EngineClient, run_id: str, step_id: str | None, as_json: bool) -> None:
     """End the sleeps of a run now, and make its delayed attempts now."""
-
     run_id = find_run_id(client, run_id)
     count = client.skip_delays_sync(run_id, step_id=step_id)
     if not count:
@@ -282,14 +280,14 @@ def wake(client: "EngineClient", run_id: str, step_id: str | None, as_json: bool
 )
 @json_option("the new run")
 @client_options
-def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input: str | None, as_json: bool) -> None:
+def rerun(client: EngineClient, run_id: str, from_step: str | None, step_input: str | None, as_json: bool) -> None:
     """Run the same function again with the same events, and print the new run's id."""
     if step_input is not None and from_step is None:
         raise click.UsageError("--input is for the step of --from-step")
 
     step = None
     if from_step is not None:
-        step = FromStep.of(from_step, None if step_input is None else read_json(step_input, "--input", list))
+        step = FromStep.of(from_step, None if step_input is None else read_json(step_input, list, "--input"))
     new_id = client.rerun_sync(find_run_id(client, run_id), from_step=step)
     if as_json:
         echo_json(client.get_run_sync(new_id))
@@ -312,7 +310,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
 @json_option("the bulk replay")
 @client_options
 def replay(
-    client: "EngineClient",
+    client: EngineClient,
     function_id: str,
     statuses: tuple[str, ...],
     since: dt.datetime | None,
@@ -322,26 +320,17 @@ def replay(
     as_json: bool,
 ) -> None:
     """Run many runs of a function again, and print how many."""
-
-    selection: dict[str, Any] = {
-        "statuses": [RunStatus(status) for status in statuses],
-        "started_after": since,
-        "started_before": until,
-        "if_exp": expression,
-    }
-    total = None if no_wait else count_selected(client, function_id, **selection)
-    started = client.replay_runs_sync(function_id, **selection)
-    if not no_wait:
-        started = wait_for_end(started, client.get_replay_sync, total)
-    if as_json:
-        echo_json(started)
-    elif no_wait:
-        echo(f"replay {started.id} is still under way")
-    else:
-        echo(f"{count_runs(started.affected)} started again")
+    started = client.replay_runs_sync(
+        function_id,
+        statuses=[RunStatus(status) for status in statuses],
+        started_after=since,
+        started_before=until,
+        if_exp=expression,
+    )
+    report_bulk(started, client.get_replay_sync, "replay", "started again", no_wait=no_wait, as_json=as_json)
 
 
-def find_run_id(client: "EngineClient", text: str) -> str:
+def find_run_id(client: EngineClient, text: str) -> str:
     """The id of the run that ``text`` names: an id, or the end of one.
 
     Raises ``CliError``.
@@ -351,29 +340,168 @@ def find_run_id(client: "EngineClient", text: str) -> str:
     return only_id("run", text, [run.id for run in client.list_runs_sync(id_suffix=text, limit=5)])
 
 
-def check_function(client: "EngineClient", function_id: str) -> None:
+def check_function(client: EngineClient, function_id: str) -> None:
     """Raises ``CliError`` if no app has such a function."""
     known = [function.id for function in client.list_functions_sync()]
     if function_id not in known:
         raise CliError(f"no app has a function with the id {function_id!r}{suggest(function_id, known)}")
 
 
-def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> None:
+# -- logs
 
-    if function_id is not None:
-        check_function(client, function_id)
-    activity = Activity()
-    report = partial(echo, style("following runs; Ctrl-C ends", dim=True), err=True)
-    for update in client.updates(function_id=function_id, on_connected=report):
+T = TypeVar("T")
+_AFTER_END_SECONDS = 1.0
+"""Seconds for the last lines of a run that has ended: apps send them a little later."""
+_INTERRUPT_SECONDS = 0.5
+"""On Windows, Ctrl-C has no effect while a thread waits for a queue."""
+
+_FAILED_ATTEMPTS = {UpdateKind.RETRYING, UpdateKind.STEP_FAILED, UpdateKind.UNREACHED}
+_SHOWN = {UpdateKind.RUN_STARTED, *END_UPDATES.values(), *_FAILED_ATTEMPTS}
+
+
+@click.command()
+@click.argument("run_id", metavar="[RUN]", required=False)
+@click.option("--function", "function_id", metavar="FUNCTION", help="Only of runs of this function.")
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Print lines as they arrive, and starts, failures and ends of runs, until the RUN has ended or Ctrl-C.",
+)
+@click.option("--lines-only", is_flag=True, help="With --follow: lines of ctx.logger and nothing else.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 500), help="Of all runs: the last lines."
+)
+@json_option("an array; with --follow an object per line")
+@client_options
+def logs(
+    client: EngineClient,
+    run_id: str | None,
+    function_id: str | None,
+    follow: bool,
+    lines_only: bool,
+    limit: int,
+    as_json: bool,
+) -> None:
+    """Print lines of `ctx.logger`, of one RUN or of all.
+
+    An engine keeps them in development only; with --follow it prints what happens to runs in production too. RUN is a
+    run's id, or the end of it, as `durably dev` prints it.
+    """
+
+    if run_id is not None and function_id is not None:
+        raise click.UsageError("--function is for the lines of all runs, not of one RUN")
+    if lines_only and not follow:
+        raise click.UsageError("--lines-only is for --follow; without it, lines are all that is printed")
+    run = None
+    if run_id is None:
+        if function_id is not None:
+            check_function(client, function_id)
+        page = client.list_logs_sync(function_id=function_id, limit=limit)
+    else:
+        run_id = find_run_id(client, run_id)
+        run = existing(client.get_run_sync(run_id))
+        page = client.list_logs_sync(run_id=run_id, position=1, limit=_PAGE)
+    if not follow:
+        entries = [*page.entries]
+        while run_id is not None and page.entries:
+            page = client.list_logs_sync(run_id=run_id, position=page.position, limit=_PAGE)
+            entries += page.entries
         if as_json:
-            echo_json_line(update)
+            echo_json(entries)
+        elif not entries:
+            echo("no lines of ctx.logger; an engine in production keeps none", err=True)
         else:
-            echo(activity.format(update))
+            for entry in entries:
+                echo(describe_entry(entry))
+        return
+
+    activity = Activity()
+
+    def show(value: LogEntry | RunUpdate) -> None:
+        if as_json:
+            echo_json_line(value)
+        else:
+            echo(describe_entry(value) if isinstance(value, LogEntry) else activity.format(value))
+
+    report = partial(echo, style("following lines; Ctrl-C ends", dim=True), err=True)
+    sources: list[Iterator[LogEntry | RunUpdate]] = [_followed_lines(client, run_id, function_id, page)]
+    if lines_only or (run is not None and run.status.has_ended):
+        report()
+    else:
+        sources.append(_followed_updates(client, run, function_id, on_connected=report))
+    if run is not None and not lines_only:
+        show(RunUpdate.started(run))
+    for value in _merge(sources):
+        show(value)
+    if run is not None and not lines_only:
+        show(RunUpdate.ended(existing(client.get_run_sync(run.id))))
+
+
+def _followed_lines(
+    client: EngineClient, run_id: str | None, function_id: str | None, page: LogPage
+) -> Iterator[LogEntry]:
+    """The lines of ``page`` and those that follow, until the run has ended."""
+    change, ends_at = None, None
+    while True:
+        yield from page.entries
+        if not page.entries:
+            if ends_at is not None and time.monotonic() > ends_at:
+                return
+            if ends_at is None and run_id is not None and existing(client.get_run_sync(run_id)).status.has_ended:
+                ends_at = time.monotonic() + _AFTER_END_SECONDS
+            if ends_at is None:
+                change = client.wait_for_changes_sync(after=change).position
+            else:
+                time.sleep(_AFTER_END_SECONDS / 5)
+        page = client.list_logs_sync(run_id=run_id, function_id=function_id, position=page.position, limit=_PAGE)
+
+
+def _followed_updates(
+    client: EngineClient, run: Run | None, function_id: str | None, *, on_connected: Callable[[], None]
+) -> Iterator[RunUpdate]:
+    """Starts, failed attempts and ends of runs, from now on.
+
+    Of one ``run`` only failed attempts. Raises ``CliError`` when the engine
+    stops.
+    """
+    shown = _SHOWN if run is None else _FAILED_ATTEMPTS
+    for update in client.updates(
+        function_id=function_id if run is None else run.function_id, on_connected=on_connected
+    ):
+        if update.kind in shown and (run is None or update.run_id == run.id):
+            yield update
     raise CliError("the engine stopped")
 
 
-def _times(run: "Run") -> list[str]:
-    started = format_local(run.created_at)
-    if run.ended_at is None:
-        return [started, ""]
-    return [started, format_seconds((run.ended_at - run.created_at).total_seconds())]
+class _Ended(NamedTuple):
+    error: BaseException | None
+
+
+def _merge(sources: Sequence[Iterator[T]]) -> Iterator[T]:
+    """The values of blocking iterators as they come, until one of them ends.
+
+    Each is read by a thread of its own. Raises the first error of any.
+    """
+    values: queue.SimpleQueue[T | _Ended] = queue.SimpleQueue()
+
+    def read(source: Iterator[T]) -> None:
+        try:
+            for value in source:
+                values.put(value)
+            values.put(_Ended(None))
+        except BaseException as error:
+            values.put(_Ended(error))
+
+    for source in sources:
+        threading.Thread(target=read, args=(source,), daemon=True).start()
+    while True:
+        try:
+            value = values.get(timeout=_INTERRUPT_SECONDS)
+        except queue.Empty:
+            continue
+        if not isinstance(value, _Ended):
+            yield value
+        elif value.error is not None:
+            raise value.error
+        else:
+            return

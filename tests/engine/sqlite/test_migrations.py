@@ -36,7 +36,7 @@ def test_migration_is_applied_once(path: Path, caplog: pytest.LogCaptureFixture)
 def test_failed_migration_changes_nothing(path: Path) -> None:
     open_with(path)
     with pytest.raises(DatabaseCorruptError):
-        open_with(path, f"{NEXT}; INSERT INTO owner VALUES (1, 1)")
+        open_with(path, f"{NEXT}; INSERT INTO owner (id, epoch) VALUES (1, 1)")
     assert open_with(path) == (len(MIGRATIONS), 0)
 
 

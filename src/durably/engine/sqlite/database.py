@@ -1,7 +1,8 @@
 """Opening the database: whose file it is, connections, migrations, ownership, and SQLite's errors."""
 
+import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from durably.engine.model.settings import Durability
@@ -48,9 +49,13 @@ def refuse_foreign(path: Path) -> None:
         raise DatabaseCorruptError(f"{path} is a SQLite database of another program; give the engine a file of its own")
 
 
-def connect(path: Path, durability: Durability) -> sqlite3.Connection:
+def connect(
+    path: Path, durability: Durability, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
     """A connection for the writer. Transactions are begun explicitly."""
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection: sqlite3.Connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=256, factory=factory
+    )
     if not path.stat().st_size:
         # Before the log exists: the header of the file itself then identifies it from the start.
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -79,26 +84,44 @@ def open_database(path: Path, durability: Durability, migrations: Sequence[str] 
     Raises ``DatabaseNotOwnedError``, ``DatabaseTooNewError``, ``DatabaseUnavailableError`` and
     ``DatabaseCorruptError``.
     """
-    connection: sqlite3.Connection | None = None
+    connection = open_file(path, durability)
+    try:
+        with explained(path):
+            if _check_version(connection, path, migrations) < len(migrations):
+                connection.execute("BEGIN IMMEDIATE")
+                migrate(connection, path, migrations)
+                connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def open_file(
+    path: Path, durability: Durability, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
+    """Open the database as it is, or create an empty one. Raises the errors of ``open_database``."""
     try:
         create_private(path)
         make_private(path)
-        refuse_foreign(path)
-        connection = connect(path, durability)
-        _migrate(connection, path, migrations)
     except OSError as error:
         raise DatabaseUnavailableError(f"the database {path} cannot be created: {error.strerror}") from error
-    except BaseException as error:
-        if connection is not None:
-            connection.close()
-        if not isinstance(error, sqlite3.DatabaseError):
-            raise
+    refuse_foreign(path)
+    with explained(path):
+        return connect(path, durability, factory)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise the engine's errors for those of SQLite while a database is opened."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
         # A read-only file, a full disk or a missing directory does not mean that the content is damaged.
         kind = DatabaseUnavailableError if isinstance(error, sqlite3.OperationalError) else DatabaseCorruptError
         if is_busy(error):
             kind = DatabaseBusyError
         raise kind(f"the database {path} cannot be opened: {error}") from error
-    return connection
 
 
 def open_existing(path: Path) -> sqlite3.Connection:
@@ -131,11 +154,18 @@ def _check_version(connection: sqlite3.Connection, path: Path, migrations: Seque
     return version
 
 
-def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str]) -> None:
+def migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[str] = MIGRATIONS) -> None:
+    """Bring the database to the newest schema, in the transaction under way. Raises ``DatabaseTooNewError``."""
     version = _check_version(connection, path, migrations)
-    for number, script in enumerate(migrations[version:], start=version + 1):
-        # user_version belongs to the transaction, so a migration is applied completely or not at all.
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {number}; COMMIT;")
+    for script in migrations[version:]:
+        statement = ""
+        for part in script.rstrip("; \n").split(";"):
+            statement += f"{part};"
+            if sqlite3.complete_statement(statement):
+                connection.execute(statement)
+                statement = ""
+    if version < len(migrations):
+        connection.execute(f"PRAGMA user_version = {len(migrations)}")
     if 0 < version < len(migrations):
         _logger.info(
             "database migrated from schema version %d to %d: earlier versions of Durably can no longer open %s",

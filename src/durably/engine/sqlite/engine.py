@@ -85,6 +85,7 @@ from .queries import functions, runs
 from .runtime import Runtime
 from .transactions import annotations, bulk_operations, event_routing, operations
 from .transactions.bulk_operations import BulkOperationKind, check_condition, check_selection, check_statuses
+from .writer import CommitLog
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
@@ -127,6 +128,7 @@ class SqliteEngine(LocalEngine):
         takes_lock: bool = True,
         after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
+        log: CommitLog | None = None,
     ) -> "SqliteEngine":
         """Own the database at ``path`` (created if missing), recover its runs, and start.
 
@@ -134,12 +136,20 @@ class SqliteEngine(LocalEngine):
         - ``takes_lock``: ``False`` if the caller manages the database's lock file.
         - ``after_epoch``: For a process that takes the database over from that epoch's owner.
         - ``on_owned``: Gets the new epoch when the database is owned, before any access to its data.
+        - ``log``: Gets each commit before it is acknowledged. Raises ``DatabaseLostError`` if another process leads,
+          and the errors of ``CommitLog.open_database``.
 
         Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` if ``after_epoch`` is over,
         ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
         runtime = await Runtime.open(
-            Path(path), settings, make_caller, takes_lock=takes_lock, after_epoch=after_epoch, on_owned=on_owned
+            Path(path),
+            settings,
+            make_caller,
+            takes_lock=takes_lock,
+            after_epoch=after_epoch,
+            on_owned=on_owned,
+            log=log,
         )
         return cls(runtime)
 

@@ -215,45 +215,55 @@ def back_up(database: Path, destination: Path, *, on_progress: Callable[[int, in
     """Copy a database to a new file, and return its size in bytes.
 
     The copy is a snapshot: it has all acknowledged changes, and no part of a transaction. A running engine is not
-    interrupted. ``destination`` appears when the copy is complete and on the disk. ``on_progress`` is called after each
-    part, with the copied bytes and the total. Raises ``BackupFailedError``, ``DatabaseMissingError``,
-    ``DatabaseCorruptError``.
+    interrupted. ``destination`` appears when the copy is complete and on the disk. It belongs to no commit log.
+    ``on_progress`` is called after each part, with the copied bytes and the total. Raises ``BackupFailedError``,
+    ``DatabaseMissingError``, ``DatabaseCorruptError``.
     """
     if destination.exists():
         raise BackupFailedError(f"{destination} already exists; name a new file")
     unfinished = destination.with_name(destination.name + ".partial")
-    with contextlib.closing(open_existing(database)) as source:
-        try:
-            _copy(source, unfinished, on_progress)
-            _flush(unfinished)
-            unfinished.replace(destination)
-            _flush(destination.parent)
-        except BaseException as error:  # also Ctrl-C between two parts of the copy
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            if not isinstance(error, OSError | sqlite3.Error):
-                raise
-            raise BackupFailedError(f"{database} could not be copied to {destination}: {error}") from error
+    try:
+        copy_database(database, unfinished, on_progress)
+        with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as copy:
+            copy.execute("UPDATE owner SET log_sequence = 0, log_token = NULL, database_id = NULL")
+        _flush(unfinished)
+        unfinished.replace(destination)
+        _flush(destination.parent)
+    except BaseException as error:  # also Ctrl-C between two parts of the copy
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if not isinstance(error, OSError | sqlite3.Error):
+            raise
+        raise BackupFailedError(f"{database} could not be copied to {destination}: {error}") from error
     return destination.stat().st_size
 
 
-def _copy(source: sqlite3.Connection, unfinished: Path, on_progress: Callable[[int, int], object] | None) -> None:
+def copy_database(database: Path, destination: Path, on_progress: Callable[[int, int], object] | None = None) -> int:
+    """Copy a snapshot of a database that an engine may be using.
+
+    Returns the number of the last entry of the commit log that the copy contains.
+    """
+
     def report(_: int, remaining: int, pages: int) -> None:
         if on_progress is not None:
             on_progress((pages - remaining) * page_size, pages * page_size)
 
-    (page_size,) = source.execute("PRAGMA page_size").fetchone()
-    unfinished.unlink(missing_ok=True)
-    # Exclusively: a file that another user creates here first would stay readable for that user.
-    os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    with contextlib.closing(sqlite3.connect(unfinished)) as target:
-        # All parts read one snapshot. Without this transaction, each write of an engine would restart the copy.
-        source.execute("BEGIN")
-        source.execute("SELECT 1 FROM sqlite_schema").fetchone()
-        source.backup(target, pages=_PAGES_OF_A_PART, progress=report)
-        source.execute("COMMIT")
-        # One complete file. An engine that opens it enables the write-ahead log again.
-        target.execute("PRAGMA journal_mode = DELETE")
+    with contextlib.closing(open_existing(database)) as source:
+        (page_size,) = source.execute("PRAGMA page_size").fetchone()
+        destination.unlink(missing_ok=True)
+        # Exclusively: a file that another user creates here first would stay readable for that user.
+        os.close(os.open(destination, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        with contextlib.closing(sqlite3.connect(destination)) as target:
+            # All parts read one snapshot. Without this transaction, each write of an engine would restart the copy.
+            source.execute("BEGIN")
+            source.execute("SELECT 1 FROM sqlite_schema").fetchone()
+            source.backup(target, pages=_PAGES_OF_A_PART, progress=report)
+            source.execute("COMMIT")
+            # One complete file. An engine that opens it enables the write-ahead log again.
+            target.execute("PRAGMA journal_mode = DELETE")
+            sequence: int
+            (sequence,) = target.execute("SELECT log_sequence FROM owner").fetchone()
+    return sequence
 
 
 def _flush(path: Path) -> None:

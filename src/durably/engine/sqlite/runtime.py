@@ -4,6 +4,7 @@ It opens the database, connects the parts, dispatches the outbox, and closes.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.flow import FlowStore
 from durably.engine.sqlite.tables.runs import RunStore
-from durably.engine.sqlite.writer import Transactions, Writer
+from durably.engine.sqlite.writer import CommitLog, Transactions, Writer
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -73,10 +74,12 @@ class Runtime:
         epoch: int,
         lock: DatabaseLock | None,
         make_caller: Callable[[EngineSettings], Caller],
+        log: CommitLog | None = None,
     ) -> None:
         self.settings = settings
         self._connection = connection
         self._lock = lock
+        self._log = log
         self.path = path
         self._closing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -87,7 +90,7 @@ class Runtime:
         self._files = DatabaseFiles(path)
         self.reader = Reader(path, self._give_up, self._files.check)
         cache = RunCache()
-        self._writer = Writer(connection, epoch, self._give_up, cache.clear, self._files.check)
+        self._writer = Writer(connection, epoch, self._give_up, cache.clear, self._files.check, log)
         self.transactions = Transactions(
             self._writer,
             TransactionContext(
@@ -140,19 +143,33 @@ class Runtime:
         takes_lock: bool = True,
         after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
+        log: CommitLog | None = None,
     ) -> "Runtime":
         """Open an engine, as ``SqliteEngine.open`` does."""
         path = find_file(path)
         refuse_foreign(path)
         lock = DatabaseLock(path) if takes_lock else None
         connection: sqlite3.Connection | None = None
+        runtime: Runtime | None = None
         try:
-            connection = await asyncio.to_thread(open_database, path, settings.durability)
-            epoch = await _take_ownership(path, connection, after_epoch)
+            lost: list[EngineError] = []
+            if log is None:
+                connection = await asyncio.to_thread(open_database, path, settings.durability)
+                epoch = await _take_ownership(path, connection, after_epoch)
+            else:
+                connection = await asyncio.to_thread(log.open_database, path, settings.durability)
+                on_lost = _calls_on_loop(
+                    lambda error: lost.append(error) if runtime is None else runtime._give_up(error)
+                )
+                epoch = await asyncio.to_thread(log.take_over, connection, on_lost)
             if on_owned is not None:
                 await on_owned(epoch)
-            runtime = cls(path, settings, connection, epoch, lock, make_caller)
+            runtime = cls(path, settings, connection, epoch, lock, make_caller, log)
+            if lost:
+                raise lost[0]
         except BaseException:
+            if log is not None:
+                await asyncio.to_thread(log.release)
             if connection is not None:
                 connection.close()
             if lock is not None:
@@ -190,7 +207,13 @@ class Runtime:
         await self.call_dispatcher.close(grace_seconds)
         await self._requests.close()
         self.transactions.close()
-        await self._writer.close()
+        if self._log is None:
+            await self._writer.close()
+        else:
+            gives_up = asyncio.get_running_loop().call_later(self._log.lease, self._log.stop_waiting)
+            await self._writer.close()
+            gives_up.cancel()
+            await asyncio.to_thread(self._log.release)
         await self.statistics.close()
         await self.reader.close()
         await self._caller.close()
@@ -316,6 +339,17 @@ class Runtime:
         self.transactions.transact_in_background(
             runs.join_queue, call.run_key, call.call.generation, run_key=call.run_key
         )
+
+
+def _calls_on_loop(action: Callable[[EngineError], None]) -> Callable[[EngineError], None]:
+    """The action, to be called in any thread, while this event loop runs."""
+    loop = asyncio.get_running_loop()
+
+    def call(error: EngineError) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(action, error)
+
+    return call
 
 
 def _due_of(item: _Due) -> int:

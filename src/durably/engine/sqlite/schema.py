@@ -4,7 +4,15 @@ Times are milliseconds since the epoch. ``key`` columns are rowids, for joins; `
 """
 
 _TABLES = """
-CREATE TABLE owner (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL);
+-- With a commit log: database_id tells databases apart, and log_sequence and log_token are those of the last entry that
+-- this file contains. The token is empty in a database with which a log began.
+CREATE TABLE owner (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    epoch INTEGER NOT NULL,
+    database_id TEXT,
+    log_sequence INTEGER NOT NULL DEFAULT 0,
+    log_token BLOB
+);
 INSERT INTO owner (id, epoch) VALUES (1, 0);
 
 CREATE TABLE apps (

@@ -13,12 +13,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from durably.engine.model.functions import Registry
-from durably.engine.model.settings import Clock
+from durably.engine.model.settings import Clock, Durability
 from durably.engine.model.subscriptions import Group
 from durably.engine.sqlite.database import explain
 from durably.engine.sqlite.outbox import Outbox
@@ -64,6 +65,21 @@ class _QueuedTransaction(msgspec.Struct, eq=False):
             self.future.set_exception(self.error)
 
 
+class CommitLog(Protocol):
+    """Where commits go, outside the machine, before they are acknowledged: see ``durably.engine.log``.
+
+    Methods block, and raise the errors of ``durably.engine.log.log.CommitLog``.
+    """
+
+    lease: float
+
+    def open_database(self, path: Path, durability: Durability) -> sqlite3.Connection: ...
+    def take_over(self, connection: Any, on_lost: Callable[[EngineError], None]) -> int: ...
+    def append(self, connection: Any) -> None: ...
+    def stop_waiting(self) -> None: ...
+    def release(self) -> None: ...
+
+
 class Writer:
     """Writes to the database, in a thread of its own.
 
@@ -73,6 +89,7 @@ class Writer:
     - ``on_lost``: Called with the reason, on the writer's event loop, if the database must no longer be written:
       another engine has taken it over, it was replaced, or it is damaged.
     - ``on_rollback``: Called in the writer's thread after a rollback of units' changes.
+    - ``log``: Gets what each group has written, before its commit.
     - ``check_files``: Raises ``DatabaseReplacedError`` if the file that SQLite has open is no longer at the database's
       path. Commits to it would be lost.
     """
@@ -84,8 +101,10 @@ class Writer:
         on_lost: Callable[[EngineError], None],
         on_rollback: Callable[[], None] = lambda: None,
         check_files: Callable[[], None] = lambda: None,
+        log: CommitLog | None = None,
     ) -> None:
         self._connection = connection
+        self._log = log
         self._epoch = epoch
         self._on_lost = on_lost
         self._on_rollback = on_rollback
@@ -194,19 +213,26 @@ class Writer:
         return group, True
 
     def _commit(self, group: list[_QueuedTransaction]) -> None:
+        is_in_log = False
         try:
             self._begin()
             for job in group:
                 if not self._run(job):
                     self._run_apart(group)
                     break
+            if self._log is not None:
+                self._log.append(self._connection)
+                is_in_log = True
             self._connection.execute("COMMIT")
         except Exception as error:
             self._on_rollback()
             if self._connection.in_transaction:  # otherwise SQLite has already rolled back
                 self._connection.execute("ROLLBACK")
+            reason = explain(error)
+            if is_in_log:  # So this file lacks what the log has, until it is opened again.
+                reason = DatabaseLostError(f"a commit that is in the log failed on this machine: {error}")
             for job in group:
-                job.error = explain(error)
+                job.error = reason
 
     def _begin(self) -> None:
         self._check_files()

@@ -1,0 +1,118 @@
+"""Entries of the commit log: what a group commit wrote, as statements with their parameters.
+
+A connection records the statements that change the database, and an entry is applied by executing them again. They
+are deterministic: times, ids and random numbers are parameters, and keys follow from the rows before.
+"""
+
+import functools
+import sqlite3
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from durably.engine.sqlite.schema import MIGRATIONS
+from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
+
+_FORMAT = 1
+_SHORTEST_COMPRESSED = 256
+_READS = ("SELECT", "BEGIN", "COMMIT", "PRAGMA", "EXPLAIN", "RELEASE")
+_SCHEMA_VERSION = "PRAGMA user_version ="
+
+Statement = tuple[str, Sequence[Any]]
+"""SQL, and its parameters."""
+
+
+class RecordingConnection(sqlite3.Connection):
+    """A connection that records the statements of its transaction that change something.
+
+    ``recorded`` has those of the transaction under way. Statements that a rollback undoes are removed.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.recorded: list[Statement] = []
+        self._savepoint = 0
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        cursor = super().execute(sql, parameters)
+        if not sql.startswith(_READS) or sql.startswith(_SCHEMA_VERSION):
+            if sql.startswith("SAVEPOINT"):
+                self._savepoint = len(self.recorded)
+            elif sql.startswith("ROLLBACK TO"):
+                del self.recorded[self._savepoint :]
+            elif sql.startswith("ROLLBACK"):
+                self.recorded.clear()
+            else:
+                self.recorded.append((sql, parameters))
+        elif sql.startswith("BEGIN"):
+            self.recorded.clear()
+        return cursor
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+        rows = list(parameters)
+        cursor = super().executemany(sql, rows)
+        self.recorded += [(sql, row) for row in rows]
+        return cursor
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """What one group commit wrote.
+
+    - ``token``: Random bytes. They tell an entry from another leader's with the same number.
+    - ``schema_version``: The schema's version after the entry.
+    - ``statements``: The index of each statement's SQL in ``sql``, and its parameters.
+    """
+
+    format: int
+    token: bytes
+    schema_version: int
+    sql: list[str]
+    statements: list[tuple[int, Any]]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+_format_decoder = msgspec.msgpack.Decoder(list[Any])
+
+
+def encode_entry(token: bytes, statements: Sequence[Statement], schema_version: int = len(MIGRATIONS)) -> bytes:
+    """A checksum (4 bytes), a flag of compression, and the entry as MessagePack."""
+    places: dict[str, int] = {}
+    indexed = [(places.setdefault(sql, len(places)), parameters) for sql, parameters in statements]
+    body = _encoder.encode(Entry(_FORMAT, token, schema_version, list(places), indexed))
+    body = b"\1" + zlib.compress(body, 1) if len(body) >= _SHORTEST_COMPRESSED else b"\0" + body
+    return zlib.crc32(body).to_bytes(4, "big") + body
+
+
+def decode_entry(sequence: int, payload: bytes) -> Entry:
+    """Raises ``LogDamagedError``, and ``LogRefusedError`` for an entry of a newer version of Durably."""
+    body = payload[4:]
+    if zlib.crc32(body).to_bytes(4, "big") != payload[:4]:
+        raise LogDamagedError(f"entry {sequence} of the commit log is damaged: its checksum differs")
+    body = zlib.decompress(body[1:]) if body[:1] == b"\1" else body[1:]
+    form, _, schema_version, *_ = _format_decoder.decode(body)
+    if form != _FORMAT or schema_version > len(MIGRATIONS):
+        raise LogRefusedError(
+            f"entry {sequence} of the commit log was written by a newer version of Durably (format {form}, schema "
+            f"version {schema_version}): update Durably in this process"
+        )
+    return _decoder.decode(body)
+
+
+def apply_entries(connection: sqlite3.Connection, entries: Sequence[tuple[int, bytes]]) -> None:
+    """Apply consecutive entries in one transaction. The database then contains the log up to the last one."""
+    execute = functools.partial(sqlite3.Connection.execute, connection)  # Nothing is recorded.
+    execute("BEGIN IMMEDIATE")
+    try:
+        for sequence, payload in entries:
+            entry = decode_entry(sequence, payload)
+            for place, parameters in entry.statements:
+                execute(entry.sql[place], parameters)
+        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, entry.token))
+    except BaseException:
+        if connection.in_transaction:
+            execute("ROLLBACK")
+        raise
+    execute("COMMIT")

