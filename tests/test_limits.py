@@ -8,7 +8,6 @@ from pathlib import Path
 from durably import Embedded
 from durably.client import Client
 from durably.comm import requests
-from durably.engine.api.dashboard import sign_in
 from durably.engine.api.http import application, syncs
 from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
@@ -113,10 +112,6 @@ EXPECTED = {
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
     "body of a request": size(limits.MAX_REQUEST_BYTES),
     "form of the dashboard": size(limits.MAX_FORM_BYTES),
-    "wrong keys at the sign-in of the dashboard, of an address": (
-        f"{sign_in.MAX_WRONG_KEYS} in {time(sign_in.WRONG_KEY_SECONDS)}"
-    ),
-    "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
     "runs that one request of a search looks at": f"{search.PORTION:,}, or {search.ID_PORTION:,} ids",
     "events in one list": maximum(EventLimit),

@@ -16,11 +16,11 @@ from temporalio.client import Client, ScheduleAlreadyRunningError, WorkflowUpdat
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 
+from durably.engine.core.backoff import standard_backoff
 from durably.engine.core.flow.config import Schedule, read_flow
-from durably.engine.core.run_state import standard_backoff
 from durably.engine.model.events import make_internal_event, tick_data
 from durably.engine.model.functions import SyncedFunction
-from durably.engine.model.overview import App, AppReport, FunctionInfo, SyncReport, SyncResult
+from durably.engine.model.overview import App, FunctionInfo, SyncReport, SyncResult
 from durably.engine.model.runs import to_datetime, to_milliseconds
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import ignoring_not_found, update_with_start
@@ -340,24 +340,6 @@ class FunctionLists:
     async def apps(self) -> list[App]:
         return [app_view(app_id, record) for app_id, record in await self.app_records()]
 
-    async def app_reports(self) -> list[AppReport]:
-        """Apps with their last syncs."""
-        return [
-            AppReport(
-                app=app_view(app_id, record),
-                last_sync=SyncReport(
-                    at=to_datetime(record.synced_at),
-                    error=record.error,
-                    added=record.added,
-                    changed=record.changed,
-                    removed=record.removed,
-                ),
-                unreached_since=None,
-                unreached_error=None,
-            )
-            for app_id, record in await self.app_records()
-        ]
-
 
 def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:
     config = record.config
@@ -386,6 +368,13 @@ def app_view(app_id: str, record: AppRecord) -> App:
         version=record.version,
         synced_at=to_datetime(record.synced_at),
         function_count=len(record.functions),
+        last_sync=SyncReport(
+            at=to_datetime(record.synced_at),
+            error=record.error,
+            added=record.added,
+            changed=record.changed,
+            removed=record.removed,
+        ),
     )
 
 

@@ -28,7 +28,16 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.transition import encode_error
 from durably.engine.model.overview import Changes
-from durably.engine.model.runs import Relation, Run, RunPage, RunStatus, StoredEvent, relation_by, to_datetime
+from durably.engine.model.runs import (
+    Relation,
+    Run,
+    RunFilter,
+    RunPage,
+    RunStatus,
+    StoredEvent,
+    relation_by,
+    to_datetime,
+)
 from durably.engine.temporal.client import describe, ignoring_not_found
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, EventRecord, RunInput, RunMemo
@@ -125,20 +134,11 @@ def quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs of a list, by conditions of the index.
+class RunQuery(RunFilter, frozen=True, kw_only=True):
+    """The runs of a list, by conditions of the index."""
 
-    - ``started_after``, ``started_before``: half-open range of creation times.
-    """
-
-    status: RunStatus | None = None
-    function_id: str | None = None
-    app_id: str | None = None
-    event_name: str | None = None
     event_id: str | None = None
     parent: str | None = None
-    started_after: dt.datetime | None = None
-    started_before: dt.datetime | None = None
 
     @property
     def query(self) -> str:
@@ -244,12 +244,12 @@ class RunLists:
 
     # the index
 
-    async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:
+    async def read(self, wanted: RunQuery) -> list[WorkflowExecution]:
         """All runs, newest first."""
         found = [each async for each in self._client.list_workflows(wanted.query) if is_run(each)]
         return sorted(found, key=lambda each: (each.start_time, each.id), reverse=True)
 
-    async def page(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
+    async def page(self, wanted: RunQuery, limit: int, cursor: str | None) -> RunPage:
         """A page of runs in the order of the index. ``cursor`` is the server's.
 
         Raises ``SelectionInvalidError`` for an unknown cursor.
@@ -261,12 +261,14 @@ class RunLists:
         except (binascii.Error, RPCError) as error:
             if cursor is None or getattr(error, "status", None) not in _OF_INVALID_CURSORS:
                 raise
-            raise SelectionInvalidError(f"the cursor {cursor!r} is not one of this engine: begin again") from None
+            raise SelectionInvalidError(
+                f"the cursor {cursor!r} is not one of this engine, which are those of `GET /v1/search/runs`"
+            ) from None
         runs = await self.views(each for each in pages.current_page or () if is_run(each))
         after = base64.urlsafe_b64encode(pages.next_page_token).decode() if pages.next_page_token else None
         return RunPage(runs=runs, cursor=after)
 
-    async def find_by_suffix(self, wanted: RunFilter, id_suffix: str, limit: int) -> list[Run]:
+    async def _find_by_suffix(self, wanted: RunQuery, id_suffix: str, limit: int) -> list[Run]:
         """Runs with the end of an id. Raises ``NotSupportedError`` if too many ids must be compared."""
         found: list[WorkflowExecution] = []
         seen = 0
@@ -283,12 +285,13 @@ class RunLists:
                 )
         return await self.views(found)
 
-    async def search(self, wanted: RunFilter, id: str | None, limit: int, cursor: str | None) -> RunPage:
-        """A page of runs. ``id`` is that of a run or of an event. Outputs of more than 16 KiB are omitted."""
+    async def search(self, wanted: RunQuery, limit: int, cursor: str | None) -> RunPage:
+        """A page of runs. Outputs of more than 16 KiB are omitted."""
+        id = None if wanted.id is None else wanted.id.strip().upper()
         if id is None:
             page = await self.page(wanted, limit, cursor)
-        elif _WHOLE_ID.match(id := id.strip().upper()) is None:
-            raise NotSupportedError(f"an engine on Temporal finds runs by whole ids of runs and events, not by {id!r}")
+        elif _WHOLE_ID.match(id) is None:
+            page = RunPage(runs=await self._find_by_suffix(wanted, id, limit), cursor=None)
         elif (run := await self.describe(id)) is not None and await self._fits(run, wanted):
             page = RunPage(runs=[await self.view(run)], cursor=None)
         else:
@@ -327,10 +330,10 @@ class RunLists:
         return await asyncio.shield(self._counting)
 
     async def _count(self) -> str:
-        counted = await self._client.count_workflows(f"{RunFilter().query} GROUP BY ExecutionStatus")
+        counted = await self._client.count_workflows(f"{RunQuery().query} GROUP BY ExecutionStatus")
         return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
-    async def _fits(self, execution: WorkflowExecution, wanted: RunFilter) -> bool:
+    async def _fits(self, execution: WorkflowExecution, wanted: RunQuery) -> bool:
         memo = await memo_of(execution)
         pairs = (
             (wanted.status, status_of(execution)),
@@ -344,7 +347,7 @@ class RunLists:
 
     async def event(self, event_id: str) -> StoredEvent | None:
         """An event from a run that it started; ``None`` if it started no run or the index lags."""
-        for run in await self.read(RunFilter(event_id=event_id)):
+        for run in await self.read(RunQuery(event_id=event_id)):
             given = await self.input(run_id_of(run.id))
             for event in () if given is None else given.events:
                 if event.id == event_id:
@@ -353,7 +356,7 @@ class RunLists:
 
     async def event_runs(self, event_id: str) -> list[Run]:
         """The runs that an event started, in their order, and their reruns."""
-        runs = await self.views(reversed(await self.read(RunFilter(event_id=event_id))))
+        runs = await self.views(reversed(await self.read(RunQuery(event_id=event_id))))
         return [run for run in runs if event_id in run.event_ids]
 
 

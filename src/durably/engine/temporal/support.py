@@ -47,7 +47,6 @@ UNSUPPORTED = {
     "list_cancellations": _CANCEL,
     "list_events": _EVENTS,
     "list_replays": _RERUN,
-    "list_runs.cursor": "use the cursors of `GET /v1/search/runs`",
     "list_runs.status.Scheduled": "select running runs",
     "list_schedules": "each is a Schedule in Temporal's own UI, and in `temporal schedule list`",
     "overview": _COUNTS,
