@@ -85,18 +85,11 @@ class TemporalClient(EngineClient):
             self._explain(error, "health")
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
-        """See ``EngineClient``. They are starts and ends of runs."""
-        self.check_ready()
-        assert self._engine is not None
-        with self._engine.watch() as updates:
-            on_connected()
-            while True:
-                try:
-                    update = get_background_loop().run(anext(updates))
-                except RPCError as error:
-                    self._explain(error, "updates")
-                if function_id in (None, update.function_id):
-                    yield update
+        """Raises ``CliError``: changes of runs are known in the processes that execute them."""
+        raise CliError(
+            "a Temporal server reports no changes of runs: see its UI and the logs of the processes that execute the "
+            "runs, or give the URL of `durably start --temporal`, by --url"
+        )
 
     async def _connected(self) -> WorkflowEngine:
         if self._engine is None:
