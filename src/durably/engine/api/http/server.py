@@ -14,9 +14,8 @@ from typing import Self, TypedDict
 
 from aiohttp import web
 
-from durably.engine.api.dashboard.dashboard import Dashboard
+from durably.engine.api.dashboard.dashboard import Dashboard, DashboardKeys, KeySignIn
 from durably.engine.api.dashboard.messages import at_address_of
-from durably.engine.api.dashboard.sign_in import SignIn
 from durably.engine.api.interface import LocalEngine
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import EngineError
@@ -54,7 +53,7 @@ class ServerOptions(TypedDict, total=False):
     metrics_address: tuple[str, int] | None
     limits: ConnectionLimits
     on_sync: OnSync
-    sign_in: SignIn | None
+    dashboard_keys: DashboardKeys | None
 
 
 class EngineServer:
@@ -87,7 +86,7 @@ class EngineServer:
         metrics_address: tuple[str, int] | None = None,
         limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
-        sign_in: SignIn | None = None,
+        dashboard_keys: DashboardKeys | None = None,
     ) -> Self:
         """Open the engine and serve its API.
 
@@ -95,7 +94,7 @@ class EngineServer:
         - ``event_keys``: Cloud mode needs them and signing keys; dev mode ignores them.
         - ``allowed_hosts``: Further hosts to which dev mode answers, in addition to those of this machine.
         - ``metrics_address``: A host and a port that serve only the metrics, without a key.
-        - ``sign_in``: Protects the dashboard in cloud mode, which has no dashboard without it.
+        - ``dashboard_keys``: For the dashboard in cloud mode, which has none without them.
 
         Raises ``PortTakenError``, ``HostInvalidError``, and the errors of ``open_engine``.
         """
@@ -116,7 +115,11 @@ class EngineServer:
         origin = _origin_of(host, listener)
         is_dev = settings.server_kind is ServerKind.DEV
         finding_of = partial(at_address_of, is_dev=is_dev)
-        dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
+        dashboard: Dashboard | KeySignIn | None = None
+        if is_dev:  # Only local hosts and origins reach it.
+            dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
+        elif dashboard_keys is not None:
+            dashboard = KeySignIn(engine, dashboard_keys, finding_of)
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(
             engine,
@@ -124,9 +127,7 @@ class EngineServer:
             hosts=AllowedHosts(host, allowed_hosts),
             on_sync=discovery.note_sync,
             sync_at=discovery.sync,
-            conflicts=discovery.conflicts,
-            # Only local hosts and origins reach an engine in dev mode.
-            dashboard=dashboard if is_dev else sign_in and sign_in(dashboard),
+            dashboard=dashboard,
         )
         server = cls(engine, discovery, origin)
         await server._serve(api, listener, limits)
