@@ -1,6 +1,7 @@
 """A PostgreSQL server for the tests of a session, with a new database for each URL."""
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,12 @@ MakeUrl = Callable[[str], str]
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with PostgresServer(tmp_path_factory.mktemp("postgres") / "data") as server:
+def postgres() -> Iterator[PostgresServer]:
+    # Not below pytest's directory, which another session closes to other users.
+    directory = Path(tempfile.mkdtemp(prefix="durably-postgres-"))
+    with PostgresServer(directory / "data") as server:
         yield server
+    directory.rmdir()
 
 
 @pytest.fixture
