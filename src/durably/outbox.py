@@ -11,6 +11,7 @@ dies after the commit and before the engine has the result, the next attempt ret
 The SQL is written once, for PostgreSQL, MySQL and SQLite, over the small interface ``Connection``.
 """
 
+import atexit
 import contextvars
 import itertools
 import threading
@@ -30,6 +31,7 @@ from durably.functions.diagnostics import check_send
 from durably.io.http_client import BlockingIO, Request, request_with_keys
 from durably.protocol.events import Event
 from durably.protocol.text import get_logger, printable
+from durably.settings import is_test_run
 from durably.values.codecs import Unset
 from durably.values.outputs import decode_as, encode_as, handler_codec, to_json
 
@@ -49,6 +51,8 @@ _LOG_SECONDS = 60.0
 _BATCH = 100
 _STOP_SECONDS = 3.0
 _REPORT_SECONDS = 10.0
+_LINGER_SECONDS = 60.0
+_TABLES_SECONDS = 5.0
 _CLEAN_SECONDS = 3600.0
 _RESULT_DAYS = 30
 """Days after which a stored result is deleted. The engine has it, unless it was down for all of that time."""
@@ -156,17 +160,26 @@ class Relay:
         self.client = client
         self.database = database
         self._woken = threading.Event()
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._may_send: Callable[[], bool] = lambda: True
         self._report: Callable[[dict[str, Any]], object] = self._report_over_http
         client.relays.append(self)
+        atexit.register(self.stop)
         if client.in_process is not None:
             client.in_process.add_relay(self)
 
     def wake(self) -> None:
-        """Look for rows now. It is called after a commit in this process."""
-        self._woken.set()
+        """Look for rows now. It is called after a commit in this process.
+
+        If the engine is elsewhere, the relay starts in this process, and ends when no event has waited for a minute:
+        events are sent even if nobody runs `durably relay`.
+        """
+        with self._lock:
+            self._woken.set()
+            if self.client.in_process is None and not is_test_run():
+                self._start(_LINGER_SECONDS)
 
     def send_waiting(self) -> int:
         """Send all events that wait, in this thread, and return their number. For tests.
@@ -200,14 +213,17 @@ class Relay:
 
         ``report`` passes arguments to the engine's operation ``report_outbox``, otherwise a request over HTTP.
         """
-        if self._thread is None:
-            self._may_send, self._stopping = may_send, threading.Event()
-            self._report = report or self._report_over_http
-            run = contextvars.Context().run
-            self._thread = threading.Thread(
-                target=run, args=(self._run, self._stopping), name="durably-relay", daemon=True
-            )
-            self._thread.start()
+        with self._lock:
+            self._may_send, self._report = may_send, report or self._report_over_http
+            self._start(None)
+
+    def _start(self, linger: float | None) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._stopping = threading.Event()
+        run, arguments = contextvars.Context().run, (self._run, self._stopping, linger)
+        self._thread = threading.Thread(target=run, args=arguments, name="durably-relay", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Stop after the events that are being sent, and wait for that at most 3 s."""
@@ -220,22 +236,24 @@ class Relay:
     def forget(self) -> None:
         """Leave the thread to the parent, in a forked child."""
         self._thread = None
-        self._woken, self._stopping = threading.Event(), threading.Event()
+        self._lock, self._woken, self._stopping = threading.Lock(), threading.Event(), threading.Event()
 
-    def _run(self, stopping: threading.Event) -> None:
+    def _run(self, stopping: threading.Event, linger: float | None) -> None:
+        """Send until ``stop``, or until no event has waited for ``linger`` seconds."""
         failures, logged_at, clean_at, report_at, has_tables = 0, 0.0, 0.0, 0.0, False
-        while not stopping.is_set():
+        used_at = time.monotonic()
+        while True:
             sent, delay = 0, POLL_SECONDS
             try:
                 if self._may_send():
                     has_tables = has_tables or self.database.has_tables()
                     sent = self._send_batch() if has_tables else 0
                     if not has_tables:
-                        delay = _MAX_RETRY_SECONDS
+                        delay = _TABLES_SECONDS
                     elif time.monotonic() >= clean_at:
                         clean_at = time.monotonic() + _CLEAN_SECONDS
                         self._delete_old_results()
-                    if has_tables and time.monotonic() >= report_at:
+                    if has_tables and linger is None and time.monotonic() >= report_at:
                         report_at = time.monotonic() + _REPORT_SECONDS
                         self._report_backlog()
                 failures = 0
@@ -254,9 +272,17 @@ class Relay:
                         exc_info=None if isinstance(error, Error) else error,
                     )
                 self.database.disconnect()
+            if sent or failures:
+                used_at = time.monotonic()
+            if stopping.is_set():
+                break
             if not sent:
                 self._woken.wait(delay)
-            self._woken.clear()
+            with self._lock:
+                if linger is not None and time.monotonic() - used_at > linger and not self._woken.is_set():
+                    self._thread = None
+                    break
+                self._woken.clear()
         self.database.disconnect()
 
     def _send_batch(self) -> int:
