@@ -15,13 +15,10 @@ from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachabl
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.settings import resolve
 
-from ...cli.conftest import directory, start
 from ...ports import free_port
 from ..dev_server import BILLING, DevServer
 from ..worker_thread import working
 from ..workflows import ACTIVITIES, WORKFLOWS, OrderWorkflow, SumWorkflow
-
-__all__ = ["directory", "start"]
 
 PATIENCE = timedelta(seconds=90)
 ENVIRONMENT = {
