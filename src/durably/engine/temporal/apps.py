@@ -57,7 +57,6 @@ from durably.protocol.text import get_logger, redact_url
 _logger = get_logger("durably.engine")
 
 _PARALLEL_REQUESTS = 20
-_LONGEST_ERROR = 2000
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _PAUSED, _RESUMED = "the function is paused", "the function is resumed"
 
@@ -189,12 +188,6 @@ class AppSync:
         await handle.execute_update("set_paused", is_paused)
         if is_paused:
             await _each(update, schedules)
-
-    async def note_refused(self, app_id: str, error: str) -> None:
-        """Store the reason why a later sync of an app was refused."""
-        handle = self._client.get_workflow_handle(app_workflow_id(app_id))
-        with ignoring_not_found():
-            await handle.signal("note_refused", error[:_LONGEST_ERROR])
 
     async def _store(self, function_id: str, record: FunctionRecord) -> None:
         await update_with_start(

@@ -369,7 +369,7 @@ class Router:
         if has_buckets(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
             await self.buckets.trigger(function, msgspec.structs.replace(record, invoker=invoker))
-            return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
+            return ResolvedInvocation()
         await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
