@@ -130,7 +130,6 @@ async def test_conditions_that_the_index_lacks_are_refused(server: DevServer) ->
             await engine.list_runs(cursor="X")
         for refused in (
             engine.search_runs(if_exp="event.data.n == 1"),
-            engine.search_runs(id=f"{app.app_id}"),
             engine.overview(),
             engine.search_events(),
             engine.cancel_runs(f"{app.app_id}-f", started_before=dt.datetime.now(dt.UTC)),

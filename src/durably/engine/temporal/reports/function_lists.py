@@ -6,7 +6,6 @@ Temporal's index, which lags, lists them. Each is read by Describe, which is con
 import asyncio
 import itertools
 
-import msgspec
 from temporalio.client import Client
 from ulid import ULID
 
@@ -20,7 +19,6 @@ from durably.engine.temporal.records import APP, Records
 from durably.engine.temporal.reports.lists import RunLists, RunQuery, memo_of
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import InternalEvent
-from durably.protocol.text import redact_url
 
 _MOST_AT_ONCE = 16
 _MOST_TICKS = 5
@@ -48,7 +46,7 @@ class FunctionLists:
     async def _of_app(self, app_id: str, app: AppRecord) -> list[FunctionInfo]:
         records = await asyncio.gather(*(self._function(function_id) for function_id in app.functions))
         return [
-            function_view(function_id, record)
+            FunctionInfo.of(function_id, record.app_id, record.config, record.is_paused)
             for function_id, record in zip(app.functions, records, strict=True)
             if record is not None and record.is_active and record.app_id == app_id
         ]
@@ -116,24 +114,6 @@ class FunctionLists:
             if seen == _CRON_RUNS_LOOKED_AT:
                 break
         return found
-
-
-def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:
-    config = record.config
-    # URLs may contain an app's password.
-    steps = {
-        name: msgspec.structs.replace(
-            step, runtime=msgspec.structs.replace(step.runtime, url=redact_url(step.runtime.url))
-        )
-        for name, step in config.steps.items()
-    }
-    return FunctionInfo(
-        id=function_id,
-        name=config.name or function_id,
-        app_id=record.app_id,
-        config=msgspec.structs.replace(config, steps=steps),
-        is_paused=record.is_paused,
-    )
 
 
 def app_view(app_id: str, record: AppRecord) -> App:
