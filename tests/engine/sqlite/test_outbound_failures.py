@@ -64,9 +64,9 @@ async def test_an_answer_that_is_not_http(outbound: OutboundClient) -> None:
 
 async def test_a_connection_that_fails_is_retried(outbound: OutboundClient, server: Any, serving: Any) -> None:
     async with serving() as gone:
-        url = gone.url
+        closed = gone.url
     for url, message in (
-        (url, "no connection: "),
+        (closed, "no connection: "),
         ("http://no-such-host.invalid/", "host was not found"),
         (server.url.replace("http:", "https:"), "did not agree on TLS"),
     ):
