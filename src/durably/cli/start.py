@@ -187,9 +187,15 @@ def start(otel: bool, **given: Any) -> None:
         if database is not None:
             open_server, store = partial(serve_database, database, settings), {"database": str(database)}
         else:
-            from .temporal_client import server_on_temporal
+            from .temporal_client import engine_on_temporal
 
-            open_server, store = server_on_temporal(str(options.temporal_address), settings)
+            open_engine, place = engine_on_temporal(str(options.temporal_address), settings)
+            open_server = partial(EngineServer.open, open_engine, settings)
+            store = {"temporal": place.address, "namespace": place.namespace}
+            _logger.info(
+                "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
+                "collect the logs and metrics of all"
+            )
         run_until_stopped(serve(options, open_server, store, dashboard_keys))
 
 
