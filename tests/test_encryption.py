@@ -19,7 +19,7 @@ from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.encryption import ALL_FIELDS, Cipher, DecryptionError, EncryptionMiddleware
 from durably.engine.model.settings import EngineSettings
-from durably.errors import FunctionConfigInvalidError, OutputUnserializableError
+from durably.errors import FunctionConfigInvalidError
 from durably.protocol.opcodes import hash_step_id
 from durably.testing.engine import TestEngine
 
@@ -84,11 +84,6 @@ def test_encryption_is_compatible_with_the_official_package(theirs: bytes | str,
         sealed = json.loads(json.dumps(cipher.encrypt(value)))
         assert official.decrypt(sealed) == value
         assert sealed.keys() == official.encrypt(value).keys()
-
-
-def test_the_same_value_is_encrypted_differently_each_time() -> None:
-    cipher = Cipher(KEY)
-    assert cipher.encrypt("a") != cipher.encrypt("a")
 
 
 # -- runs that one SDK began and the other goes on with
@@ -334,7 +329,7 @@ async def test_undecryptable_event_is_named() -> None:
 
 
 UNREADABLE = {
-    "no strategy": ({"__ENCRYPTED__": True, "data": "x"}, "before version 1.0, with AES"),
+    "no strategy": ({"__ENCRYPTED__": True, "data": "x"}, "with AES"),
     "another strategy": ({"__ENCRYPTED__": True, "__STRATEGY__": "own", "data": "x"}, "with the strategy 'own'"),
     "not base64": ({"__ENCRYPTED__": True, "__STRATEGY__": "inngest/libsodium", "data": "?"}, "not base64"),
     "too short": ({"__ENCRYPTED__": True, "__STRATEGY__": "inngest/libsodium", "data": "AAAA"}, "none of the 1 keys"),
@@ -345,11 +340,6 @@ UNREADABLE = {
 def test_foreign_envelope_is_refused(value: Any, message: str) -> None:
     with pytest.raises(DecryptionError, match=message):
         Cipher(KEY).decrypt(value)
-
-
-@pytest.mark.parametrize("value", [None, 1, "text", [], {"__ENCRYPTED__": False, "data": "x"}, {"data": "x"}])
-def test_plaintext_values_are_unchanged(value: Any) -> None:
-    assert Cipher(KEY).decrypt(value) == value
 
 
 async def test_an_output_that_looks_encrypted_comes_back_as_it_was() -> None:
@@ -392,11 +382,6 @@ def test_no_key_shows_in_a_repr() -> None:
     factory = EncryptionMiddleware.factory(KEY)
     shown = repr(factory) + repr(Cipher(KEY)) + repr(vars(factory)) + str(vars(Cipher(KEY)))
     assert KEY not in shown
-
-
-def test_value_that_json_cannot_express_names_the_step() -> None:
-    with pytest.raises(OutputUnserializableError, match='step "a" returned unserializable data'):
-        Cipher(KEY).encrypt(object(), 'step "a"')
 
 
 async def test_outputs_with_a_type_are_decrypted_before_they_are_decoded() -> None:

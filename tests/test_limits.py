@@ -5,10 +5,9 @@ import inspect
 import re
 from pathlib import Path
 
-from durably import Embedded, remote_state
+from durably import Embedded
 from durably.client import Client
 from durably.comm import requests
-from durably.engine.api.dashboard import sign_in
 from durably.engine.api.http import application, syncs
 from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
@@ -113,10 +112,6 @@ EXPECTED = {
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
     "body of a request": size(limits.MAX_REQUEST_BYTES),
     "form of the dashboard": size(limits.MAX_FORM_BYTES),
-    "wrong keys at the sign-in of the dashboard, of an address": (
-        f"{sign_in.MAX_WRONG_KEYS} in {time(sign_in.WRONG_KEY_SECONDS)}"
-    ),
-    "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
     "runs that one request of a search looks at": f"{search.PORTION:,}, or {search.ID_PORTION:,} ids",
     "events in one list": maximum(EventLimit),
@@ -140,7 +135,6 @@ EXPECTED = {
     ),
     "time between two spaces of a streamed answer": time(requests.KEEP_ALIVE_SECONDS),
     "time for which a function may block the event loop": time(worker_threads.BLOCKED_SECONDS),
-    "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),
     "silence of a process with an engine in it": time(lease()),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
     "an event on Temporal": f"{sizes.MAX_EVENT_BYTES:,} bytes",

@@ -79,13 +79,6 @@ async def test_each_line_names_function_run_and_step(handler: Any) -> None:
     assert end.exc_info is not None
 
 
-async def test_the_level_that_is_set_holds(handler: Any) -> None:
-    logger, kept = logging.Logger("mine", logging.WARNING), Kept()
-    logger.addHandler(kept)
-    await run_with(logger, handler)
-    assert [record.levelname for record in kept.records] == ["WARNING", "ERROR"]
-
-
 async def test_extra_and_mappings_are_kept() -> None:
     async def function(ctx: Context) -> None:
         ctx.logger.info("%(a)s", {"a": 1}, extra={"order": 7, "run_id": "mine"})
@@ -212,16 +205,6 @@ async def test_structlog_is_bound_to_function_run_and_step() -> None:
         {"event": "in pay", "log_level": "warning", "customer": 3, "step_id": "pay", **fields},
         {"event": "end", "log_level": "info", **fields},
     ]
-
-
-async def test_the_sdk_logs_to_structlog() -> None:
-    async def function(ctx: Context) -> None:
-        raise KeyError("odd")
-
-    with structlog.testing.capture_logs() as lines:
-        client = Client(app_id="app", is_production=False, logger=structlog.get_logger())
-        await engine_for(function, client=client, max_attempts=1).run()
-    assert lines[-1]["event"].startswith('function "app-function", run 01RUN, raised KeyError')
 
 
 @pytest.mark.parametrize("logger", ["durably", object(), logging])

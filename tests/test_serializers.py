@@ -135,11 +135,3 @@ async def test_unserializable_output_fails_the_function() -> None:
     app = Client(app_id="app", is_production=False, serializer=Refuses(), middleware=[Note])
     assert (await fail(function, client=app, output_type=int, max_attempts=1))["message"] == "cannot serialize 7"
     assert noted == ["cannot serialize 7"]
-
-
-def test_adapters_are_kept_but_not_without_bound() -> None:
-    serializer = PydanticSerializer()
-    for number in range(1000):
-        model = pydantic.create_model(f"Model{number}", x=(int, ...))
-        assert serializer.deserialize({"x": number}, model).x == number  # type: ignore[attr-defined]
-    assert len(serializer._adapters) <= 512

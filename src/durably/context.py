@@ -33,8 +33,8 @@ Branch = Callable[[], T]
 
 
 @dataclass
-class Context:
-    """The argument of an async function.
+class _RunContext:
+    """The fields of ``Context`` and ``ContextSync``.
 
     - ``event``, ``events``: The event that triggered the run; all events of a batch.
     - ``attempt``: Counts from 0 to ``max_attempts - 1``.
@@ -48,29 +48,26 @@ class Context:
     run_id: str
     attempt: int
     logger: Any
+    step: Any
+    group: Any
+    request_id: str | None = None
+    job_id: str | None = None
+    max_attempts: int | None = None
+    function_id: str = ""
+
+
+class Context(_RunContext):
+    """The argument of an async function."""
+
     step: Step
     group: "Group"
-    request_id: str | None = None
-    job_id: str | None = None
-    max_attempts: int | None = None
-    function_id: str = ""
 
 
-@dataclass
-class ContextSync:
-    """The argument of a sync function; its fields are those of ``Context``."""
+class ContextSync(_RunContext):
+    """The argument of a sync function."""
 
-    event: Event
-    events: list[Event]
-    run_id: str
-    attempt: int
-    logger: Any
     step: StepSync
     group: "GroupSync"
-    request_id: str | None = None
-    job_id: str | None = None
-    max_attempts: int | None = None
-    function_id: str = ""
 
 
 class Group(msgspec.Struct, eq=False):

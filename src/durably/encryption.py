@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -95,7 +96,10 @@ class Cipher:
         if not is_encrypted(value):
             return value
         if (strategy := value.get(_STRATEGY)) != _STRATEGY_ID:
-            raise DecryptionError(_unknown_strategy(strategy))
+            reason = f"the strategy {str(strategy)[:64]!r}; only {_STRATEGY_ID!r} is supported"
+            if strategy is None:
+                reason = "AES, by @inngest/middleware-encryption before 1.0. Let such runs end with that version first"
+            raise DecryptionError(f"it was encrypted with {reason}")
         plain = self._open(value["data"])
         try:
             return msgspec.json.decode(plain)
@@ -123,62 +127,25 @@ def is_encrypted(value: Any) -> bool:
     return isinstance(value, Mapping) and value.get(_MARKER) is True and isinstance(value.get("data"), str)
 
 
-def _unknown_strategy(strategy: Any) -> str:
-    if strategy is None:
-        return (
-            "it was encrypted by @inngest/middleware-encryption before version 1.0, with AES, which is not supported. "
-            "Let such runs end with that version first"
-        )
-    return f"it was encrypted with the strategy {str(strategy)[:64]!r}; only {_STRATEGY_ID!r} is supported"
-
-
 def _box(key: Key, option: str) -> SecretBox:
+    """The box of a key. Keys that are strings are hashed with BLAKE2b."""
     if isinstance(key, str):
-        return SecretBox(_hash(key, option))
-    if isinstance(key, bytes):
-        return SecretBox(key if len(key) == SecretBox.KEY_SIZE else _unhex(key, option))
-    raise FunctionConfigInvalidError(f"encryption: {option} must be a string or bytes, not {type(key).__name__}")
-
-
-def _hash(key: str, option: str) -> bytes:
-    """The 32-byte key. Keys that are strings are hashed with BLAKE2b."""
-    if not key.strip():
-        raise FunctionConfigInvalidError(f"encryption: {option} is empty")
-    if key != key.strip():
-        raise FunctionConfigInvalidError(
-            f"encryption: {option} begins or ends with white space, which other SDKs treat differently; strip it"
-        )
-    return hashlib.blake2b(key.encode(), digest_size=SecretBox.KEY_SIZE).digest()
-
-
-def _unhex(key: bytes, option: str) -> bytes:
-    try:
-        raw = binascii.unhexlify(key)
-    except (binascii.Error, ValueError):
-        raw = b""
+        if not key.strip():
+            raise FunctionConfigInvalidError(f"encryption: {option} is empty")
+        if key != key.strip():
+            raise FunctionConfigInvalidError(
+                f"encryption: {option} begins or ends with white space, which other SDKs treat differently; strip it"
+            )
+        return SecretBox(hashlib.blake2b(key.encode(), digest_size=SecretBox.KEY_SIZE).digest())
+    if not isinstance(key, bytes):
+        raise FunctionConfigInvalidError(f"encryption: {option} must be a string or bytes, not {type(key).__name__}")
+    raw = key
+    if len(key) != SecretBox.KEY_SIZE:
+        with contextlib.suppress(ValueError):
+            raw = binascii.unhexlify(key)
     if len(raw) != SecretBox.KEY_SIZE:
         raise FunctionConfigInvalidError(f"encryption: {option}, as bytes, must be 32 bytes, raw or as 64 hex digits")
-    return raw
-
-
-@dataclass(frozen=True)
-class EncryptionFactory:
-    """A factory for a client's or function's ``middleware``. Its repr shows no key."""
-
-    middleware: type[EncryptionMiddleware]
-    cipher: Cipher = field(repr=False)
-    decrypt_only: bool
-    event_encryption_field: str | Sequence[str]
-    is_encryption: ClassVar[bool] = True
-
-    def __call__(self, client: Client, raw_request: object) -> EncryptionMiddleware:
-        return self.middleware(
-            client,
-            raw_request,
-            self.cipher,
-            decrypt_only=self.decrypt_only,
-            event_encryption_field=self.event_encryption_field,
-        )
+    return SecretBox(raw)
 
 
 class EncryptionMiddleware(MiddlewareSync):
@@ -212,7 +179,7 @@ class EncryptionMiddleware(MiddlewareSync):
         decrypt_only: bool = False,
         event_encryption_field: str | Sequence[str] = "encrypted",
         fallback_decryption_keys: Sequence[Key] | None = None,
-    ) -> EncryptionFactory:
+    ) -> Callable[[Client, object], EncryptionMiddleware]:
         """Create a factory for a client's or function's ``middleware``.
 
         - ``secret_key``: Encrypts and decrypts.
@@ -224,8 +191,12 @@ class EncryptionMiddleware(MiddlewareSync):
         Raises ``FunctionConfigInvalidError``.
         """
         _field_names(event_encryption_field)
-        cipher = _make_cipher(secret_key, fallback_decryption_keys)
-        return EncryptionFactory(cls, cipher, decrypt_only, event_encryption_field)
+        return partial(
+            cls,
+            secret_key=_make_cipher(secret_key, fallback_decryption_keys),  # its repr shows no key
+            decrypt_only=decrypt_only,
+            event_encryption_field=event_encryption_field,
+        )
 
     # -- out of the app
 
@@ -309,7 +280,13 @@ class EncryptionMiddleware(MiddlewareSync):
             return {name: value for name, value in data.items() if name not in _ENVELOPE} | whole
         if event.startswith(INTERNAL_PREFIX):
             decrypt = _throughout(decrypt)
-        return {name: _decrypt_field(decrypt, name, value) for name, value in data.items()}
+        fields = {}
+        for name, value in data.items():
+            try:
+                fields[name] = decrypt(value)
+            except DecryptionError as error:
+                raise DecryptionError(f"in the field {name!r}: {error}") from None
+        return fields
 
 
 def _make_cipher(secret_key: Key | Cipher, fallback_decryption_keys: Sequence[Key] | None) -> Cipher:
@@ -331,13 +308,6 @@ def _with_data(event: Event, data: Any) -> Event:
     changed = copy.copy(event)
     changed.data = data
     return changed
-
-
-def _decrypt_field(decrypt: Callable[[Any], Any], name: str, value: Any) -> Any:
-    try:
-        return decrypt(value)
-    except DecryptionError as error:
-        raise DecryptionError(f"in the field {name!r}: {error}") from None
 
 
 def _throughout(decrypt: Callable[[Any], Any]) -> Callable[[Any], Any]:

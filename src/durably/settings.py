@@ -157,18 +157,6 @@ DEV = Setting(
 ENGINE_URL = Setting(
     "ENGINE_URL", _text, "`Client(engine=…)`", "the URL of the engine. Production has no default", "BASE_URL"
 )
-API_BASE_URL = Setting(
-    "API_BASE_URL",
-    _text,
-    "`Client(api_base_url=…)`",
-    "the URL of the engine's API, if it is not the one for events",
-)
-EVENT_API_BASE_URL = Setting(
-    "EVENT_API_BASE_URL",
-    _text,
-    "`Client(event_api_base_url=…)`",
-    "the URL that events are sent to, if it is not the one of the API",
-)
 SIGNING_KEY = Setting(
     "SIGNING_KEY",
     _signing_key,
@@ -181,12 +169,6 @@ SIGNING_KEY_FALLBACK = Setting(
 EVENT_KEY = Setting(
     "EVENT_KEY", _text, "`Client(event_key=…)`", "lets the app send events. Production needs it to send"
 )
-ENV = Setting(
-    "ENV",
-    _text,
-    "`Client(env=…)`",
-    "the environment's name; unset: the branch that Vercel, Render or Railway name",
-)
 SERVE_ORIGIN = Setting(
     "SERVE_ORIGIN", _text, "`serve(serve_origin=…)`", "the origin under which the engine reaches the app"
 )
@@ -196,11 +178,25 @@ SERVE_PATH = Setting(
     "`serve(serve_path=…)`",
     f"the path of the endpoint; unset: `{DEFAULT_SERVE_PATH}`",
 )
+ENV = Setting(
+    "ENV",
+    _text,
+    "`Client(env=…)`",
+    "the environment's name; unset: the branch that Vercel, Render or Railway name",
+)
 STREAMING = Setting(
     "STREAMING",
     _streaming,
     "`serve(streaming=…)`",
     "`force` or `disable`: send spaces every three seconds while a call runs",
+)
+THREAD_POOL_MAX_WORKERS = Setting(
+    "THREAD_POOL_MAX_WORKERS",
+    _thread_count,
+    "",
+    "threads for sync functions under async servers, and for [sync handlers of async functions]"
+    "(steps.md#where-handlers-run); default: the number of CPUs plus 4, at most 32; `0`: none, they run on the event "
+    "loop (in-process mode: the default)",
 )
 ALLOW_IN_BAND_SYNC = Setting(
     "ALLOW_IN_BAND_SYNC", _switch, "", "`0`: answer every sync by a request of the app's own to its engine"
@@ -210,14 +206,6 @@ ENABLE_UNAUTHED_SYNC = Setting(
     _switch,
     "`serve(enable_unauthed_sync=…)`",
     "`0`: refuse every sync that is not signed",
-)
-THREAD_POOL_MAX_WORKERS = Setting(
-    "THREAD_POOL_MAX_WORKERS",
-    _thread_count,
-    "",
-    "threads for sync functions under async servers, and for [sync handlers of async functions]"
-    "(steps.md#where-handlers-run); default: the number of CPUs plus 4, at most 32; `0`: none, they run on the event "
-    "loop (in-process mode: the default)",
 )
 LOG_LEVEL = Setting(
     "LOG_LEVEL",
@@ -238,28 +226,22 @@ SEND_STEP_INPUT = Setting(
     "`Client(send_step_input=…)`",
     "`0`: the arguments of steps stay in the app; see [steps](steps.md#arguments)",
 )
+API_BASE_URL = Setting(
+    "API_BASE_URL",
+    _text,
+    "`Client(api_base_url=…)`",
+    "the URL of the engine's API, if it is not the one for events",
+)
+EVENT_API_BASE_URL = Setting(
+    "EVENT_API_BASE_URL",
+    _text,
+    "`Client(event_api_base_url=…)`",
+    "the URL that events are sent to, if it is not the one of the API",
+)
 
 DASHBOARD_KEY = "DURABLY_DASHBOARD_KEY"
 DASHBOARD_VIEWER_KEY = "DURABLY_DASHBOARD_VIEWER_KEY"
-SETTINGS: tuple[Setting[Any], ...] = (
-    DEV,
-    ENGINE_URL,
-    SIGNING_KEY,
-    SIGNING_KEY_FALLBACK,
-    EVENT_KEY,
-    SERVE_ORIGIN,
-    SERVE_PATH,
-    ENV,
-    STREAMING,
-    THREAD_POOL_MAX_WORKERS,
-    ALLOW_IN_BAND_SYNC,
-    ENABLE_UNAUTHED_SYNC,
-    LOG_LEVEL,
-    STRICT_REPLAY,
-    SEND_STEP_INPUT,
-    API_BASE_URL,
-    EVENT_API_BASE_URL,
-)
+SETTINGS: tuple[Setting[Any], ...] = tuple(value for value in vars().copy().values() if isinstance(value, Setting))
 """The settings, in the order of the documentation."""
 
 _ENGINE_CHOICE = (DEV, ENGINE_URL, API_BASE_URL, EVENT_API_BASE_URL)
@@ -402,13 +384,13 @@ def parse_url(text: str, setting: str) -> str:
             f"{setting} is not a valid URL: {show_url(text)!r}; write it like https://host.example.com or "
             "http://127.0.0.1:8000"
         )
-    if "://" not in text and not _is_local(urlsplit(url).hostname or ""):
+    if "://" not in text and not is_local(urlsplit(url).hostname or ""):
         rest = redact_url(url).removeprefix("http://").rstrip("/")
         raise URLInvalidError(f"{setting} has no scheme; write https://{rest} or http://{rest}")
     return url
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -15,7 +15,6 @@ from durably import (
     StepMemos,
     TransformOutputResult,
 )
-from durably.protocol.events import Event
 
 from .conftest import App, durable
 
@@ -166,37 +165,6 @@ async def test_race_continues_while_its_loser_is_executing(app: App) -> None:
     assert await app.run(durable(app, function)) == ["won", [0, 1, 2]]
 
 
-async def test_a_branch_with_io_of_its_own(app: App) -> None:
-    async def branch(ctx: Context, name: str) -> list[str]:
-        found = [await ctx.step.run(f"{name}1", lambda: f"{name}1")]
-        await asyncio.sleep(0.01)
-        return [*found, await ctx.step.run(f"{name}2", lambda: f"{name}2")]
-
-    async def function(ctx: Context) -> Any:
-        await ctx.step.run("first", lambda: 1)
-        return await asyncio.gather(branch(ctx, "a"), branch(ctx, "b"))
-
-    assert await app.run(durable(app, function)) == [["a1", "a2"], ["b1", "b2"]]
-
-
-async def test_waits_and_invokes_end_a_call_with_checkpoints(app: App) -> None:
-    async def function(ctx: Context) -> Any:
-        await ctx.step.run("before", lambda: 1)
-        event = await ctx.step.wait_for_event("wait", event="come", timeout=60_000)
-        assert event is not None
-        return await ctx.step.run("after", lambda: event.data["n"])
-
-    run_id = await app.start(durable(app, function))
-    engine = app.engine.engine
-    with engine.watch() as updates:
-        while not any(step.id == "wait" for step in await engine.run_steps(run_id)):
-            await anext(updates)
-    await engine.send_events([Event(name="come", data={"n": 7})])
-    run = await app.ended(run_id)
-    assert bytes(run.output or b"") == b"7"
-    assert app.ops() == [[("WaitForEvent", "wait")]]
-
-
 async def test_middleware_runs_once_for_the_call_and_once_for_each_step(app: App) -> None:
     log: list[str] = []
 
@@ -233,28 +201,6 @@ async def test_middleware_runs_once_for_the_call_and_once_for_each_step(app: App
         *("before_execution", "after_execution", "transform_output of the function"),
         "before_response",
     ]
-
-
-async def test_outputs_that_middleware_encrypts(app: App) -> None:
-    class Encrypting(Middleware):
-        async def transform_input(self, ctx: Any, function: Any, steps: StepMemos) -> None:
-            for memo in steps.values():
-                if isinstance(memo.data, str):
-                    memo.data = memo.data[::-1]
-
-        async def transform_output(self, result: TransformOutputResult) -> None:
-            if result.step and isinstance(result.output, str):
-                result.output = result.output[::-1]
-
-    seen: list[str] = []
-
-    async def function(ctx: Context) -> None:
-        seen.append(await ctx.step.run("secret", lambda: "abc"))
-        await ctx.step.sleep("nap", 1)
-
-    await app.run(durable(app, function, middleware=[Encrypting]))
-    assert seen == ["abc", "abc"]
-    assert [bytes(step.data) for step in app.gate.checkpoints[0].steps] == [b'"cba"']
 
 
 async def test_the_client_sets_it_for_all_functions(app: App) -> None:

@@ -149,13 +149,6 @@ async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> 
         assert set(re.findall(r"`(\w+)`", private.partition(".")[0])) <= set(shown)
 
 
-@pytest.mark.parametrize("option", ["force", True, "disable", False, durably.Streaming.FORCE])
-def test_streaming_may_be_said_in_several_ways(option: Any) -> None:
-    client = durably.Client(app_id="app", is_production=False)
-    handler = durably.comm.CommHandler(client=client, framework="x", functions=[], streaming=option)
-    assert handler._is_streaming is (option in ("force", True, durably.Streaming.FORCE))
-
-
 @pytest.mark.parametrize("option", ["yes", "", 1, "FORCED"])
 def test_streaming_that_means_nothing_is_refused(option: Any) -> None:
     client = durably.Client(app_id="app", is_production=False)

@@ -1,7 +1,5 @@
 """Settings: arguments first, then the environment, then defaults. Each has our name and the official SDKs'."""
 
-import datetime as dt
-import logging
 from typing import Any
 
 import pytest
@@ -224,22 +222,6 @@ def test_serve_path_comes_from_argument_then_environment(monkeypatch: pytest.Mon
     assert mount_path("/argument") == mount_path("argument") == "/argument"
 
 
-@pytest.mark.parametrize(("timeout", "seconds"), [(None, 30), (1500, 1.5), (dt.timedelta(minutes=1), 60)])
-def test_the_timeout_of_requests(timeout: Any, seconds: float) -> None:
-    assert Client(app_id="app", request_timeout=timeout).request_timeout == seconds
-
-
-def test_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    logger = logging.getLogger("durably")
-    level = logger.level
-    try:
-        monkeypatch.setenv("DURABLY_LOG_LEVEL", "warning")
-        assert Client(app_id="app").logger is logger
-        assert logger.level == logging.WARNING
-    finally:
-        logger.setLevel(level)
-
-
 @pytest.mark.parametrize("app_id", ["", "  ", None, 5])
 def test_an_app_needs_a_name(app_id: Any) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r"Client\.app_id"):
@@ -277,14 +259,6 @@ def test_a_serve_path_is_a_path(monkeypatch: pytest.MonkeyPatch, name: str, path
     for use in (lambda: mount_path(None), lambda: CommHandler(client=client, framework="x", functions=[])):
         with pytest.raises(FunctionConfigInvalidError, match=f"{name} must be a path like /api/inngest"):
             use()
-
-
-@pytest.mark.parametrize("name", ["DURABLY_SERVE_ORIGIN", "INNGEST_SERVE_ORIGIN"])
-@pytest.mark.parametrize("origin", ["https://app.example.com/path", "https://app.example.com?x=y"])
-def test_a_serve_origin_that_is_more_is_named(monkeypatch: pytest.MonkeyPatch, name: str, origin: str) -> None:
-    monkeypatch.setenv(name, origin)
-    with pytest.raises(URLInvalidError, match=f"{name} is .* which is more than an origin"):
-        CommHandler(client=Client(app_id="app", is_production=False), framework="x", functions=[])
 
 
 BARE_KEY = "signkey-prod-0123456789abcdef0123456789abcdef"
@@ -351,29 +325,9 @@ def test_a_setting_has_two_names(setting: Setting[Any]) -> None:
     assert "secret" not in text
 
 
-def test_equal_values_of_both_names_do_not_conflict() -> None:
-    assert Environment({"DURABLY_DEV": "1", "INNGEST_DEV": "true"}).mode is DEV
-    assert Environment({"DURABLY_DEV": "0", "INNGEST_DEV": "false"}).mode is CLOUD
-
-
-@pytest.mark.parametrize("name", ["DURABLY_SIGNING_KEY", "INNGEST_SIGNING_KEY", "DURABLY_SIGNING_KEY_FALLBACK"])
-def test_a_signing_key_that_is_only_a_prefix_stops_the_client(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setenv(name, "signkey-prod-")
-    with pytest.raises(SigningKeyInvalidError, match=f"{name} has nothing after its prefix"):
-        Client(app_id="app", is_production=True)
-
-
 @pytest.mark.parametrize("setting", ["signing_key", "signing_key_fallback"])
 def test_an_engine_refuses_such_keys_too(setting: str) -> None:
     with pytest.raises(SigningKeyInvalidError, match=setting):
         EngineSettings(**{setting: "signkey-prod-"})
     with pytest.raises(SigningKeyInvalidError, match="signing_keys"):
         ApiKeys(server_kind=CLOUD, event_keys=("key",), signing_keys=("signkey-prod-ab", "signkey-prod-"))
-
-
-def test_a_conflict_stops_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DURABLY_SIGNING_KEY", "signkey-prod-aa")
-    monkeypatch.setenv("INNGEST_SIGNING_KEY", "signkey-prod-bb")
-    with pytest.raises(SettingConflictError, match="DURABLY_SIGNING_KEY and INNGEST_SIGNING_KEY"):
-        Client(app_id="app")
-    assert Client(app_id="app", signing_key="signkey-prod-cc").signing_key == "signkey-prod-cc"

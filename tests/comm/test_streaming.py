@@ -90,20 +90,6 @@ async def test_a_reader_that_ends_without_closing_cancels() -> None:
     await asyncio.wait_for(job.cancelled.wait(), 60)
 
 
-async def test_a_reader_that_is_cancelled_cancels() -> None:
-    job = Job()
-
-    async def read() -> None:
-        async for _ in stream_of(job):
-            job_started.set()
-
-    job_started = asyncio.Event()
-    reader = asyncio.create_task(read())
-    await job_started.wait()
-    reader.cancel()
-    await asyncio.wait_for(job.cancelled.wait(), 60)
-
-
 def make_blocking(job: Job) -> Any:
     io = BlockingIO()
     return CommResponse.create_streaming(lambda: stream(lambda: io.start(job.run()), io)).stream_sync()
@@ -124,12 +110,6 @@ def test_a_thread_that_closes_cancels() -> None:
     assert next(chunks) == b" "
     chunks.close()
     get_background_loop().run(asyncio.wait_for(job.cancelled.wait(), 60))
-
-
-def test_a_thread_that_never_reads_starts_nothing() -> None:
-    job = Job()
-    make_blocking(job).close()
-    assert not job.is_started
 
 
 async def test_a_sync_function_that_has_not_begun_never_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,11 +98,11 @@ def make() -> dict[str, Any]:
 
 def public() -> dict[str, Any]:
     """Names that pages use in their text without an import."""
-    from durably import encryption, remote_state, testing
+    from durably import encryption, testing
     from durably.temporal import gateway
     from durably.testing import temporal as temporal_tests
 
     names: dict[str, Any] = {"durably": durably, "Temporal": Temporal}
-    for module in (durably, encryption, remote_state, testing, gateway, temporal_tests):
+    for module in (durably, encryption, testing, gateway, temporal_tests):
         names |= {name: getattr(module, name) for name in module.__all__}
     return names

@@ -41,27 +41,6 @@ async def test_gather_finds_all_then_runs_each_in_a_call_of_its_own() -> None:
     assert all(op["opts"] == {"parallelMode": "race"} for op in run.answers[0].ops)
 
 
-async def test_gather_raises_the_first_error_and_the_others_continue() -> None:
-    async def function(ctx: Context) -> Any:
-        slow = asyncio.ensure_future(ctx.step.run("slow", str, "slow"))
-        try:
-            await asyncio.gather(ctx.step.run("bad", explode), slow)
-        except durably.StepError as error:
-            return [error.message, await slow]
-
-    assert await complete(function) == ["boom", "slow"]
-
-
-async def test_gather_that_returns_exceptions() -> None:
-    async def function(ctx: Context) -> Any:
-        good, bad = await asyncio.gather(
-            ctx.step.run("good", int, 1), ctx.step.run("bad", explode), return_exceptions=True
-        )
-        return [good, type(bad).__name__]
-
-    assert await complete(function) == [1, "StepError"]
-
-
 async def test_task_group_raises_the_group_and_cancels_the_rest() -> None:
     async def function(ctx: Context) -> Any:
         try:
@@ -90,27 +69,6 @@ async def test_the_first_to_end_wins_at_every_replay(winner: str) -> None:
     assert run.output == [winner, "after", "end"]
 
 
-async def test_wait_for_the_first_exception() -> None:
-    async def function(ctx: Context) -> Any:
-        good = asyncio.create_task(ctx.step.run("good", int, 1))
-        bad = asyncio.create_task(ctx.step.run("bad", explode))
-        late = asyncio.create_task(ctx.step.sleep("late", 60_000))
-        done, rest = await asyncio.wait([good, bad, late], return_when=asyncio.FIRST_EXCEPTION)
-        return [good in done, bad in done, late in rest]
-
-    run = await engine_for(function).run(pick=named("good", "bad", "late"))
-    assert run.output == [True, True, True]
-
-
-async def test_asyncio_wait_returns_all_steps() -> None:
-    async def function(ctx: Context) -> Any:
-        tasks = [asyncio.create_task(ctx.step.run(name, str, name)) for name in "abc"]
-        done, rest = await asyncio.wait(tasks)
-        return [sorted(task.result() for task in done), len(rest)]
-
-    assert await complete(function) == [["a", "b", "c"], 0]
-
-
 @pytest.mark.parametrize("order", ["abc", "cba", "bca"])
 async def test_as_completed_yields_in_the_order_of_the_engine(order: str) -> None:
     async def function(ctx: Context) -> Any:
@@ -129,19 +87,6 @@ async def test_ops_are_in_the_order_in_which_steps_were_made() -> None:
     engine = engine_for(function)
     run = await engine.run()
     assert [step_id for _, step_id in run.answers[0].found()] == [str(n) for n in range(20)]
-
-
-async def test_tasks_awaited_later_or_never() -> None:
-    ran = []
-
-    async def function(ctx: Context) -> Any:
-        later = asyncio.create_task(ctx.step.run("later", ran.append, "later"))
-        asyncio.create_task(ctx.step.run("never", ran.append, "never"))  # noqa: RUF006
-        await ctx.step.run("now", ran.append, "now")
-        await later
-
-    await complete(function)
-    assert ran == ["later", "never", "now"]
 
 
 async def test_a_task_left_behind_by_a_function_that_ends_is_cancelled() -> None:
@@ -232,24 +177,6 @@ async def test_asyncio_primitives_work_between_branches() -> None:
         assert run.output.index("one in lock") < run.output.index("two in lock") < run.output.index("two has got")
 
 
-async def test_a_bare_future_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A branch or I/O may resolve it, so the call waits for it, but not for ever."""
-    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
-
-    async def function(ctx: Context) -> Any:
-        ready = asyncio.get_running_loop().create_future()
-
-        async def giver() -> None:
-            ready.set_result(await ctx.step.run("give", str, "given"))
-
-        async def taker() -> Any:
-            return await ctx.step.run("take", str, await ready)
-
-        return (await asyncio.gather(giver(), taker()))[1]
-
-    assert await complete(function) == "given"
-
-
 async def test_tasks_that_never_end_do_not_hold_a_call_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
     beats = []
@@ -334,27 +261,6 @@ async def test_endless_wait_is_ended_if_no_new_step_is_found(monkeypatch: pytest
     assert run.output == [None, None, "c"]
 
 
-async def test_steps_of_a_slow_branch_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
-    calls = []
-
-    async def function(ctx: Context) -> Any:
-        calls.append(1)
-        answered = asyncio.get_running_loop().create_future()
-        if len(calls) > 1:
-            answered.set_result(None)
-
-        async def slow() -> Any:
-            await answered
-            return await ctx.step.run("slow", str, "slow")
-
-        return await asyncio.gather(slow(), ctx.step.run("fast", str, "fast"))
-
-    run = await engine_for(function).run()
-    assert run.output == ["slow", "fast"]
-    assert run.answers[0].found() == [("StepRun", "fast")]
-
-
 async def test_real_io_in_branches_is_waited_for() -> None:
     """Threads and sockets resolve their futures from outside: the call waits until every branch has found its step."""
 
@@ -392,24 +298,6 @@ async def test_real_io_in_branches_is_waited_for() -> None:
         run = await engine.run(data={"port": server.sockets[0].getsockname()[1]})
     assert run.output == ["socket", "thread", "executor", "clock", ""]
     assert len(run.answers[0].ops) == 5
-
-
-async def test_branches_may_start_branches() -> None:
-    async def function(ctx: Context) -> Any:
-        async def leaf(name: str) -> str:
-            await ctx.step.sleep(f"nap {name}", 1000)
-            return await ctx.step.run(name, str, name)
-
-        async def branch(name: str) -> Any:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(leaf(f"{name}{number}")) for number in range(2)]
-            return [task.result() for task in tasks]
-
-        return await asyncio.gather(branch("a"), asyncio.gather(leaf("b"), branch("c")), leaf("d"))
-
-    for pick in (first, last):
-        run = await engine_for(function).run(pick=pick)
-        assert run.output == [["a0", "a1"], ["b", ["c0", "c1"]], "d"]
 
 
 async def test_async_generators_and_context_managers() -> None:
@@ -463,19 +351,6 @@ async def test_context_variables_are_kept_in_branches() -> None:
 
     assert await complete(function) == ["a", "b", "function"]
     assert variable.get() == "outside"
-
-
-async def test_tasks_that_user_code_cancels() -> None:
-    async def function(ctx: Context) -> Any:
-        long = asyncio.create_task(ctx.step.sleep("long", 60_000))
-        await ctx.step.run("a", str)
-        long.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await long
-        return [long.cancelled(), await ctx.step.run("b", str, "b")]
-
-    run = await engine_for(function).run(pick=named("a", "b", "long"))
-    assert run.output == [True, "b"]
 
 
 async def test_cancelling_a_parked_task_from_the_loop_itself() -> None:
@@ -641,37 +516,6 @@ async def test_anyio_task_groups_and_primitives(order: tuple[str, str]) -> None:
 
     run = await engine_for(function).run(pick=named(*order))
     assert run.output == [*order, "ab"]
-
-
-async def test_many_branches_complete() -> None:
-    async def function(ctx: Context) -> int:
-        limit = asyncio.Semaphore(10)
-
-        async def branch(number: int) -> int:
-            async with limit:
-                return await ctx.step.run("it", int, number)
-
-        return sum(await asyncio.gather(*(branch(number) for number in range(60))))
-
-    assert await complete(function) == sum(range(60))
-
-
-@pytest.mark.parametrize("pick", [first, last], ids=["in order", "in reverse"])
-async def test_repeated_ids_in_racing_branches(pick: Any) -> None:
-    """Branches of several steps with the same ids advance independently of each other."""
-
-    async def function(ctx: Context) -> Any:
-        async def branch(number: int) -> list[str]:
-            results = []
-            for place in range(number + 1):
-                results.append(await ctx.step.run("same", "{}.{}".format, number, place))
-                assert results[-1] == f"{number}.{place}"
-            return results
-
-        return await asyncio.gather(*(branch(number) for number in range(4)))
-
-    run = await engine_for(function).run(pick=pick)
-    assert run.output == [[f"{number}.{place}" for place in range(number + 1)] for number in range(4)]
 
 
 async def test_repeated_ids_in_sequence_are_numbered() -> None:

@@ -146,16 +146,6 @@ async def test_clocks_in_one_of_several_branches(clock: tuple[str, Around]) -> N
     assert_refused(await fail(function), name, "clocked")
 
 
-async def test_clocks_after_memos_are_refused(clock: tuple[str, Around]) -> None:
-    name, around = clock
-
-    async def function(ctx: Context) -> Any:
-        await ctx.step.run("free", str)
-        return await around(ctx.step.run("clocked", str))
-
-    assert_refused(await fail(function), name, "clocked")
-
-
 async def test_clocks_around_other_things_work(clock: tuple[str, Around]) -> None:
     _, around = clock
 
@@ -165,18 +155,6 @@ async def test_clocks_around_other_things_work(clock: tuple[str, Around]) -> Non
         return [slept, *both, await around(asyncio.sleep(0, "again"))]
 
     assert await complete(function) == ["slept", "thread", "step", "again"]
-
-
-async def test_clocks_that_run_out_around_other_things() -> None:
-    async def function(ctx: Context) -> Any:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), 0.001)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.001):
-                await asyncio.sleep(60)
-        return await ctx.step.run("step", str, "step")
-
-    assert await complete(function) == "step"
 
 
 async def test_clocks_around_slow_io_beside_steps(clock: tuple[str, Around], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,86 +60,38 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
+CHANGES: dict[str, tuple[Steps, Steps, int, Steps, str | None]] = {
+    "nothing": (["a", "b", "c"], ["a", "b", "c"], 2, ["a", "b", "c"], None),
+    "renamed": (
+        ["charge", "mail", "done"],
+        ["charge-card", "mail", "done"],
+        2,
+        ["charge", "mail", "charge-card", "done"],
+        'found the new step "charge-card" without reaching steps that the run has finished: "charge", "mail"',
+    ),
+    "added after the finished ones": (["a", "b"], ["a", "b", "new"], 1, ["a", "b", "new"], None),
+    "added before a finished one": (["a", "b"], ["new", "a", "b"], 1, ["a", "new", "b"], '"new" without reaching'),
+    "removed": (["a", "b", "c"], ["b", "c"], 1, ["a", "b", "c"], '"b" without reaching'),
+    "removed at the end": (["a", "b", "c"], ["a"], 2, ["a", "b"], "the function returned without reaching"),
+    "in another order": (["a", "b", "c"], ["b", "a", "c"], 2, ["a", "b", "c"], 'reached step "b" earlier than'),
+}
+"""By change: the steps before and after, the calls before the change, the handlers that run, and the warning."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_unchanged_function_is_not_warned_of(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop(kind, ["a", "b", "c"])
-    await shop.carry_on()
-    assert (shop.run.status, warnings(caplog)) == ("Completed", [])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_renamed_step_runs_again_under_its_new_name(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop(kind, ["charge", "mail", "done"])
-    await shop.change(["charge-card", "mail", "done"], after=2)
-    assert shop.run.output == ["charge-card", "mail", "done"]
-    assert shop.ran == ["charge", "mail", "charge-card", "done"]
-    first, *_ = warnings(caplog)
-    assert first.startswith('function "app-order", run 01RUN: the function found the new step "charge-card" without ')
-    assert '"charge"' in first
-    assert '"mail"' in first
-    assert "Give the steps the ids that they had" in first
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_step_added_after_the_finished_ones_is_not_a_divergence(
-    kind: str, caplog: pytest.LogCaptureFixture
+async def test_changed_steps_run_by_their_ids_with_one_warning(
+    kind: str, change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shop = Shop(kind, ["a", "b"])
-    await shop.change(["a", "b", "new"], after=1)
-    assert (shop.run.output, shop.ran, warnings(caplog)) == (["a", "b", "new"], ["a", "b", "new"], [])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_step_added_before_a_finished_one_runs_late(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop(kind, ["a", "b"])
-    await shop.change(["new", "a", "b"], after=1)
-    assert (shop.run.output, shop.ran) == (["new", "a", "b"], ["a", "new", "b"])
-    assert '"new" without reaching steps that the run has finished: "a"' in warnings(caplog)[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_removed_step_is_reported_at_the_next_new_step(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop(kind, ["a", "b", "c"])
-    await shop.change(["b", "c"], after=1)
-    assert (shop.run.output, shop.ran) == (["b", "c"], ["a", "b", "c"])
-    assert '"b" without reaching steps that the run has finished: "a"' in warnings(caplog)[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_steps_removed_at_the_end_are_reported_when_the_function_returns(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    shop = Shop(kind, ["a", "b", "c"])
-    await shop.change(["a"], after=2)
-    assert (shop.run.output, shop.ran) == (["a"], ["a", "b"])
-    (line,) = warnings(caplog)
-    assert 'the function returned without reaching steps that the run has finished: "b"' in line
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_finished_steps_in_another_order_keep_their_results(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop(kind, ["a", "b", "c"])
-    await shop.change(["b", "a", "c"], after=2)
-    assert (shop.run.output, shop.ran) == (["b", "a", "c"], ["a", "b", "c"])
-    assert 'reached step "b" earlier than when the run finished it' in warnings(caplog)[0]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_condition_on_the_events_time_keeps_versions_side_by_side(
-    kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The guide's way: a step decides the version, once for each run."""
-    shop = Shop(kind, ["version", "charge"])
-    await shop.carry_on(1)
-    shop.steps = ["version", "charge" if shop.run.memos else "charge-card"]
-    await shop.carry_on()
-    assert (shop.run.output, warnings(caplog)) == (["version", "charge"], [])
-
-
-async def test_change_is_reported_once_for_each_run(caplog: pytest.LogCaptureFixture) -> None:
-    shop = Shop("async", ["a", "b", "c", "d", "e"])
-    await shop.change(["new", "b", "c", "d", "e"], after=1)
-    assert len(warnings(caplog)) == 1
+    before, after, calls, ran, warning = CHANGES[change]
+    shop = Shop(kind, before)
+    await shop.change(after, after=calls)
+    assert (shop.run.output, shop.ran) == (after, ran)
+    lines = warnings(caplog)
+    assert len(lines) == (warning is not None)
+    if warning is not None:
+        assert lines[0].startswith('function "app-order", run 01RUN: ')
+        assert warning in lines[0]
 
 
 async def test_removed_step_with_an_unknown_name_is_reported_by_its_hash(caplog: pytest.LogCaptureFixture) -> None:
@@ -175,13 +127,6 @@ async def test_strict_replay_fails_the_run_before_anything_runs_again(
     assert shop.ran == ["charge"]
 
 
-async def test_a_function_may_be_lenient_where_its_client_is_strict() -> None:
-    client = Client(app_id="app", is_production=False, strict_replay=True)
-    shop = Shop("async", ["charge", "mail"], client=client, strict_replay=False)
-    await shop.change(["charge-card", "mail"], after=1)
-    assert shop.run.status == "Completed"
-
-
 # -- unstable ids
 
 
@@ -200,21 +145,6 @@ async def test_an_id_that_changes_from_call_to_call_fails_the_run_soon(kind: str
     assert run.status == "Failed"
     assert run.output["name"] == "StepIdUnstableError"
     assert "the ids of its steps change from call to call" in run.output["message"]
-    assert len(ran) == 5
-
-
-async def test_in_a_real_engine_an_unstable_id_fails_its_run() -> None:
-    client = Client(app_id="app", is_production=False)
-    numbers, ran = itertools.count(), list[int]()
-
-    @client.create_function(fn_id="f", trigger=TriggerEvent(event="e"))
-    async def function(ctx: Context) -> None:
-        await ctx.step.run(f"pay-{next(numbers)}", ran.append, 1)
-
-    async with TestEngine(client, [function]) as engine:
-        run = await engine.send(Event(name="e"))
-        await run.wait()
-        run.assert_failed(message="the ids of its steps change from call to call")
     assert len(ran) == 5
 
 

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 import durably
-from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
-from durably.errors import DurationInvalidError
+from durably import Client, Context, ContextSync, Event, TriggerEvent
 from durably.testing import TestEngine
 
 from .engine import engine_for, named
@@ -58,14 +57,6 @@ def test_options_take_every_form(duration: Any) -> None:
         assert "90m" in option.to_wire().values(), option
 
 
-def test_retry_after_and_lease_take_text(tmp_path: Any) -> None:
-    assert durably.RetryAfterError("busy", "5m").retry_after == dt.timedelta(minutes=5)
-    with pytest.raises(ValueError, match=r"Embedded\.lease must be"):
-        Embedded(tmp_path / "a.db", lease="100ms")
-    with pytest.raises(DurationInvalidError, match="write it like 30s"):
-        Embedded(tmp_path / "a.db", lease="soon")
-
-
 @pytest.mark.parametrize("day", ["1d", dt.timedelta(days=1), 86_400_000])
 async def test_the_test_engine_takes_every_form(day: Any) -> None:
     client = Client(app_id="app", is_production=False)
@@ -84,15 +75,3 @@ async def test_the_test_engine_takes_every_form(day: Any) -> None:
         await engine.advance("12h", hours=12)
         run.assert_completed()
         await engine.run_until_idle(day)
-
-
-@pytest.mark.parametrize("text", ["", "soon", "1 fortnight", "-5s"])
-async def test_invalid_duration_names_the_step(text: str) -> None:
-    async def function(ctx: Context) -> None:
-        await ctx.step.sleep("nap", text)
-
-    run = await engine_for(function).run()
-    assert run.output["message"].startswith(f'step "nap": invalid duration {text!r}: write it like 30s')
-
-
-# -- suspiciously small numbers

@@ -88,14 +88,6 @@ async def test_executed_steps_repeat_the_mode_with_which_they_were_planned(
     assert {given for _, given in reported} == {expected}
 
 
-async def test_one_callable_is_a_group_too() -> None:
-    async def function(ctx: Context) -> Any:
-        return await ctx.group.parallel([lambda: ctx.step.run("a", str, "a")])
-
-    run = await engine_for(function).run()
-    assert (run.answers[0].found(), run.output) == ([("StepPlanned", "a")], ["a"])
-
-
 async def test_parallel_of_no_callables_is_empty() -> None:
     async def function(ctx: Context) -> Any:
         return await ctx.group.parallel([])
@@ -171,28 +163,6 @@ async def test_error_in_a_group_can_be_caught_while_the_others_continue(kind: st
     assert run.output == ["boom", "after"]
     assert len(run.stack) == 2, "the run did not wait for what was still under way"
     assert modes(run, -3)["after"] == "race"
-
-
-@pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_the_fan_out_with_one_id(kind: str) -> None:
-    """The same steps for each item, without numbers in their ids."""
-
-    async def function(ctx: Context) -> Any:
-        async def item(number: int) -> Any:
-            fetched = await ctx.step.run("fetch", int, number)
-            return await ctx.step.run("store", lambda: fetched * 10)
-
-        return await ctx.group.parallel([lambda number=number: item(number) for number in range(3)])
-
-    def function_sync(ctx: ContextSync) -> Any:
-        def item(number: int) -> Any:
-            fetched = ctx.step.run("fetch", int, number)
-            return ctx.step.run("store", lambda: fetched * 10)
-
-        return ctx.group.parallel([lambda number=number: item(number) for number in range(3)])
-
-    for pick in (first, last):
-        assert (await engine_for(function if kind == "async" else function_sync).run(pick=pick)).output == [0, 10, 20]
 
 
 @pytest.mark.parametrize(
@@ -316,41 +286,6 @@ async def test_a_timeout_in_a_group_that_waits_races_nevertheless() -> None:
     assert len(run.stack) == 3
 
 
-async def test_a_block_without_steps_ends_before_its_clock() -> None:
-    async def function(ctx: Context) -> Any:
-        async with ctx.group.timeout("deadline", 1000):
-            await asyncio.sleep(0.001)
-        return await ctx.step.run("after", str, "after")
-
-    run = await engine_for(function).run()
-    assert (run.output, run.answers[0].found()) == ("after", [("StepRun", "after")])
-
-
-async def test_errors_pass_through_a_timeout() -> None:
-    async def function(ctx: Context) -> Any:
-        async with ctx.group.timeout("deadline", 1000):
-            await ctx.step.run("bad", explode)
-
-    run = await engine_for(function).run(pick=named("bad"))
-    assert (run.output["name"], run.output["message"]) == ("ValueError", "boom")
-
-
-async def test_user_cancellation_is_not_taken_for_the_clock() -> None:
-    async def function(ctx: Context) -> Any:
-        async def guarded() -> None:
-            async with ctx.group.timeout("deadline", 1000):
-                await ctx.step.sleep("long", 60_000)
-
-        task = asyncio.create_task(guarded())
-        await ctx.step.run("a", str)
-        task.cancel()
-        [result] = await asyncio.gather(task, return_exceptions=True)
-        return type(result).__name__
-
-    run = await engine_for(function).run(pick=named("a"))
-    assert run.output == "CancelledError"
-
-
 async def test_other_cancellation_than_the_clocks_continues() -> None:
     async def function(ctx: Context) -> Any:
         async def guarded() -> None:
@@ -367,14 +302,6 @@ async def test_other_cancellation_than_the_clocks_continues() -> None:
 
     run = await engine_for(function).run(pick=named("deadline"))
     assert run.output == "CancelledError"
-
-
-async def test_wrong_durations_name_the_timeout() -> None:
-    async def function(ctx: Context) -> Any:
-        async with ctx.group.timeout("deadline", -1):
-            pass
-
-    assert 'step "deadline"' in (await fail(function))["message"]
 
 
 async def test_a_sync_function_has_no_timeout() -> None:

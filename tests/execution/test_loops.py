@@ -13,7 +13,7 @@ from durably.io.background_loop import BackgroundLoop
 from . import test_asyncio as plain
 from . import test_clocks as clocks
 from . import test_groups as groups
-from .engine import complete, engine_for, last
+from .engine import complete, engine_for
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -26,17 +26,13 @@ SCENARIOS: dict[str, Callable[[], Awaitable[None]]] = {
         plain.test_shielded_steps_complete,
         plain.test_asyncio_primitives_work_between_branches,
         plain.test_real_io_in_branches_is_waited_for,
-        plain.test_branches_may_start_branches,
         plain.test_async_generators_and_context_managers,
         plain.test_context_variables_are_kept_in_branches,
-        plain.test_tasks_that_user_code_cancels,
         plain.test_cancelling_a_parked_task_from_the_loop_itself,
         plain.test_tasks_without_the_runs_context_are_known_once_they_call_a_step,
         plain.test_tasks_of_a_handler_are_its_own,
-        plain.test_many_branches_complete,
         groups.test_a_timeout_in_a_group_that_waits_races_nevertheless,
         groups.test_a_timeout_around_branches_cancels_them_all,
-        clocks.test_clocks_that_run_out_around_other_things,
     )
 }
 """Tests of plain asyncio that are repeated on other loops."""
@@ -49,13 +45,6 @@ async def every_clock_is_refused() -> None:
 
 
 SCENARIOS["every_clock_is_refused"] = every_clock_is_refused
-
-
-async def repeated_ids_in_reverse() -> None:
-    await plain.test_repeated_ids_in_racing_branches(last)
-
-
-SCENARIOS["repeated_ids_in_reverse"] = repeated_ids_in_reverse
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -12,7 +12,7 @@ from durably import Context, ContextSync
 from durably.errors import DurationInvalidError, FunctionConfigInvalidError
 from durably.testing import TestEngine
 
-from .engine import NULL, Run, complete, engine_for, fail
+from .engine import NULL, Run, engine_for
 
 TIMESTAMP = dt.datetime(2030, 1, 2, 3, 4, 5, 678_000, tzinfo=dt.UTC)
 EVENT = {"name": "shop/paid", "data": {"n": 1}, "id": "01PAID", "ts": 1_700_000_000_001}
@@ -219,21 +219,6 @@ async def test_id_that_looks_like_a_repetition_is_a_step_of_its_own(ids: list[st
         assert run.output == ran == list(range(len(ids)))
 
 
-async def test_a_sync_handler_may_be_any_callable() -> None:
-    async def function(ctx: Context) -> Any:
-        return [
-            await ctx.step.run("builtin", len, "abc"),
-            await ctx.step.run("type", int, "7"),
-            await ctx.step.run("method", "a-b".split, "-"),
-            await ctx.step.run("lambda returning a coroutine", lambda: later(8)),
-        ]
-
-    async def later(value: int) -> int:
-        return value
-
-    assert await complete(function) == [3, 7, ["a", "b"], 8]
-
-
 async def test_invoke_by_function_object() -> None:
     client = durably.Client(app_id="app", is_production=False)
 
@@ -248,17 +233,6 @@ async def test_invoke_by_function_object() -> None:
     run = await engine.run()
     assert run.answers[0].ops[0]["opts"] == {"function_id": "app-callee", "payload": {"data": {"a": 1}}}
     assert run.output == 42
-
-
-async def test_an_invoked_function_that_failed_is_a_step_error() -> None:
-    async def function(ctx: Context) -> str:
-        try:
-            await ctx.step.invoke_by_id("it", function_id="callee")
-        except durably.StepError as error:
-            return f"{error.name}: {error.message}"
-        return "no error"
-
-    assert await complete(function, replies={"it": {"error": {"name": "Odd", "message": "no"}}}) == "Odd: no"
 
 
 async def test_the_input_of_a_step_can_be_replaced() -> None:
@@ -328,23 +302,3 @@ async def test_wrong_arguments_name_the_step(
     assert len(run.answers) == 1, "a mistake in the code is not tried again"
     assert run.output["name"] == error.__name__
     assert message in run.output["message"]
-
-
-async def test_output_that_json_cannot_express_fails_the_step_for_good() -> None:
-    async def function(ctx: Context) -> Any:
-        return await ctx.step.run("it", object)
-
-    error = await fail(function)
-    assert error["name"] == "StepError" or error["name"] == "OutputUnserializableError"
-    assert 'step "it" returned unserializable data' in error["message"]
-
-
-async def test_integers_beyond_64_bits_and_unicode_survive() -> None:
-    value = {"big": 2**80, "text": "\u00fc\U0001f600", "float": 0.1, "deep": [[[{}]]]}
-
-    async def function(ctx: Context) -> Any:
-        result = await ctx.step.run("it", lambda: value)
-        assert result == value
-        return result
-
-    assert await complete(function) == value

@@ -20,20 +20,6 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle_detection, "_GRACE_SECONDS", 0.02)
 
 
-async def test_steps_met_on_the_way_out_are_not_run() -> None:
-    ran = []
-
-    async def function(ctx: Context) -> str:
-        try:
-            await ctx.step.run("a", ran.append, "a")
-        finally:
-            await ctx.step.run("b", ran.append, "b")
-        return "end"
-
-    run = await engine_for(function).run()
-    assert (run.output, ran) == ("end", ["a", "b"])
-
-
 async def test_cleaning_up_is_awaited() -> None:
     closed = []
 
@@ -86,16 +72,6 @@ async def test_tasks_made_on_the_way_out_are_cancelled_too() -> None:
     assert [task.cancelled() for task in made] == [True]
 
 
-async def test_cancellation_swallowed_before_a_following_step_continues() -> None:
-    async def function(ctx: Context) -> Any:
-        try:
-            return await ctx.step.run("a", str, "a")
-        except BaseException:
-            return await ctx.step.run("b", str, "b")
-
-    assert await complete(function) == "a"
-
-
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("waits_for", ["steps", "ever"])
 async def test_a_task_that_swallows_its_cancellation_is_left_behind(
@@ -123,18 +99,6 @@ async def test_a_task_that_swallows_its_cancellation_is_left_behind(
     is_over = True
     left.cancel()
     await asyncio.wait([left])
-
-
-@pytest.mark.usefixtures("short_grace")
-async def test_a_task_that_needs_a_second_cancellation_is_not_left_behind(caplog: pytest.LogCaptureFixture) -> None:
-    async def function(ctx: Context) -> Any:
-        try:
-            return await ctx.step.run("a", str, "a")
-        except asyncio.CancelledError:
-            await asyncio.Event().wait()
-
-    assert await complete(function) == "a"
-    assert caplog.records == []
 
 
 async def test_a_request_cancelled_mid_call_cancels_the_handler() -> None:

@@ -10,7 +10,7 @@ import pytest
 import durably
 from durably import Context, ParallelMode, StepError
 
-from .engine import complete, engine_for, fail, last, named
+from .engine import engine_for, fail, last, named
 
 if TYPE_CHECKING:
     pass
@@ -64,31 +64,6 @@ async def test_it_fails_before_the_next_step_runs() -> None:
     line = test_it_fails_before_the_next_step_runs.__code__.co_firstlineno + 5
     assert f"(at {__file__}:{line})" in error["message"]
     assert ran == ["first"]
-
-
-@pytest.mark.parametrize("how", ["kept", "returned", "in a list"])
-async def test_a_step_that_is_referred_to_at_the_end_fails_the_run(how: str) -> None:
-    async def function(ctx: Context) -> Any:
-        step = ctx.step.run("pay", nothing)
-        await ctx.step.run("mail", nothing)
-        return step if how == "returned" else None
-
-    async def with_list(ctx: Context) -> None:
-        await ctx.step.run("mail", nothing)
-        kept = [ctx.step.run("pay", nothing)]
-        assert kept
-
-    error = await fail(with_list if how == "in a list" else function)
-    assert 'step "pay" was created but not awaited' in error["message"]
-
-
-async def test_a_step_made_in_a_sync_handler_is_a_nested_step() -> None:
-    async def function(ctx: Context) -> None:
-        await ctx.step.run("outer", lambda: [ctx.step.run("inner", nothing)])
-
-    error = await fail(function)
-    assert error["name"] == "StepNestedError"
-    assert 'step "inner" was called inside step "outer"' in error["message"]
 
 
 # -- code that is not a mistake
@@ -356,10 +331,3 @@ async def test_functions_own_error_comes_before_that_of_an_unawaited_step() -> N
         raise KeyError(len(steps))
 
     assert (await fail(function))["name"] == "KeyError"
-
-
-async def test_a_step_alone_of_many() -> None:
-    async def function(ctx: Context) -> int:
-        return sum([await ctx.step.run("step", int, "1") for _ in range(20)])
-
-    assert await complete(function) == 20

@@ -12,18 +12,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
-import inngest
 from opentelemetry import trace
 
 import durably
 from durably import Client, Context, ContextSync, Function, NonRetriableError, RetryAfterError
-from durably.encryption import EncryptionMiddleware
 
 KINDS = ("async", "sync")
-ENCRYPTION_KEY = "the key of the sealed functions"
 RETRY_AT = dt.datetime(2031, 2, 3, 4, 5, 6, tzinfo=dt.UTC)
 
 request_name: ContextVar[str] = ContextVar("request_name", default="unset")
@@ -60,12 +56,6 @@ def _make_async(client: Client) -> list[Function[Any]]:
     @create("threads")
     async def threads(ctx: Context) -> dict[str, Any]:
         return await ctx.step.run("where", _where)
-
-    @create("parallel")
-    async def parallel(ctx: Context) -> tuple[Any, ...]:
-        return await ctx.group.parallel(
-            (lambda: ctx.step.run("left", _async_value, "L"), lambda: ctx.step.run("right", _async_value, "R"))
-        )
 
     @create("raises")
     async def raises(ctx: Context) -> None:
@@ -107,14 +97,6 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def sends(ctx: Context) -> list[str]:
         return await ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
 
-    @create("sealed", middleware=[OffTheLoop, EncryptionMiddleware.factory(ENCRYPTION_KEY)])
-    async def sealed(ctx: Context) -> Any:
-        data = ctx.event.data
-        card = await ctx.step.run("card", lambda: data["encrypted"])
-        return await ctx.group.parallel(
-            [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
-        )
-
     @create("logs")
     async def logs(ctx: Context) -> None:
         ctx.logger.error("line of the function")
@@ -133,14 +115,12 @@ def _make_async(client: Client) -> list[Function[Any]]:
         plain,
         steps,
         threads,
-        parallel,
         raises,
         step_raises,
         held,
         mistakes,
         middle,
         sends,
-        sealed,
         traces,
         fields,
     ]
@@ -163,12 +143,6 @@ def _make_sync(client: Client) -> list[Function[Any]]:
         one = ctx.step.run("one", lambda value: value, 1)
         ctx.step.sleep("nap", dt.timedelta(seconds=90))
         return [one, ctx.step.run("two", lambda: 2)]
-
-    @create("parallel")
-    def parallel(ctx: ContextSync) -> tuple[Any, ...]:
-        return ctx.group.parallel(
-            (lambda: ctx.step.run("left", lambda: "L"), lambda: ctx.step.run("right", lambda: "R"))
-        )
 
     @create("raises")
     def raises(ctx: ContextSync) -> None:
@@ -197,14 +171,6 @@ def _make_sync(client: Client) -> list[Function[Any]]:
     def sends(ctx: ContextSync) -> list[str]:
         return ctx.step.send_event("send", durably.Event(name="test/sent", data={"n": 1}))
 
-    @create("sealed", middleware=[OffTheLoop, EncryptionMiddleware.factory(ENCRYPTION_KEY)])
-    def sealed(ctx: ContextSync) -> Any:
-        data = ctx.event.data
-        card = ctx.step.run("card", lambda: data["encrypted"])
-        return ctx.group.parallel(
-            [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
-        )
-
     @create("fields")
     def fields(ctx: ContextSync) -> None:
         with _records() as records:
@@ -222,14 +188,12 @@ def _make_sync(client: Client) -> list[Function[Any]]:
         logs,
         plain,
         steps,
-        parallel,
         raises,
         step_raises,
         held,
         mistakes,
         middle,
         sends,
-        sealed,
         traces,
         fields,
     ]
@@ -346,19 +310,6 @@ class SeesRequestSync(durably.MiddlewareSync):
 
     def transform_output(self, result: durably.TransformOutputResult) -> None:
         result.output["order"] = [*result.output.get("order", []), "sync"]
-
-
-class OffTheLoop(inngest.MiddlewareSync):
-    """Of the ``inngest`` package, with hooks that may block."""
-
-    runs_in_thread = True
-
-    def transform_input(self, ctx: Any, function: Any, steps: Any) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        raise AssertionError(f"the hook runs on the event loop {loop}")
 
 
 def describe_request(raw: Any) -> dict[str, Any]:

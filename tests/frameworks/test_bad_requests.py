@@ -1,7 +1,6 @@
 """Requests and functions that are wrong: each is met with a clear error, and never with a traceback of ours."""
 
 import http.client
-import json
 from urllib.parse import urlsplit
 
 import pytest
@@ -22,12 +21,6 @@ def assert_refused(answer: app_calls.Answer, status: int, code: str, *words: str
         assert trace not in answer.body
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1, 2", b"\xff\xfe", b'{"ctx": {"run_id": "x"}} trailing'])
-def test_malformed_json_is_refused(server: Server, body: bytes) -> None:
-    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", body)
-    assert_refused(answer, 400, "body_invalid", "invalid call: ")
-
-
 @pytest.mark.parametrize(
     ("data", "fault"), [(b'"\xff"', "not encoded in UTF-8"), (b"[" * 100_000 + b"]" * 100_000, "nested too deeply")]
 )
@@ -37,25 +30,6 @@ def test_undecodable_json_is_refused(server: Server, data: bytes, fault: str) ->
         b'{"ctx": {"run_id": "r"}, "event": {"name": "x"}, "steps": {"a": {"data": %b}}}' % data,
     ):
         assert_refused(app_calls.call(server.url("dev"), "app-dev-plain-sync", body), 400, "body_invalid", fault)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "place"),
-    [
-        ([], "Expected `object`"),
-        ({}, "`ctx`"),
-        ({"ctx": {}}, "`run_id`"),
-        ({"ctx": {"run_id": 5}}, "$.ctx.run_id"),
-        ({"ctx": {"run_id": "r", "attempt": "first"}}, "$.ctx.attempt"),
-        ({"ctx": {"run_id": "r"}, "steps": []}, "$.steps"),
-        ({"ctx": {"run_id": "r"}, "event": {"data": {}}}, "$.event"),
-        ({"ctx": {"run_id": "r"}, "events": {"name": "x"}}, "$.events"),
-        ({"ctx": {"run_id": "r"}, "steps": {}}, "no event"),
-    ],
-)
-def test_wrong_shapes_are_named_by_their_place(server: Server, wrong: object, place: str) -> None:
-    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", json.dumps(wrong).encode())
-    assert_refused(answer, 400, "body_invalid", place)
 
 
 def test_a_function_that_is_not_there(server: Server) -> None:
@@ -75,12 +49,6 @@ def test_other_methods_are_405(server: Server, method: str) -> None:
     answer = app_calls.request(method, server.url("dev"), b"{}")
     assert answer.status == 405
     assert b"Traceback" not in answer.body
-
-
-def test_too_large_body_is_413(server: Server) -> None:
-    body = b'{"padding": "' + b"x" * (36 * 1024 * 1024) + b'"}'
-    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", body)
-    assert_refused(answer, 413, "body_too_large", "bytes")
 
 
 # -- functions
@@ -123,16 +91,6 @@ def test_a_body_that_arrives_slowly(server: Server) -> None:
     connection.send(body[2000:])
     assert connection.getresponse().status == 200
     connection.close()
-
-
-def test_a_client_that_breaks_off_in_its_body(server: Server) -> None:
-    parts = urlsplit(server.url("dev"))
-    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
-    connection.putrequest("POST", f"{parts.path}?fnId=app-dev-plain-sync&stepId=step")
-    connection.putheader("content-length", "5000")
-    connection.endheaders(b'{"ctx"')
-    connection.close()
-    assert app_calls.request("GET", server.url("dev")).status == 200
 
 
 def test_several_requests_on_one_connection(server: Server, engine: FakeEngine) -> None:

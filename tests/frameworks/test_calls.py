@@ -1,15 +1,11 @@
 """POST: calls of functions of both kinds, and what their answers carry."""
 
 import json
-import time
 
 import pytest
 
-from durably.encryption import Cipher
-
 from ..fake_engine import Answer, FakeEngine, Received
 from . import app_calls
-from .functions import ENCRYPTION_KEY, RETRY_AT
 from .servers import Server
 
 
@@ -52,12 +48,6 @@ def test_every_answer_has_the_protocols_headers(server: Server, kind: str) -> No
         assert answer.headers["server-timing"].startswith("comm_handler;dur=")
 
 
-def test_timings_name_the_parts_of_a_call(server: Server, kind: str) -> None:
-    answer = app_calls.call(server.url("dev"), f"app-dev-plain-{kind}", app_calls.call_body())
-    parts = [part.partition(";dur=")[0] for part in answer.headers["server-timing"].split(", ")]
-    assert parts == ["comm_handler", "mw.transform_input", "function", "mw.transform_output"]
-
-
 # -- steps
 
 
@@ -83,27 +73,6 @@ def test_steps_one_call_after_the_other(server: Server, kind: str) -> None:
     assert (answer.status, answer.json) == (200, ["from the engine", 2])
 
 
-def test_parallel_steps_are_planned_then_targeted(server: Server, kind: str) -> None:
-    url, function_id = server.url("dev"), f"app-dev-parallel-{kind}"
-    answer = app_calls.call(url, function_id, app_calls.call_body())
-    assert answer.ops == [("StepPlanned", "left"), ("StepPlanned", "right")]
-    answer = app_calls.call(
-        url, function_id, app_calls.call_body(disable_immediate_execution=True), target=app_calls.step_hash("right")
-    )
-    assert answer.ops == [("StepRun", "right")]
-    assert answer.json[0]["data"] == "R"
-    memos = {"right": {"data": "R"}, "left": {"data": "L"}}
-    assert app_calls.call(url, function_id, app_calls.call_body(steps=memos)).json == ["L", "R"]
-
-
-def test_a_target_that_never_turns_up(server: Server, kind: str) -> None:
-    answer = app_calls.call(
-        server.url("dev"), f"app-dev-parallel-{kind}", app_calls.call_body(), target=app_calls.step_hash("long gone")
-    )
-    assert (answer.status, answer.json["name"]) == (500, "StepUnexpectedError")
-    assert answer.headers["x-inngest-no-retry"] == "false"
-
-
 # -- errors
 
 
@@ -116,18 +85,6 @@ def test_an_error_is_answered_with_name_message_and_traceback(server: Server, ki
     assert error["stack"].startswith("Traceback")
     assert "functions.py" in error["stack"]
     assert "src/durably" not in error["stack"]
-
-
-def test_an_error_that_is_not_to_be_retried(server: Server, kind: str) -> None:
-    answer = app_calls.call(server.url("dev"), f"app-dev-raises-{kind}", app_calls.call_body({"how": "no retry"}))
-    assert (answer.status, answer.headers["x-inngest-no-retry"]) == (500, "true")
-    assert answer.json["name"] == "NonRetriableError"
-
-
-def test_an_error_that_says_when_to_retry(server: Server, kind: str) -> None:
-    answer = app_calls.call(server.url("dev"), f"app-dev-raises-{kind}", app_calls.call_body({"how": "retry after"}))
-    assert (answer.status, answer.headers["x-inngest-no-retry"]) == (500, "false")
-    assert answer.headers["retry-after"] == RETRY_AT.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +103,6 @@ def test_an_error_in_a_step(server: Server, kind: str, how: str, attempt: int, o
     assert answer.headers["x-inngest-no-retry"] == no_retry
     assert ("retry-after" in answer.headers) == (how == "retry after")
     assert answer.json[0]["error"]["message"]
-
-
-def test_the_failure_handler_is_a_function_of_its_own(server: Server, kind: str) -> None:
-    answer = app_calls.call(server.url("dev"), f"app-dev-plain-{kind}-failure", app_calls.call_body({"of": "what"}))
-    assert (answer.status, answer.json) == (200, "failed: {'of': 'what'}")
 
 
 # -- middleware
@@ -174,18 +126,6 @@ def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -
     assert answer.json["async"] == expected
     assert answer.json["sync"] == expected
     assert answer.json["order"] == ["sync", "async"]  # the output passes them in reverse
-
-
-def test_encrypted_data_stays_so_outside_of_the_app(server: Server, kind: str) -> None:
-    url, function_id, cipher = server.url("dev"), f"app-dev-sealed-{kind}", Cipher(ENCRYPTION_KEY)
-    data = {"encrypted": cipher.encrypt("4111")}
-    first = app_calls.call(url, function_id, app_calls.call_body(data))
-    memo = {"data": first.json[0]["data"]}
-    second = app_calls.call(url, function_id, app_calls.call_body(data, steps={"card": memo}))
-    assert second.ops == [("InvokeFunction", "a"), ("InvokeFunction", "b")]
-    sent = [memo["data"], *(op["opts"]["payload"]["data"]["encrypted"] for op in second.json)]
-    assert [cipher.decrypt(envelope) for envelope in sent] == ["4111"] * 3
-    assert "4111" not in json.dumps([first.json, second.json])
 
 
 # -- the API instead of the body
@@ -251,12 +191,6 @@ def test_trust_probe_needs_a_signature(server: Server) -> None:
         assert "x-inngest-signature" not in answer.headers
 
 
-def test_the_trust_probe_in_development(server: Server) -> None:
-    answer = app_calls.request("POST", server.url("dev") + "?probe=trust", b"")
-    assert (answer.status, answer.body) == (200, b"")
-    assert "x-inngest-signature" not in answer.headers
-
-
 # -- signatures
 
 
@@ -274,22 +208,6 @@ def test_body_that_a_proxy_reencoded_is_accepted(server: Server) -> None:
     sent = json.dumps(body, indent=3).encode()
     headers = {"x-inngest-signature": app_calls.sign(canonical.encode())}
     assert app_calls.call(server.url("cloud"), "app-cloud-plain-sync", sent, headers=headers).status == 200
-
-
-@pytest.mark.parametrize("seconds", [-270, 299])
-def test_a_signature_may_be_a_little_old_or_ahead(server: Server, seconds: int) -> None:
-    body = app_calls.canonical(app_calls.call_body())
-    headers = {"x-inngest-signature": app_calls.sign(body, at=time.time() + seconds)}
-    assert app_calls.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers).status == 200
-
-
-@pytest.mark.parametrize("seconds", [-310, 340])
-def test_signature_beyond_the_tolerance_is_refused(server: Server, seconds: int) -> None:
-    body = app_calls.canonical(app_calls.call_body())
-    headers = {"x-inngest-signature": app_calls.sign(body, at=time.time() + seconds)}
-    answer = app_calls.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers)
-    assert (answer.status, answer.json["code"]) == (401, "sig_verification_failed")
-    assert "five minutes" in answer.json["message"]
 
 
 @pytest.mark.parametrize(

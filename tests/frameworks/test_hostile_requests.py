@@ -82,14 +82,6 @@ def test_a_badly_signed_sync_in_production_is_refused(server: Server, engine: Fa
     assert engine.received == []
 
 
-@pytest.mark.parametrize("url", ["http://[", "ftp://x", "//x", "http://a:port/", ""])
-def test_in_band_sync_of_an_invalid_url_is_refused(server: Server, url: str) -> None:
-    body = app_calls.canonical({"url": url})
-    headers = {"x-inngest-sync-kind": "in_band", "x-inngest-signature": app_calls.sign(body)}
-    answer = app_calls.request("PUT", server.url("cloud"), body, headers)
-    assert (answer.status, answer.json["code"]) == (400, "body_invalid")
-
-
 @pytest.mark.parametrize("host", ["[", "a b", "x:port"])
 def test_invalid_host_is_refused(server: Server, engine: FakeEngine, host: str) -> None:
     """By the app or its server, unless the framework has a better one; calls need none."""
@@ -124,13 +116,6 @@ def test_a_call_for_another_function_or_step_is_refused(server: Server, ctx: dic
     url = server.url("cloud") + "?fnId=app-cloud-steps-sync&stepId=step"
     answer = app_calls.request("POST", url, body, {"x-inngest-signature": app_calls.sign(body)})
     assert (answer.status, answer.json["code"]) == (400, "call_mismatch")
-
-
-@pytest.mark.parametrize("ctx", [{"function_slug": "app-cloud-plain-sync"}, {}], ids=["slug", "other engine"])
-def test_a_call_for_its_function_is_answered(server: Server, ctx: dict[str, Any]) -> None:
-    body = app_calls.canonical(app_calls.call_body(**ctx))
-    url = server.url("cloud") + "?fnId=app-cloud-plain-sync&stepId=step"
-    assert app_calls.request("POST", url, body, {"x-inngest-signature": app_calls.sign(body)}).status == 200
 
 
 PAGES = [

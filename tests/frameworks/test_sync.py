@@ -67,23 +67,10 @@ def test_in_band_needs_a_signature(server: Server, engine: FakeEngine, signature
     assert engine.received == []
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"url": 5}', b"{}"])
-def test_in_band_sync_with_an_invalid_body_is_refused(server: Server, body: bytes) -> None:
-    headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(body)}
-    answer = app_calls.request("PUT", server.url("cloud"), body, headers)
-    assert (answer.status, answer.json["code"]) == (400, "body_invalid")
-
-
 def test_in_band_where_it_is_switched_off_is_out_of_band(server: Server, engine: FakeEngine) -> None:
     headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(IN_BAND_BODY)}
     answer = app_calls.request("PUT", server.url("no-in-band"), IN_BAND_BODY, headers)
     assert answer.status == 200
-    assert answer.headers["x-inngest-sync-kind"] == "out_of_band"
-    assert len(engine.to("/fn/register")) == 1
-
-
-def test_in_band_without_keys_in_development_is_out_of_band(server: Server, engine: FakeEngine) -> None:
-    answer = app_calls.request("PUT", server.url("dev"), IN_BAND_BODY, IN_BAND)
     assert answer.headers["x-inngest-sync-kind"] == "out_of_band"
     assert len(engine.to("/fn/register")) == 1
 
@@ -114,11 +101,6 @@ def test_out_of_band_registers_the_app(server: Server, engine: FakeEngine, varia
     assert received.headers["x-inngest-req-version"] == "2"
 
 
-def test_nothing_absent_is_sent_as_null(server: Server, engine: FakeEngine) -> None:
-    app_calls.request("PUT", server.url("dev"), b"")
-    assert b"null" not in engine.to("/fn/register")[0].body
-
-
 def test_out_of_band_in_production_proves_itself(server: Server, engine: FakeEngine) -> None:
     answer = app_calls.request("PUT", server.url("origin"), b"{}", signed())
     assert answer.status == 200
@@ -137,31 +119,12 @@ def test_where_the_key_is_refused_the_fallback_is_tried(server: Server, engine: 
     assert keys == [app_calls.bearer(app_calls.SIGNING_KEY), app_calls.bearer(app_calls.FALLBACK_KEY)]
 
 
-def test_where_both_keys_are_refused_so_is_the_sync(server: Server, engine: FakeEngine) -> None:
-    engine.answers["/fn/register"] = 401, {"error": "who?"}
-    answer = app_calls.request("PUT", server.url("origin"), b"{}", signed())
-    assert (answer.status, answer.json["message"]) == (401, "who?")
-    assert len(engine.to("/fn/register")) == 2
-
-
 def test_unsigned_syncs_can_be_refused(server: Server, engine: FakeEngine) -> None:
     answer = app_calls.request("PUT", server.url("strict"), b"")
     assert (answer.status, answer.json["code"]) == (401, "header_missing")
     assert engine.received == []
     answer = app_calls.request("PUT", server.url("strict"), b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert answer.status == 200
-
-
-def test_the_deployment_is_named_to_the_engine_but_not_in_the_url(server: Server, engine: FakeEngine) -> None:
-    app_calls.request("PUT", server.url("dev") + "?deployId=d%201&other=2", b"")
-    [received] = engine.to("/fn/register")
-    assert received.query == {"deployId": ["d 1"]}
-    assert received.json["url"] == server.url("dev")
-
-
-def test_sync_names_the_expected_kind_of_engine(server: Server, engine: FakeEngine) -> None:
-    app_calls.request("PUT", server.url("dev"), b"", {"x-inngest-server-kind": "dev"})
-    assert engine.to("/fn/register")[0].headers["x-inngest-expected-server-kind"] == "dev"
 
 
 @pytest.mark.parametrize("is_in_band", [False, True])
@@ -189,17 +152,6 @@ def test_synced_url_can_be_set(server: Server, engine: FakeEngine, variant: str,
 
 
 # -- what goes wrong
-
-
-def test_refusal_of_the_engine_is_returned(server: Server, engine: FakeEngine) -> None:
-    engine.answers["/fn/register"] = 400, {"error": "function plain: no such trigger\n"}
-    answer = app_calls.request("PUT", server.url("dev"), b"")
-    assert answer.status == 400
-    assert answer.json == {
-        "code": "registration_failed",
-        "message": "function plain: no such trigger",
-        "name": "RegistrationFailedError",
-    }
 
 
 @pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"", b"[]"])

@@ -36,37 +36,25 @@ async def run(client: Client, *functions: Function[Any], times: int = 1) -> None
             run.assert_completed()
 
 
-async def test_async_function_is_warned_once(client: Client, log: Log) -> None:
-    @client.create_function(fn_id="place", trigger=GO)
+@pytest.mark.parametrize("kind", ["async", "sync", "thread"])
+async def test_a_function_is_warned_once(kind: str, client: Client, log: Log) -> None:
     async def place(ctx: Context) -> None:
         await client.send(Event(name="placed"))
         await ctx.step.run("charge", lambda: 1)
         await asyncio.create_task(client.send(Event(name="charged")))  # type: ignore[arg-type]
 
-    await run(client, place, times=2)
-    [warning] = log()
-    assert 'function "shop-place" sends events by client.send outside of a step' in warning
-    assert "ctx.step.send_event" in warning
-
-
-async def test_sync_function_is_warned_once(client: Client, log: Log) -> None:
-    @client.create_function(fn_id="place", trigger=GO)
-    def place(ctx: ContextSync) -> None:
+    def place_sync(ctx: ContextSync) -> None:
         client.send_sync(Event(name="placed"))
         ctx.step.run("charge", lambda: 1)
 
-    await run(client, place, times=2)
-    [warning] = log()
-    assert "shop-place" in warning
-
-
-async def test_send_in_a_thread_of_the_function_is_warned(client: Client, log: Log) -> None:
-    @client.create_function(fn_id="place", trigger=GO)
-    async def place(ctx: Context) -> None:
+    async def place_in_thread(ctx: Context) -> None:
         await asyncio.to_thread(client.send_sync, Event(name="placed"))
 
-    await run(client, place)
-    assert len(log()) == 1
+    handler: Any = {"async": place, "sync": place_sync, "thread": place_in_thread}[kind]
+    await run(client, client.create_function(fn_id="place", trigger=GO)(handler), times=2)
+    [warning] = log()
+    assert 'function "shop-place" sends events by client.send outside of a step' in warning
+    assert "ctx.step.send_event" in warning
 
 
 class Auditor(Middleware):

@@ -1,6 +1,5 @@
 """``create_function``: the function of a handler, its config for engines, and the errors."""
 
-import functools
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ import durably
 from durably import Client, Context, ContextSync, TriggerEvent
 from durably.errors import FunctionConfigInvalidError
 
-from ..execution.engine import FakeEngine, Run, engine_for
+from ..execution.engine import FakeEngine, Run
 from ..ids import stable_id
 
 CLIENT = Client(app_id="app", is_production=False)
@@ -39,11 +38,6 @@ def test_minimal_function_has_the_default_configuration() -> None:
             },
         }
     ]
-
-
-def test_a_function_may_have_no_trigger() -> None:
-    [config] = configs(trigger=[])
-    assert config["triggers"] == []
 
 
 def test_a_failure_handler_is_a_second_function() -> None:
@@ -115,26 +109,3 @@ def test_function_has_its_ids_name_and_docstring() -> None:
     assert function.on_failure_fn_id == "app-fn-failure"
     assert function.__doc__ == "The purpose of the function."
     assert repr(function) == "Function('app-fn')"
-
-
-async def test_partials_and_methods_are_handlers_too() -> None:
-    class Service:
-        async def work(self, ctx: Context) -> str:
-            return await ctx.step.run("it", str, "method")
-
-    async def with_argument(text: str, ctx: Context) -> str:
-        return await ctx.step.run("it", str, text)
-
-    partial = functools.partial(with_argument, "partial")
-    for number, chosen in enumerate([Service().work, partial]):
-        function = CLIENT.create_function(fn_id=f"fn-{number}", trigger=TRIGGER)(chosen)
-        assert (await FakeEngine(CLIENT, [function]).run()).output in ("method", "partial")
-
-
-async def test_context_has_event_and_run_data() -> None:
-    async def function(ctx: Context) -> Any:
-        return [ctx.run_id, ctx.attempt, ctx.event.name, ctx.event.id, len(ctx.events)]
-
-    engine = engine_for(function)
-    run = Run({"name": "e", "data": {}, "id": "01EVENT", "ts": 1})
-    assert (await engine.call(run, attempt=2)).json == ["01RUN", 2, "e", "01EVENT", 1]

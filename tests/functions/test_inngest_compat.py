@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ import inngest
 import inngest_encryption
 import pytest
 from inngest._internal import server_lib
-from inngest.experimental.remote_state_middleware import InMemoryDriver, RemoteStateMiddleware
 
 from durably import Client, Context, ContextSync, Event, MiddlewareSync
 from durably.errors import FunctionConfigInvalidError
@@ -119,28 +117,6 @@ async def test_it_may_send_events_of_its_own_class(kind: str, http_engine: HTTPE
     for request in http_engine.to("/e/"):
         assert [(event["name"], event["data"]) for event in request.json] == [("own", {}), ("extra", {"n": 1})]
         assert request.json[1]["id"] == "x"
-
-
-@pytest.mark.parametrize("function", ["async", "sync"])
-async def test_its_remote_state_keeps_outputs_elsewhere_and_off_the_event_loop(function: str) -> None:
-    threads = set()
-
-    class Driver(InMemoryDriver):
-        def save_step(self, run_id: str, value: object) -> dict[str, object]:
-            threads.add(threading.current_thread())
-            return super().save_step(run_id, value)
-
-        def load_steps(self, steps: Any) -> None:
-            threads.add(threading.current_thread())
-            super().load_steps(steps)
-
-    client = client_with(RemoteStateMiddleware.factory(Driver()))
-    engine = engine_for(one_step if function == "async" else one_step_sync, client=client)
-    run = await engine.run()
-    assert run.output == "output"
-    (memo,) = run.memos.values()
-    assert memo["data"]["__REMOTE_STATE__"] is True
-    assert threading.current_thread() not in threads
 
 
 SECRET = "the key of the app"

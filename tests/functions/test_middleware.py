@@ -1,8 +1,6 @@
 """Middleware of either kind around functions of either kind: each hook once per call, step or sending, in order."""
 
 import asyncio
-import base64
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -200,55 +198,6 @@ async def test_transform_input_changes_context_and_memos(kinds: tuple[str, str, 
     assert output == [{"database": "connection"}, "changed a"]
 
 
-class Encryption(MiddlewareSync):
-    """Whatever leaves the app is unreadable, and readable again when it comes back."""
-
-    def transform_input(self, ctx: Any, function: Any, steps: StepMemos) -> None:
-        for memo in steps.values():
-            memo.data = decrypt(memo.data)
-        ctx.event.data = {name: decrypt(value) for name, value in ctx.event.data.items()}
-
-    def transform_output(self, result: TransformOutputResult) -> None:
-        if result.has_output():
-            result.output = encrypt(result.output)
-
-    def before_send_events(self, events: list[Event]) -> None:
-        for event in events:
-            event.data = {name: encrypt(value) for name, value in (event.data or {}).items()}
-
-
-def encrypt(value: Any) -> Any:
-    return {"encrypted": base64.b85encode(json.dumps(value).encode()).decode()}
-
-
-def decrypt(value: Any) -> Any:
-    is_encrypted = isinstance(value, dict) and value.keys() == {"encrypted"}
-    return json.loads(base64.b85decode(value["encrypted"])) if is_encrypted else value
-
-
-async def test_middleware_can_encrypt_outputs(kinds: tuple[str, str, str]) -> None:
-    function, _, server = kinds
-
-    async def secretive(ctx: Context) -> Any:
-        first = await ctx.step.run("a", lambda: {"secret": ctx.event.data["key"]})
-        second = await ctx.step.wait_for_event("w", event="e", timeout=1000)
-        both = await ctx.group.parallel([lambda: ctx.step.run("b", str, "secret b"), lambda: ctx.step.run("c", list)])
-        return [first, second, both]
-
-    def secretive_sync(ctx: ContextSync) -> Any:
-        first = ctx.step.run("a", lambda: {"secret": ctx.event.data["key"]})
-        second = ctx.step.wait_for_event("w", event="e", timeout=1000)
-        both = ctx.group.parallel([lambda: ctx.step.run("b", str, "secret b"), lambda: ctx.step.run("c", list)])
-        return [first, second, both]
-
-    client = Client(app_id="app", is_production=False, middleware=[Encryption])
-    engine = engine_for(secretive if function == "async" else secretive_sync, client=client, blocking=server == "sync")
-    run = await engine.run(data={"key": encrypt("secret key")})
-    assert decrypt(run.output) == [{"secret": "secret key"}, None, ["secret b", []]]
-    assert not any(b"secret" in answer.body for answer in run.answers)
-    assert "secret" not in json.dumps(run.bodies)
-
-
 @pytest.mark.parametrize("hook", HOOKS[:8])
 async def test_error_of_a_hook_ends_the_call_outside_of_the_function(hook: str, kinds: tuple[str, str, str]) -> None:
     function, middleware, server = kinds
@@ -412,35 +361,6 @@ async def test_sending_hooks_run_once_per_sending(is_async: bool, http_engine: H
     assert [(event["name"], event["data"]) for event in sent] == [("a", {"n": 1}), ("b", {})]
 
 
-@pytest.mark.parametrize("blocking", [True, False])
-async def test_send_event_in_a_sync_function(blocking: bool, http_engine: HTTPEngine) -> None:
-    client = Client(app_id="app", is_production=False, event_api_base_url=http_engine.origin, middleware=[Encryption])
-
-    def function(ctx: ContextSync) -> Any:
-        return ctx.step.send_event("it", Event(name="a", data={"n": 1}))
-
-    run = await engine_for(function, client=client, blocking=blocking).run()
-    assert decrypt(run.output) == ["01EVENT" + "0" * 19]
-    assert http_engine.to("/e/")[0].json[0]["data"] == {"n": encrypt(1)}
-
-
-async def test_hooks_get_the_error_of_a_failed_sending() -> None:
-    results = []
-
-    class Note(MiddlewareSync):
-        def after_send_events(self, result: durably.SendEventsResult) -> None:
-            results.append(result)
-
-    client = Client(
-        app_id="app", is_production=True, signing_key="signkey-test-00", engine="http://127.0.0.1:9", middleware=[Note]
-    )
-    with pytest.raises(durably.errors.EventKeyUnspecifiedError):
-        await client.send(Event(name="e"))
-    [result] = results
-    assert result.ids == []
-    assert "no event key" in result.error
-
-
 # -- the logger
 
 
@@ -484,16 +404,6 @@ async def test_the_logger_is_silent_while_memos_are_replayed(
         f"[{function_id} 01RUN b] in b",
         f"[{function_id} 01RUN] end of it",
     ]
-
-
-async def test_the_logger_is_the_clients(caplog: pytest.LogCaptureFixture) -> None:
-    async def function(ctx: Context) -> None:
-        ctx.logger.warning("hello", extra={"order": 7})
-
-    client = Client(app_id="app", is_production=False, logger=logging.getLogger("shop"))
-    await complete(function, client=client)
-    [record] = caplog.records
-    assert (record.name, record.order) == ("shop", 7)  # type: ignore[attr-defined]
 
 
 # -- steps that the engine carries out, and hooks that block

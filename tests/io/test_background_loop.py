@@ -28,40 +28,6 @@ def test_it_runs_coroutines_in_one_background_thread() -> None:
     assert loop.run(where()) == loop.run(where()) != threading.get_ident()
 
 
-def test_it_waits_for_any_awaitable() -> None:
-    class Later:
-        def __await__(self) -> Any:
-            return value_of("came").__await__()
-
-    assert get_background_loop().run(Later()) == "came"
-
-
-def test_many_threads_can_wait_at_once() -> None:
-    barrier = asyncio.Barrier(20)
-
-    async def meet(number: int) -> int:
-        await barrier.wait()  # only if all are under way at once
-        return number
-
-    results: list[int] = []
-    threads = [
-        threading.Thread(target=lambda n=n: results.append(get_background_loop().run(meet(n)))) for n in range(20)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(results) == list(range(20))
-
-
-def test_exception_of_a_coroutine_is_raised_to_the_caller() -> None:
-    async def fail() -> None:
-        raise LookupError("not here")
-
-    with pytest.raises(LookupError, match="not here"):
-        get_background_loop().run(fail())
-
-
 def test_context_variables_are_copied_to_the_loop() -> None:
     name = contextvars.ContextVar("name", default="unset")
 

@@ -1,7 +1,6 @@
 """HTTP to an engine: requests, and the errors of failures."""
 
 import asyncio
-import base64
 import socket
 import subprocess
 import sys
@@ -60,18 +59,6 @@ def test_request_and_answer_are_transferred_unchanged(engine: FakeEngine) -> Non
     [received] = engine.received
     assert (received.method, received.path, received.query, received.body) == ("POST", "/a/b", {"c": ["d"]}, b"body")
     assert received.headers["x-header"] == "value"
-
-
-def test_an_answer_in_chunks() -> None:
-    def answer(connection: socket.socket) -> None:
-        connection.recv(1000)
-        connection.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        for chunk in (b"one ", b"two " * 50_000, b"three"):
-            connection.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-        connection.sendall(b"0\r\n\r\n")
-
-    with serving(answer) as host:
-        assert send(get(f"http://{host}/")).body == b"one " + b"two " * 50_000 + b"three"
 
 
 def test_redirects_are_not_followed() -> None:
@@ -158,14 +145,6 @@ def test_a_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, variable: s
         monkeypatch.setenv(variable, f"{scheme}{host}")
         assert send(get("http://engine.invalid/path")).body == b"proxied"
     assert seen[0].startswith("GET http://engine.invalid/path HTTP/1.1\r\n")
-
-
-def test_a_proxy_with_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-    with serving_proxy(seen) as host:
-        monkeypatch.setenv("HTTP_PROXY", f"http://me:p%40ss@{host}")
-        send(get("http://engine.invalid/path"))
-    assert f"proxy-authorization: Basic {base64.b64encode(b'me:p@ss').decode()}\r\n" in seen[0]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

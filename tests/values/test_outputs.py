@@ -1,7 +1,6 @@
 """Steps return values of their handlers' return types; values that cannot be stored are refused."""
 
 import asyncio
-import collections.abc
 import dataclasses
 import datetime as dt
 import enum
@@ -12,7 +11,7 @@ import uuid
 import zoneinfo
 from collections.abc import Awaitable, Callable, Coroutine
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar
 
 import attrs
 import msgspec
@@ -125,7 +124,6 @@ class Bird:
     wings: int
 
 
-Number = NewType("Number", int)
 CHARGE = Charge(uuid.UUID(int=7), Decimal("1.10"), dt.datetime(2030, 1, 2, tzinfo=dt.UTC))
 NOTE = Note(at=dt.datetime(2030, 1, 2, tzinfo=dt.UTC))
 ORDER = Order(no=7, placed=dt.datetime(2030, 1, 2, tzinfo=dt.UTC), tags={"a"})
@@ -334,20 +332,6 @@ async def test_classes_and_to_thread_as_handlers() -> None:
     assert await complete(function) == [True, True]
 
 
-async def test_an_annotation_of_a_class_inside_a_function() -> None:
-    @dataclasses.dataclass
-    class Local:
-        x: int
-
-    def handler() -> "Local":
-        return Local(1)
-
-    async def function(ctx: Context) -> bool:
-        return bool(await ctx.step.run("it", handler) == Local(1))
-
-    assert await complete(function) is True
-
-
 def declared(annotation: Any) -> Any:
     return declared_type(returning(None, annotation))
 
@@ -355,21 +339,6 @@ def declared(annotation: Any) -> Any:
 def test_awaitable_annotations_are_unwrapped() -> None:
     for annotation in (Awaitable[Charge], Coroutine[Any, Any, Charge], "asyncio.Future[Charge]"):
         assert declared(annotation) is Charge
-
-
-PLAIN = [
-    int,
-    Any,
-    dict[str, Any],
-    list[dict[str, int | None]],
-    collections.abc.Mapping[str, object],
-    collections.abc.Sequence[str],
-    Literal["a", 1],
-    Number,
-    T,
-    durably.JSON,
-    TypedDict("Plain", {"a": list[int]}),  # type: ignore[operator]
-]
 
 
 def untyped_because_unresolved() -> "OnlyForTypeCheckers":
@@ -624,29 +593,6 @@ async def test_a_memo_that_no_longer_fits_names_step_place_and_remedy() -> None:
         assert message.startswith('step "it": the stored result does not fit Charge: ')
         assert "missing required field `amount`" in message
         assert "another id" in message
-
-
-async def test_a_memo_that_no_longer_fits_fails_the_run_with_its_code() -> None:
-    async def function(ctx: Context) -> None:
-        await ctx.step.run("it", awaited)
-
-    engine = engine_for(function)
-    run = await engine.run()
-    stale = run.state_at(1)
-    stale.memos[run.stack[0]]["data"] = {}
-    answer = await engine.call(stale)
-    assert (answer.status, answer.json["code"], answer.no_retry) == (500, "memo_invalid", False)
-
-
-async def test_a_new_field_with_a_default_reads_old_memos() -> None:
-    async def function(ctx: Context) -> str:
-        return (await ctx.step.run("it", awaited)).colour.value
-
-    engine = engine_for(function)
-    run = await engine.run()
-    stale = run.state_at(1)
-    stale.memos[run.stack[0]]["data"].pop("colour")
-    assert (await engine.call(stale)).json == "red"
 
 
 # -- middleware and mocks

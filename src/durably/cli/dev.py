@@ -277,5 +277,3 @@ class DevServer:
             self.console.note(
                 f"synced {request.app_id}: {', '.join(fn.id for fn in request.functions) or 'no functions'}"
             )
-        if sync.conflict is not None and sync.is_news:
-            self.console.warn(sync.conflict)

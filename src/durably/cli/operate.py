@@ -98,8 +98,6 @@ def sync(client: EngineClient, app_url: str, wait: dt.timedelta | None, as_json:
         echo_json(done)
     else:
         echo(describe_sync(done))
-    if done.warning is not None:
-        echo(f"warning: {done.warning}", err=True)
 
 
 def _sync(client: EngineClient, app_url: str, patience: float) -> AppSyncBody:

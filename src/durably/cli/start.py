@@ -1,4 +1,4 @@
-"""``durably start``, an engine for production with its log and the sign-in of its dashboard, and ``durably worker``."""
+"""``durably start``, an engine for production with its log and the keys of its dashboard, and ``durably worker``."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,12 @@ import msgspec
 
 from durably.client import Client
 from durably.embedded.handle import InProcessHandle
-from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.sign_in import (
-    DashboardServer,
-    KeySignIn,
-    ProxySignIn,
-    SignIn,
-    check_header,
-    check_key,
-    read_network,
-)
+from durably.engine.api.dashboard.dashboard import DashboardKeys
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.core.run_state import standard_backoff
+from durably.engine.core.backoff import standard_backoff
 from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
@@ -135,8 +124,7 @@ def _address(text: str) -> tuple[str, int]:
     envvar=DASHBOARD_KEY,
     show_envvar=True,
     metavar="KEY",
-    help="Serve the dashboard at /, for visitors who enter this key. Without this and --dashboard-proxy-header there "
-    "is none.",
+    help="Serve the dashboard at /, for visitors who enter this key as their password. Without it there is none.",
 )
 @click.option(
     "--dashboard-viewer-key",
@@ -144,20 +132,6 @@ def _address(text: str) -> tuple[str, int]:
     show_envvar=True,
     metavar="KEY",
     help="Another key, for visitors who may see all and change nothing.",
-)
-@click.option(
-    "--dashboard-proxy-header",
-    metavar="NAME",
-    help="Serve the dashboard at /, for visitors whom a proxy has signed in: its requests have this header, such as "
-    "X-Forwarded-User. The proxy must remove the header from its clients' requests.",
-)
-@click.option(
-    "--dashboard-proxy",
-    "dashboard_proxies",
-    multiple=True,
-    metavar="ADDRESS",
-    help="An address or network from which that header is accepted. May be repeated.  [default: this machine] "
-    "With --dashboard-key: a proxy whose X-Forwarded-For names the visitors who enter wrong keys.",
 )
 @click.option(
     "--metrics-address",
@@ -214,7 +188,7 @@ def start(otel: bool, **given: Any) -> None:
 
         if options.retention is not None:
             raise CliError(f"--retention cannot be used with --temporal: {UNUSED_SETTINGS['retention']}")
-    sign_in = read_sign_in(options)
+    dashboard_keys = read_dashboard_keys(options)
     write_log(options.log_format)
     warn_of_short_signing_keys((options.signing_key, options.signing_key_fallback), _logger)
     with open_tracing(otel) as tracing:
@@ -242,7 +216,7 @@ def start(otel: bool, **given: Any) -> None:
 
             open_server, store = server_on_temporal(str(options.temporal_address), settings)
         serving = serve if options.log_url is None else _serve_after_standby
-        run_until_stopped(serving(options, open_server, store, sign_in))
+        run_until_stopped(serving(options, open_server, store, dashboard_keys))
 
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,8 +244,6 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     dashboard_url: str | None
     dashboard_key: str | None
     dashboard_viewer_key: str | None
-    dashboard_proxy_header: str | None
-    dashboard_proxies: tuple[str, ...]
 
 
 OpenServer = Callable[..., Awaitable[EngineServer]]
@@ -279,16 +251,18 @@ OpenServer = Callable[..., Awaitable[EngineServer]]
 
 
 async def _serve_after_standby(
-    options: StartOptions, open_server: OpenServer, store: dict[str, str], sign_in: SignIn | None
+    options: StartOptions, open_server: OpenServer, store: dict[str, str], dashboard_keys: DashboardKeys | None
 ) -> None:
     """``serve`` with a commit log: again a standby after the loss of the database."""
     notify_supervisor("READY=1")
     while True:
         with contextlib.suppress(DatabaseLostError):
-            await serve(options, open_server, store, sign_in)
+            await serve(options, open_server, store, dashboard_keys)
 
 
-async def serve(options: StartOptions, open_server: OpenServer, store: dict[str, str], sign_in: SignIn | None) -> None:
+async def serve(
+    options: StartOptions, open_server: OpenServer, store: dict[str, str], dashboard_keys: DashboardKeys | None
+) -> None:
     """Serve until cancelled. Raises the errors of ``open_server``.
 
     ``store`` names where the engine's state is, for the log.
@@ -302,7 +276,7 @@ async def serve(options: StartOptions, open_server: OpenServer, store: dict[str,
         metrics_address=options.metrics_address,
         limits=ConnectionLimits(max_connections=options.max_connections),
         on_sync=log.note,
-        sign_in=sign_in,
+        dashboard_keys=dashboard_keys,
     )
     try:
         with first_failure():
@@ -313,7 +287,7 @@ async def serve(options: StartOptions, open_server: OpenServer, store: dict[str,
                 if server.metrics_origin is not None:
                     started["metrics"] = f"{server.metrics_origin}{METRICS_PATH}"
                 log_fields(_logger, "engine started", **started)
-                if sign_in is not None:
+                if dashboard_keys is not None:
                     log_fields(_logger, "dashboard served", url=f"{server.origin}/")
                 notify_supervisor("READY=1")
                 for url in options.urls:
@@ -373,8 +347,6 @@ class SyncLog:
                 modified=result.modified,
                 **{name: ids for name, ids in changes.items() if ids},
             )
-        if sync.conflict is not None and sync.is_news:
-            _logger.error("%s", sync.conflict)
 
 
 def notify_supervisor(state: str) -> None:
@@ -387,29 +359,14 @@ def notify_supervisor(state: str) -> None:
         sender.sendto(state.encode(), address)
 
 
-# the sign-in of the dashboard
+# the keys of the dashboard
 
 
-class _BehindPrefix:
-    """A dashboard whose proxy removes the beginning of its paths. Its links have it."""
-
-    def __init__(self, server: DashboardServer, prefix: str) -> None:
-        self._server, self._prefix = server, prefix
-
-    async def handle(self, request: DashboardRequest) -> DashboardResponse:
-        return await self._server.handle(replace(request, mount=self._prefix))
-
-
-def read_sign_in(options: StartOptions) -> SignIn | None:
-    """The sign-in of the dashboard, ``None`` if it is off. Raises ``CliError``."""
-    key, viewer_key, header = options.dashboard_key, options.dashboard_viewer_key, options.dashboard_proxy_header
+def read_dashboard_keys(options: StartOptions) -> DashboardKeys | None:
+    """The keys of the dashboard, ``None`` if it is off. Raises ``CliError``."""
+    key, viewer_key = options.dashboard_key, options.dashboard_viewer_key
     others = (options.signing_key, options.signing_key_fallback, *options.event_keys)
     for is_wrong, problem in (
-        (key and header, f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other"),
-        (
-            options.dashboard_proxies and not (key or header),
-            "--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets, or --dashboard-key",
-        ),
         (
             viewer_key and not key,
             "--dashboard-viewer-key needs --dashboard-key, the key of people who may change something",
@@ -423,28 +380,11 @@ def read_sign_in(options: StartOptions) -> SignIn | None:
     ):
         if is_wrong:
             raise CliError(problem)
-    if key is None and header is None:
-        return None
     try:
-        for given in (key, viewer_key):
-            if given is not None:
-                check_key(given)
-        if header is not None:
-            check_header(header)
-        networks = [read_network(text) for text in options.dashboard_proxies]
+        mount = urlsplit(options.dashboard_url or "").path.rstrip("/")
+        return None if key is None else DashboardKeys(key, viewer_key, mount)
     except EngineError as error:
         raise CliError(error.message) from None
-
-    prefix = urlsplit(options.dashboard_url or "").path.rstrip("/")
-
-    def sign_in(dashboard: Dashboard) -> DashboardServer:
-        if key is None:
-            server: DashboardServer = ProxySignIn(dashboard, header or "", networks)
-        else:
-            server = KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
-        return _BehindPrefix(server, prefix) if prefix else server
-
-    return sign_in
 
 
 # -- workers

@@ -253,24 +253,18 @@ def _raised(error: BaseException) -> CommResponse:
 
 def _retry_headers(error: BaseException) -> dict[str, str]:
     headers = {Header.NO_RETRY.value: "false" if is_retriable(error) else "true"}
-    if isinstance(error, RetryAfterError) and (text := retry_after_text(error)) is not None:
-        headers[Header.RETRY_AFTER.value] = text
+    if isinstance(error, RetryAfterError):
+        headers[Header.RETRY_AFTER.value] = retry_after_text(error)
     return headers
 
 
-def retry_after_text(error: RetryAfterError) -> str | None:
+def retry_after_text(error: RetryAfterError) -> str:
     """The time of a retry as a string: whole seconds for a delay, or a timestamp.
 
-    The engine adds the seconds to its own clock. A timestamp is sent unchanged. ``None`` for the usual backoff, if a
-    user's class has lost ``retry_after``.
+    The engine adds the seconds to its own clock. A timestamp is sent unchanged.
     """
-    try:
-        delay = error.retry_after
-        if isinstance(delay, dt.datetime):
-            return format_timestamp(delay)
-        return str(max(0, math.ceil(delay.total_seconds())))
-    except Exception:
-        return None
+    delay = error.retry_after
+    return format_timestamp(delay) if isinstance(delay, dt.datetime) else str(max(0, math.ceil(delay.total_seconds())))
 
 
 def state_retries(failed: Sequence[StepReport]) -> None:
@@ -279,8 +273,8 @@ def state_retries(failed: Sequence[StepReport]) -> None:
     Headers describe the whole answer. This is an addition to the protocol, like calls that execute several steps.
     """
     for report in failed:
-        if isinstance(report.error, RetryAfterError) and (text := retry_after_text(report.error)) is not None:
-            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: text}
+        if isinstance(report.error, RetryAfterError):
+            report.op.opts = {**(report.op.opts or {}), RETRY_AFTER_OPT: retry_after_text(report.error)}
 
 
 # -- streamed answers

@@ -152,17 +152,13 @@ class UnsignedSyncs:
                     "another unsigned sync is under way or has failed; the next is possible within "
                     f"{UNSIGNED_SECONDS:g} s, a signed one (`durably sync URL`) at any time"
                 )
-            return _copy(self._answer)
+            return dataclasses.replace(self._answer, headers=dict(self._answer.headers))
 
     def end(self, answer: CommResponse) -> None:
         """Keep the sync's answer. Only a success is reused."""
         if answer.status_code < HTTPStatus.BAD_REQUEST:
             with self._lock:
-                self._answer = _copy(answer)
-
-
-def _copy(answer: CommResponse) -> CommResponse:
-    return dataclasses.replace(answer, headers=dict(answer.headers))
+                self._answer = dataclasses.replace(answer, headers=dict(answer.headers))
 
 
 class Syncer:
@@ -345,11 +341,6 @@ class Syncer:
                     step["runtime"]["answerSignature"] = WHOLE_ANSWERS
         return configs
 
-    def _warn(self, warning: object) -> None:
-        """Log the engine's warning, such as another app with the same id."""
-        if isinstance(warning, str) and warning:
-            self._app.logger.warning("the engine warns about this sync: %s", printable(warning))
-
     def _hand_back(self, response: Response) -> CommResponse:
         try:
             answer = decode(_object_decoder, response.body)
@@ -359,7 +350,6 @@ class Syncer:
             ) from None
         headers = {Header.SYNC_KIND.value: SyncKind.OUT_OF_BAND.value}
         if response.status < HTTPStatus.BAD_REQUEST:
-            self._warn(answer.get("warning"))
             return CommResponse.from_json(answer, headers=headers)
         message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
         app = self._app

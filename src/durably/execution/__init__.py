@@ -6,70 +6,88 @@ decides for both. This package does no I/O, starts no thread, and reads neither 
 ``Checkpointer`` and ``Threads`` do so for a call.
 """
 
-from .async_call import AsyncCall, running_step
+from .async_call import AsyncCall as AsyncCall
+from .async_call import running_step as running_step
 from .replay import (
-    Assignment,
-    Checkpointed,
-    Checkpointer,
-    Ending,
-    FoundSteps,
-    Hooks,
-    Host,
-    LeaseCheck,
-    Outcome,
-    Raised,
-    Replay,
-    Returned,
-    StepSpan,
-    StepTracer,
-    Threads,
-    in_step,
+    Assignment as Assignment,
+)
+from .replay import (
+    Checkpointed as Checkpointed,
+)
+from .replay import (
+    Checkpointer as Checkpointer,
+)
+from .replay import (
+    Ending as Ending,
+)
+from .replay import (
+    FoundSteps as FoundSteps,
+)
+from .replay import (
+    Hooks as Hooks,
+)
+from .replay import (
+    Host as Host,
+)
+from .replay import (
+    LeaseCheck as LeaseCheck,
+)
+from .replay import (
+    Outcome as Outcome,
+)
+from .replay import (
+    Raised as Raised,
+)
+from .replay import (
+    Replay as Replay,
+)
+from .replay import (
+    Returned as Returned,
+)
+from .replay import (
+    StepSpan as StepSpan,
+)
+from .replay import (
+    StepTracer as StepTracer,
+)
+from .replay import (
+    Threads as Threads,
+)
+from .replay import (
+    in_step as in_step,
 )
 from .step import (
-    Divergence,
-    Memo,
-    ReplaceStep,
-    ReplayDivergedError,
-    StepIdUnstableError,
-    StepInfo,
-    StepMemos,
-    StepReport,
-    StepRequest,
-    is_async,
-    take_inputs,
+    Divergence as Divergence,
 )
-from .sync_call import SyncCall, drive
-
-__all__ = [
-    "Assignment",
-    "AsyncCall",
-    "Checkpointed",
-    "Checkpointer",
-    "Divergence",
-    "Ending",
-    "FoundSteps",
-    "Hooks",
-    "Host",
-    "LeaseCheck",
-    "Memo",
-    "Outcome",
-    "Raised",
-    "ReplaceStep",
-    "Replay",
-    "ReplayDivergedError",
-    "Returned",
-    "StepIdUnstableError",
-    "StepInfo",
-    "StepMemos",
-    "StepReport",
-    "StepRequest",
-    "StepSpan",
-    "StepTracer",
-    "SyncCall",
-    "Threads",
-    "drive",
-    "in_step",
-    "is_async",
-    "running_step",
-    "take_inputs",
-]
+from .step import (
+    Memo as Memo,
+)
+from .step import (
+    ReplaceStep as ReplaceStep,
+)
+from .step import (
+    ReplayDivergedError as ReplayDivergedError,
+)
+from .step import (
+    StepIdUnstableError as StepIdUnstableError,
+)
+from .step import (
+    StepInfo as StepInfo,
+)
+from .step import (
+    StepMemos as StepMemos,
+)
+from .step import (
+    StepReport as StepReport,
+)
+from .step import (
+    StepRequest as StepRequest,
+)
+from .step import (
+    is_async as is_async,
+)
+from .step import (
+    take_inputs as take_inputs,
+)
+from .sync_call import SyncCall as SyncCall
+from .sync_call import drive as drive

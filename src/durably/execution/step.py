@@ -14,8 +14,6 @@ from durably.protocol.call import check_nesting
 from durably.protocol.errors import Error, ErrorCode, ErrorData
 from durably.protocol.opcodes import Op, Opcode, ParallelMode, Userland
 
-_NO_LOOP = ("no running event loop", "no current event loop")
-
 
 class StepRequest(msgspec.Struct):
     """A step as user code requested it.
@@ -171,11 +169,6 @@ class ThreadCall(msgspec.Struct):
         try:
             if isinstance(error, asyncio.CancelledError):
                 raise RuntimeError("the handler raised asyncio.CancelledError") from error
-            if isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_LOOP):
-                error.add_note(
-                    "A sync handler of an async function runs in a worker thread, which has no event loop: "
-                    "make the handler async, or have it return a coroutine, which is awaited on the event loop."
-                )
             raise error
         finally:
             del error  # its traceback refers to it: a cycle that only the garbage collector would free

@@ -29,7 +29,6 @@ _REFUSED = {
     )
 }
 """By package, the reason why its middleware is unsafe, and the replacement."""
-_BLOCKING = "inngest.experimental.remote_state_middleware"
 
 
 def fault_of_factory(factory: Any) -> str | None:
@@ -99,9 +98,6 @@ class InngestMiddleware:
     def __init__(self, middleware: Any, ops: Callable[[str], Any]) -> None:
         self._middleware = middleware
         self._ops = ops
-        self.runs_in_thread = getattr(middleware, "runs_in_thread", False) or any(
-            base.__module__.startswith(_BLOCKING) for base in type(middleware).__mro__
-        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._middleware, name)

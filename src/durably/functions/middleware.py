@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -48,16 +48,7 @@ def base_of_middleware(cls: C) -> C:
     return cls
 
 
-class AnyMiddleware(Protocol):
-    """An object with the hooks of ``Middleware`` or ``MiddlewareSync`` of ``durably``."""
-
-    def after_memoization(self) -> Awaitable[None] | None: ...
-    def before_execution(self) -> Awaitable[None] | None: ...
-    def after_execution(self) -> Awaitable[None] | None: ...
-    def before_response(self) -> Awaitable[None] | None: ...
-
-
-MiddlewareFactory = Callable[[Any, object], AnyMiddleware]
+MiddlewareFactory = Callable[[Any, object], Any]
 """A middleware class, or a function that makes a middleware of the ``Client`` and the framework's request."""
 
 
@@ -73,8 +64,13 @@ class SendEventsResult:
 
 
 @dataclass
-class TransformOutputStepInfo:
-    """The step of a ``TransformOutputResult``; changes to it have no effect."""
+class TransformStepInput:
+    """A step, as hooks see it.
+
+    ``transform_step_input`` may replace the ``opts`` of a step that the engine executes: an invoke, wait, sleep, fetch
+    or inference (an invoke's data is ``opts["payload"]["data"]``). Do not change the objects in them, which belong to
+    the function.
+    """
 
     id: str
     op: Opcode
@@ -85,28 +81,16 @@ class TransformOutputStepInfo:
 class TransformOutputResult:
     """The result or the error of a function or step.
 
-    ``output`` and ``error`` may be replaced. ``step`` is ``None`` if the function itself ended.
+    ``output`` and ``error`` may be replaced. Changes to ``step`` have no effect; it is ``None`` if the function itself
+    ended.
     """
 
     error: Exception | None
     output: Any
-    step: TransformOutputStepInfo | None
+    step: TransformStepInput | None
 
     def has_output(self) -> bool:
         return self.output is not msgspec.UNSET
-
-
-@dataclass
-class TransformStepInput:
-    """A step that the engine executes: an invoke, wait, sleep, fetch or inference.
-
-    ``opts`` are sent to the engine (an invoke's data is ``opts["payload"]["data"]``). Replace them. Do not change the
-    objects in them, which belong to the function.
-    """
-
-    id: str
-    op: Opcode
-    opts: Mapping[str, Any] | None = None
 
 
 # -- checks
@@ -143,11 +127,9 @@ def check_middleware(factories: Sequence[MiddlewareFactory], where: str) -> None
     The message begins with ``where``. The result of a factory function is known only after a call, so
     ``MiddlewareStack`` checks it too.
     """
-    for index, factory in enumerate(factories):
+    for factory in factories:
         if (fault := _fault_of_factory(factory)) is not None:
             raise FunctionConfigInvalidError(f"{where}: {fault}")
-        if (check_order := getattr(factory, "check_order", None)) is not None:
-            check_order(factories[:index], where)
 
 
 def _fault_of_factory(factory: Any) -> str | None:
@@ -169,16 +151,12 @@ def _fault_of_class(cls: type) -> str | None:
     return inngest_compat.fault_of_class(cls, HOOKS)
 
 
-def _name_of(factory: Any) -> str:
-    """The name without arguments, which may be secret."""
-    return str(getattr(factory, "__qualname__", type(factory).__name__))
-
-
 def _make(factory: MiddlewareFactory, client: object, raw_request: object) -> Any:
     middleware = factory(client, raw_request)
     cls: type = type(middleware)
     if (fault := _fault_of_class(cls)) is not None:
-        raise FunctionConfigInvalidError(f"middleware made by {_name_of(factory)}: {fault}")
+        name = getattr(factory, "__qualname__", type(factory).__name__)  # without arguments, which may be secret
+        raise FunctionConfigInvalidError(f"middleware made by {name}: {fault}")
     return inngest_compat.adapt(middleware)
 
 
@@ -264,12 +242,12 @@ class MiddlewareStack:
         report.replace(result.output, result.error)
 
 
-def _has_hook(middleware: AnyMiddleware, hook: str) -> bool:
+def _has_hook(middleware: Any, hook: str) -> bool:
     method = getattr(middleware, hook, None)
     return method is not None and getattr(method, "__func__", None) not in NO_OPS
 
 
 def result_of(report: StepReport) -> TransformOutputResult:
     error = report.error if isinstance(report.error, Exception) else None
-    step = TransformOutputStepInfo(report.info.id, Opcode(report.op.op), report.op.opts)
+    step = TransformStepInput(report.info.id, Opcode(report.op.op), report.op.opts)
     return TransformOutputResult(error, report.output, step)

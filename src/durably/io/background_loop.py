@@ -58,7 +58,6 @@ class BackgroundLoop:
             )
         future = self.submit(_await(awaitable))
         try:
-            _refuse_at_exit()
             return future.result()
         except BaseException:
             future.cancel()
@@ -78,25 +77,12 @@ class Remote(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self) -> T:
-        """The result. Raises the coroutine's exception.
-
-        Raises ``RuntimeError`` at the interpreter's end.
-        """
+        """The result. Raises the coroutine's exception."""
         try:
-            _refuse_at_exit()
             return self._future.result()
         except BaseException:
             self._future.cancel()
             raise
-
-
-def _refuse_at_exit() -> None:
-    """Refuse to wait for threads that no longer run, such as in a ``__del__``.
-
-    Raises ``RuntimeError``.
-    """
-    if sys.is_finalizing():
-        raise RuntimeError("the interpreter ends, and Durably's threads with it: send events and stop engines earlier")
 
 
 def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:

@@ -3,7 +3,6 @@
 ``http_client`` imports this module with the first request, because many processes send none.
 """
 
-import ipaddress
 import logging
 import os
 import ssl
@@ -17,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 
 from durably.errors import TransportError
+from durably.settings import is_local
 
 MAX_CONNECTIONS = 32
 """Maximum number of connections to one engine that are kept open."""
@@ -49,18 +49,11 @@ def _proxy_for(url: str) -> str | None:
     """
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if _is_local(host) or proxy_bypass(host):
+    if is_local(host) or proxy_bypass(host):
         return None
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _make_manager(proxy: str | None) -> urllib3.PoolManager:

@@ -114,13 +114,8 @@ def _resolve(done: "asyncio.Future[T]", value: T) -> None:
 
 
 def _reject(done: "asyncio.Future[T]", error: BaseException) -> None:
-    if done.done():
-        return
-    if isinstance(error, StopIteration):  # futures refuse it
-        error = RuntimeError(f"StopIteration({error.value!r}) was raised in a worker thread").with_traceback(
-            error.__traceback__
-        )
-    done.set_exception(error)
+    if not done.done():
+        done.set_exception(error)
 
 
 BLOCKED_SECONDS = 1.0

@@ -218,10 +218,7 @@ _TOLD_CODES = frozenset(ErrorCode) - {ErrorCode.UNKNOWN}
 
 def format_stack(error: BaseException) -> str:
     """The traceback as Python prints it, causes included."""
-    try:
-        return _encodable("".join(traceback.format_exception(error)))
-    except Exception as failure:
-        return f"the traceback of {type(error).__name__} cannot be printed: {type(failure).__name__}"
+    return _encodable("".join(traceback.format_exception(error)))
 
 
 def error_message(error: BaseException) -> str:
@@ -246,47 +243,28 @@ def is_retriable(error: BaseException) -> bool:
     """
     if isinstance(error, BaseExceptionGroup):
         return any(is_retriable(inner) for inner in error.exceptions)
-    try:
-        return bool(error.is_retriable) if isinstance(error, Error) else True
-    except Exception:  # a property of a user's class
-        return True
+    return error.is_retriable if isinstance(error, Error) else True
 
 
 def is_quiet(error: BaseException) -> bool:
-    try:
-        return bool(getattr(error, "quiet", False))
-    except Exception:  # a property of a user's class
-        return False
+    return bool(getattr(error, "quiet", False))
 
 
 def describe_error(error: BaseException) -> ErrorData:
-    """An exception as the wire carries it.
-
-    Name, message and traceback are the user's own. Never raises, whatever the exception's class does.
-    """
-    described = _own_description(error) if isinstance(error, Error) else None
-    if described is None:
-        described = ErrorData(
-            code=ErrorCode.UNKNOWN, message=error_message(error), name=type(error).__name__, stack=format_stack(error)
+    """An exception as the wire carries it. Name, message and traceback are the user's own."""
+    described = ErrorData(code=ErrorCode.UNKNOWN, message=error_message(error), name=type(error).__name__, stack=None)
+    if not isinstance(error, Error):
+        described.stack = format_stack(error)
+        return shorten_error(described)
+    stack = error.stack
+    return shorten_error(
+        ErrorData(
+            code=error.code,
+            message=_encodable(error.message),
+            name=_encodable(error.name),
+            stack=None if stack is None else _encodable(stack),
         )
-    return shorten_error(described)
-
-
-def _own_description(error: Error) -> ErrorData | None:
-    """The description by the error's properties.
-
-    ``None`` if a user's class has properties that raise.
-    """
-    try:
-        stack = error.stack
-        return ErrorData(
-            code=error.code if isinstance(error.code, ErrorCode) else _encodable(str(error.code)),
-            message=_encodable(str(error.message)),
-            name=_encodable(str(error.name)),
-            stack=None if stack is None else _encodable(str(stack)),
-        )
-    except Exception:
-        return None
+    )
 
 
 def shorten_error(error: ErrorData) -> ErrorData:

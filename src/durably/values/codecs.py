@@ -40,8 +40,8 @@ class PydanticSerializer:
             import pydantic
         except ImportError as error:
             raise ImportError('PydanticSerializer needs pydantic: pip install "durably[pydantic]"') from error
-        self._make_adapter = pydantic.TypeAdapter
-        self._adapters: dict[Any, Any] = {}
+        self._make_adapter: Any = pydantic.TypeAdapter
+        self._cached_adapter: Any = functools.lru_cache(_MAX_CACHED)(pydantic.TypeAdapter)
 
     def serialize(self, obj: object, typ: Any) -> object:
         return self._adapter(typ).dump_python(obj, mode="json")
@@ -50,19 +50,10 @@ class PydanticSerializer:
         return self._adapter(typ).validate_python(obj)
 
     def _adapter(self, typ: Any) -> Any:
-        """The adapter of a type, from a bounded cache.
-
-        Creating an adapter is slow. Types can be created at run time, so the cache is bounded.
-        """
         try:
-            adapter = self._adapters.get(typ)
-        except TypeError:
+            return self._cached_adapter(typ)
+        except TypeError:  # not hashable
             return self._make_adapter(typ)
-        if adapter is None:
-            if len(self._adapters) >= _MAX_CACHED:
-                self._adapters.clear()
-            adapter = self._adapters[typ] = self._make_adapter(typ)
-        return adapter
 
 
 class Unset:
@@ -127,11 +118,6 @@ def codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
     raise TypeUnsupportedError(found)
 
 
-@functools.lru_cache(_MAX_CACHED)
-def _cached_codec(typ: Any) -> Codec | str | None:
-    return _find_codec(typ)
-
-
 def _find_codec(typ: Any) -> Codec | str | None:
     """The codec of a type, or the reason why there is none."""
     if is_plain(typ):
@@ -150,6 +136,9 @@ def _find_codec(typ: Any) -> Codec | str | None:
         if isinstance(error, NameError) or type(error).__name__ == "PydanticUndefinedAnnotation":
             raise NameError(str(error)) from None
         return reason
+
+
+_cached_codec = functools.lru_cache(_MAX_CACHED)(_find_codec)
 
 
 def type_name(typ: Any) -> str:

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from durably import Cancel, Concurrency, Context, Debounce, Singleton, Timeouts, TriggerEvent
+from durably import Cancel, Concurrency, Context, Singleton, Timeouts, TriggerEvent
 from durably.engine.model.runs import RunStatus
-from durably.protocol.engine_errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
 
 from .conftest import START, World
 
@@ -114,16 +113,6 @@ async def test_runs_that_a_cancelled_run_starts_end_without_starting_others(
     assert (await world.statuses("listener")).count(RunStatus.RUNNING) == 1
 
 
-async def test_bulk_cancellation_includes_runs_that_cancelled_runs_start(world: World) -> None:
-    sleeping(world, "work", trigger=[TriggerEvent(event="work"), CANCELLED])
-    await world.open()
-    await world.send("work")
-    await world.rest()
-    await world.engine.cancel_runs(function_id="shop-work", started_before=START + HOUR)
-    await world.rest()
-    assert await world.statuses("work") == [RunStatus.CANCELLED] * 2
-
-
 async def test_cancelling_events_are_found_by_index(world: World) -> None:
     sleeping(world, "work", cancel=[Cancel(event="stop", if_exp=SAME_ORDER)])
     await world.open()
@@ -221,30 +210,3 @@ async def test_a_bulk_cancellation_holds_for_runs_to_come(world: World) -> None:
     await world.rest()
     statuses = await world.statuses("work")
     assert statuses == [RunStatus.COMPLETED, RunStatus.CANCELLED, RunStatus.COMPLETED, RunStatus.RUNNING]
-
-
-async def test_very_many_runs_are_cancelled_a_few_at_a_time_and_over_restarts(world: World) -> None:
-    sleeping(world, "work", debounce=Debounce(period=SECOND, key="event.data.order"))
-    await world.open()
-    for order in range(450):
-        await world.send("work", order=order)
-    await world.let_pass(seconds=2)
-    await world.engine.cancel_runs(function_id="shop-work", started_before=START + MINUTE)
-    await world.restart()
-    await world.rest()
-    assert set(await world.statuses("work")) == {RunStatus.CANCELLED}
-    (operation,) = await world.engine.list_cancellations()
-    assert operation.affected == 450
-
-
-async def test_bad_selections_are_refused(world: World) -> None:
-    sleeping(world, "work")
-    await world.open()
-    with pytest.raises(FunctionNotFoundError, match="'shop-none'"):
-        await world.engine.cancel_runs(function_id="shop-none", started_before=START)
-    with pytest.raises(SelectionInvalidError, match="started_after must be before"):
-        await world.engine.cancel_runs(function_id="shop-work", started_after=START, started_before=START)
-    with pytest.raises(SelectionInvalidError, match="expression is not valid"):
-        await world.engine.cancel_runs(function_id="shop-work", started_before=START, if_exp="event.")
-    with pytest.raises(CancellationNotFoundError):
-        await world.engine.delete_cancellation("none")

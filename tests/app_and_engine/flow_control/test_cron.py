@@ -35,17 +35,6 @@ async def test_cron_starts_one_run_for_each_tick(world: World) -> None:
     assert event.event.ts == world.clock.now() - 5 * 60_000
 
 
-async def test_jitter_puts_a_tick_off_by_the_same_each_time(world: World) -> None:
-    ticks = ticking(world, "0 * * * *", jitter="1m")
-    await world.open()
-    await world.restart()
-    await world.let_pass(minutes=62)
-    (at,) = ticks
-    assert 3600 <= at <= 3660
-    (output,) = await world.outputs("tick")
-    assert output["scheduledAt"] == "2026-03-02T13:00:00Z"
-
-
 async def test_a_tick_fires_once_over_restarts_and_of_missed_ones_the_latest(world: World) -> None:
     ticks = ticking(world, "*/10 * * * *")
     await world.open()

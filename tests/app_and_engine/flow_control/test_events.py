@@ -45,22 +45,6 @@ async def test_idempotency_holds_for_a_day_and_over_restarts(world: World) -> No
     assert sorted(seen) == [1, 3, 5]
 
 
-async def test_debounce_starts_one_run_with_the_last_event(world: World) -> None:
-    seen: list[Any] = []
-    world.recording("work", seen, debounce=Debounce(period=10 * SECOND, key="event.data.doc"))
-    await world.open()
-    for n in range(3):
-        await world.send("work", n=n, doc="a")
-        await world.let_pass(seconds=6)
-    await world.send("work", n=9, doc="b")
-    assert seen == []
-    await world.let_pass(seconds=4)
-    assert seen == [2]
-    await world.let_pass(seconds=6)
-    assert seen == [2, 9]
-    assert [world.seconds(run.created_at) for run in await world.runs("work")] == [22, 28]
-
-
 async def test_a_debounce_survives_restarts(world: World) -> None:
     seen: list[Any] = []
     world.recording("work", seen, debounce=Debounce(period=10 * SECOND))
@@ -128,19 +112,6 @@ async def test_an_open_batch_survives_restarts(world: World) -> None:
     await world.rest()
     assert seen == [[0, 1], [2, 3]]
     assert world.rows("buckets", "pending_events") == 0
-
-
-async def test_a_large_batch_is_fetched_by_the_app(world: World) -> None:
-    # The app has no engine URL to fetch from in these tests, so they read the body of the call.
-    world.recording("work", [], batch_events=Batch(max_size=3, timeout=MINUTE))
-    await world.open(max_event_bytes=2**22)
-    ids = [await world.send("work", n=n, text="x" * 2**21) for n in range(3)]
-    await world.rest()
-    (run,) = await world.runs("work")
-    assert run.event_ids == ids
-    batch = await world.engine.run_batch(run.id)
-    assert batch is not None
-    assert bytes(batch).count(b'"name":"work"') == 3
 
 
 async def test_singleton_skips_an_event_while_a_run_is_live(world: World) -> None:

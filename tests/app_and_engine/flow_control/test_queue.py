@@ -125,36 +125,6 @@ async def test_priority_goes_first_among_those_that_wait(world: World) -> None:
     await world.limit.wait_for(1)
 
 
-async def test_throttle_spreads_starts_and_drops_no_event(world: World) -> None:
-    world.recording("work", [], throttle=Throttle(limit=2, period=MINUTE, burst=2))
-    await world.open()
-    for n in range(6):
-        await world.send("work", n=n)
-    await world.rest()
-    assert [run.status for run in await world.runs("work")].count(RunStatus.COMPLETED) == 2
-    await world.let_pass(minutes=5)
-    runs = await world.runs("work")
-    assert [round(world.seconds(run.started_at)) for run in runs] == [0, 0, 30, 60, 90, 120]
-    assert [run.status for run in runs] == [RunStatus.COMPLETED] * 6
-
-
-async def test_only_the_start_of_a_run_is_throttled(world: World) -> None:
-    @world.function("work", throttle=Throttle(limit=1, period=MINUTE), retries=1)
-    async def work(ctx: Context) -> object:
-        await ctx.step.run("one", lambda: 1)
-        await ctx.step.run("two", lambda: 2)
-        if ctx.attempt == 0:
-            raise ValueError("once more")
-        return world.clock.now()
-
-    await world.open()
-    await world.send("work")
-    await world.let_pass(seconds=15)
-    (run,) = await world.runs("work")
-    assert run.status is RunStatus.COMPLETED
-    assert world.seconds(run.ended_at) == 10
-
-
 async def test_new_numbers_hold_at_once(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
@@ -218,15 +188,3 @@ async def test_a_run_without_options_touches_nothing_of_flow_control(world: Worl
         )
         == 0
     )
-
-
-async def test_nothing_is_left_behind(world: World) -> None:
-    world.recording(
-        "work", [], concurrency=[Concurrency(limit=1, key="event.data.n")], throttle=Throttle(limit=9, period=MINUTE)
-    )
-    await world.open()
-    for n in range(5):
-        await world.send("work", n=n)
-    await world.let_pass(minutes=2)
-    assert await world.statuses("work") == [RunStatus.COMPLETED] * 5
-    assert world.rows("concurrency_keys", "queued_calls", "slots_used", "slots", "throttle_times") == 0

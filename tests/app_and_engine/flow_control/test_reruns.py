@@ -4,15 +4,12 @@ import datetime as dt
 from collections import Counter
 from typing import Any
 
-import msgspec
 import pytest
 
 from durably import Batch, Concurrency, Context, Debounce, Singleton
 from durably.engine.model.runs import FromStep, RunStatus
 from durably.protocol.engine_errors import (
-    FunctionNotFoundError,
     FunctionPausedError,
-    SelectionInvalidError,
     StepNotFoundError,
 )
 
@@ -54,22 +51,6 @@ async def test_a_run_is_run_again_from_a_step(world: World) -> None:
     _, second = await world.runs("work")
     assert (second.id, second.rerun_of, second.status) == (again, run.id, RunStatus.COMPLETED)
     assert [step.id for step in await world.engine.run_steps(again)] == ["one", "two", "nap", "three"]
-
-
-async def test_the_step_may_be_given_another_input(world: World) -> None:
-    executed: Counter[str] = Counter()
-    three_steps(world, executed)
-    await world.open()
-    await world.send("work", n=200)
-    await world.let_pass(minutes=2)
-    (run,) = await world.runs("work")
-    assert run.status is RunStatus.FAILED
-    (hashed_id,) = [step.hashed_id for step in await world.engine.run_steps(run.id) if step.id == "three"]
-    given = [msgspec.Raw(b'"three"'), msgspec.Raw(b"7")]
-    await world.engine.rerun(run.id, from_step=FromStep(hashed_id, given))
-    await world.rest()
-    assert executed == {"one": 1, "two": 1, "three": 2}
-    assert (await world.outputs("work"))[1] == 7
 
 
 async def test_rerun_from_unfinished_step_is_refused(world: World) -> None:
@@ -148,33 +129,6 @@ async def test_failed_runs_are_replayed_in_bulk(world: World) -> None:
     assert (await world.outputs("work"))[6:] == [1, 5]
     (replay,) = await world.engine.list_replays()
     assert (replay.affected, replay.ended_at is not None) == (2, True)
-
-
-@pytest.mark.slow
-async def test_very_many_runs_are_replayed_once_each(world: World) -> None:
-    world.recording("work", [])
-    await world.open()
-    for n in range(450):
-        await world.send("work", n=n)
-    await world.rest()
-    await world.engine.replay_runs("shop-work", statuses=[RunStatus.COMPLETED], started_before=START + HOUR)
-    await world.restart()
-    await world.rest()
-    (replay,) = await world.engine.list_replays()
-    assert replay.affected == 450
-    assert world.rows("runs") == 900
-
-
-async def test_invalid_replays_are_refused(world: World) -> None:
-    world.recording("work", [])
-    await world.open()
-    with pytest.raises(SelectionInvalidError, match="only runs that have ended"):
-        await world.engine.replay_runs("shop-work", statuses=[RunStatus.RUNNING], started_before=START)
-    with pytest.raises(FunctionNotFoundError):
-        await world.engine.replay_runs("shop-none", started_before=START)
-    await world.engine.pause_function("shop-work")
-    with pytest.raises(FunctionPausedError, match="resume it"):
-        await world.engine.replay_runs("shop-work", started_before=START)
 
 
 # pausing

@@ -115,8 +115,8 @@ def _name_of(value: object) -> str:
         (SumWorkflow, {"id": "{principal}"}, "needs owner="),
         (SumWorkflow, {"id": lambda a, b, c: "x"}, "takes a, b, c"),
         (SumWorkflow, {"memo": lambda value, *, user: {}}, "user"),
-        (SumWorkflow, {"search_attributes": _later}, "plain function"),
-        (SumWorkflow, {"attach": True}, "needs id="),
+        (SumWorkflow, {"memo": _later}, "plain function"),
+        (SumWorkflow, {"search_attributes": {"Amount": len}}, "mapping of keys"),
     ],
     ids=_name_of,
 )

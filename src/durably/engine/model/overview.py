@@ -13,7 +13,22 @@ from durably.protocol.sync import FunctionConfig
 from .runs import Run, RunStatus
 
 
+class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A sync of an app.
+
+    ``error`` is the reason of a failed sync. The other fields are ids of functions.
+    """
+
+    at: dt.datetime
+    error: str | None
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
 class App(msgspec.Struct, frozen=True, kw_only=True):
+    """An app that has synced, and the error if it does not answer."""
+
     id: str
     url: str
     sdk: str | None
@@ -21,6 +36,11 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None
     synced_at: dt.datetime
     function_count: int
+    last_sync: SyncReport | None = None
+    """The last one that succeeded or failed."""
+    unreached_since: dt.datetime | None = None
+    """``None`` also if the time is unknown."""
+    unreached_error: str | None = None
 
 
 class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,31 +214,6 @@ class UnreachedApp(msgspec.Struct, frozen=True):
     """Milliseconds since the epoch."""
     error: str
     count: int
-
-
-class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A sync of an app.
-
-    ``error`` is the reason of a failed sync. The other fields are ids of functions.
-    """
-
-    at: dt.datetime
-    error: str | None
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-
-class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error if it does not answer.
-
-    ``unreached_since`` may be ``None`` then: the time is unknown.
-    """
-
-    app: App
-    last_sync: SyncReport | None
-    unreached_since: dt.datetime | None
-    unreached_error: str | None
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,6 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.model.functions import Registry
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Concern,
     FunctionInfo,
     FunctionLoad,
@@ -21,7 +20,6 @@ from durably.engine.model.overview import (
     Overview,
     RunCounts,
     ScheduleInfo,
-    SyncReport,
 )
 from durably.engine.model.runs import to_datetime, to_optional_milliseconds
 from durably.engine.model.settings import Clock
@@ -176,18 +174,17 @@ class Overviews:
             p95=percentile(sample.runs, 0.95) if sample.runs else None,
         )
 
-    async def app_reports(self) -> list[AppReport]:
-        apps, syncs = await self._reader.read(_read_apps)
-        return [self._app_report(app, syncs.get(app.id)) for app in apps]
-
-    def _app_report(self, app: App, sync: bytes | None) -> AppReport:
-        unreached = self._statistics.unreached_apps.get(app.id)
-        return AppReport(
-            app=app,
-            last_sync=None if sync is None else msgspec.json.decode(sync, type=SyncReport),
-            unreached_since=None if unreached is None else to_datetime(unreached.since),
-            unreached_error=None if unreached is None else unreached.error,
-        )
+    async def list_apps(self) -> list[App]:
+        apps = await self._reader.read(list_apps)
+        unreached = self._statistics.unreached_apps
+        return [
+            msgspec.structs.replace(
+                app, unreached_since=to_datetime(unreached[app.id].since), unreached_error=unreached[app.id].error
+            )
+            if app.id in unreached
+            else app
+            for app in apps
+        ]
 
     async def schedules(self) -> list[ScheduleInfo]:
         """The schedules of active functions."""
@@ -291,8 +288,3 @@ def run_counts(
         )
         for minute, numbers in sums.items()
     ]
-
-
-def _read_apps(connection: sqlite3.Connection) -> tuple[list[App], dict[str, bytes]]:
-    """The apps, and the reports of their last syncs (JSON)."""
-    return list_apps(connection), dict(connection.execute("SELECT app_id, sync FROM app_syncs"))

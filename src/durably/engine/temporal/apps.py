@@ -17,8 +17,8 @@ from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.core.backoff import standard_backoff
 from durably.engine.core.flow.config import Schedule, read_flow
-from durably.engine.core.run_state import standard_backoff
 from durably.engine.model.events import make_internal_event, tick_data
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncResult

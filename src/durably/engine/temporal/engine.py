@@ -18,14 +18,12 @@ from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.core.calls import Answer, CallData, Unreached, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
-from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
 from durably.engine.model.calls import HttpCaller
-from durably.engine.model.events import check_event, decode_events, make_id
+from durably.engine.model.events import check_event, make_id
 from durably.engine.model.functions import SyncedFunction, read_sync
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
@@ -33,20 +31,19 @@ from durably.engine.model.overview import (
     SyncResult,
 )
 from durably.engine.model.requests import OutboundClient
+from durably.engine.model.run_report import RunRows
 from durably.engine.model.runs import (
-    Attempt,
     FromStep,
     InvokeReceipt,
     LogPage,
     MatchCount,
     Run,
     RunCall,
+    RunFilter,
     RunMetadata,
     RunPage,
-    RunReport,
     RunUpdate,
     StatusCounts,
-    Step,
     StoredEvent,
     to_datetime,
 )
@@ -58,7 +55,7 @@ from durably.engine.temporal.messages import CallInput, CheckpointInput
 from durably.engine.temporal.observers import ProcessMonitor
 from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
 from durably.engine.temporal.reports.function_lists import FunctionLists
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
+from durably.engine.temporal.reports.lists import RunLists, RunQuery, status_of
 from durably.engine.temporal.reports.run_reports import RunReports
 from durably.engine.temporal.routing.router import EventReceiver, Router
 from durably.engine.temporal.runs.activities import ActivityCaller
@@ -79,7 +76,6 @@ from durably.protocol.engine_errors import (
     CheckpointInvalidError,
     ConfigInvalidError,
     EngineError,
-    EventInvalidError,
     FunctionNotFoundError,
     FunctionPausedError,
     NotSupportedError,
@@ -89,8 +85,8 @@ from durably.protocol.engine_errors import (
     TooLargeError,
 )
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import Event, EventReceipt, InternalEvent
-from durably.protocol.headers import ServerKind, read_trace
+from durably.protocol.events import Event, EventReceipt
+from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 
 T = TypeVar("T", int, bool)
@@ -204,29 +200,16 @@ class WorkflowEngine(LocalEngine):
             await self._apps.note_refused(request.app_id, error.message)
             raise
 
-    async def receive_events(
+    async def accept_events(
         self,
-        body: bytes,
+        events: Sequence[Event],
         *,
         seed: str | None = None,
         sender: str | None = None,
         traceparent: str | None = None,
-        tracestate: str | None = None,
-        baggage: str | None = None,
     ) -> EventReceipt:
-        events = await decode_events(body, self._settings.max_event_bytes)
-        trace = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
-        tracing = self._settings.tracing
-        names = [event.name for event in events]
-        # The events of an untraced app's run continue the trace of the run.
-        receiving: contextlib.AbstractContextManager[str | None]
-        if tracing is None or (sender is not None and trace is None):
-            receiving = contextlib.nullcontext(trace)
-        else:
-            receiving = tracing.receiving(names, trace)
-        with receiving as received:
-            receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
-        self._monitor.note_events(names, receipt.unmatched)
+        receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=traceparent)
+        self._monitor.note_events([event.name for event in events], receipt.unmatched)
         return receipt
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
@@ -249,73 +232,23 @@ class WorkflowEngine(LocalEngine):
 
     # runs
 
-    async def list_runs(
-        self,
-        *,
-        status: RunStatus | None = None,
-        function_id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        started_after: dt.datetime | None = None,
-        id_suffix: str | None = None,
-    ) -> list[Run]:
-        """A page of runs. Lists lag, usually below a second."""
-        wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
-        return await self._lists.page(wanted, limit, cursor, id_suffix and id_suffix.upper())
-
-    async def search_runs(
-        self,
-        *,
-        status: RunStatus | None = None,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-        if_exp: str | None = None,
-        id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> RunPage:
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
         """A page of runs. ``event_name`` is that of the first event of a batch.
 
-        Raises ``NotSupportedError`` for an expression, and for a part of an id.
+        Raises ``NotSupportedError`` for an expression.
         """
-        if if_exp:
+        if wanted.if_exp:
             raise NotSupportedError(
                 f"an engine on Temporal has no search by expressions: {UNSUPPORTED['search_runs.if_exp']}"
             )
-        wanted = RunFilter(
-            status=status,
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=started_after,
-            started_before=started_before,
-        )
-        return await self._lists.search(wanted, id or None, limit, cursor)
+        return await self._lists.search(RunQuery(**msgspec.structs.asdict(wanted)), limit, cursor)
 
-    async def count_runs(
-        self,
-        *,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-    ) -> StatusCounts:
+    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
         """Numbers of runs. Running runs include scheduled ones.
 
         Raises ``NotSupportedError`` if the server cannot count groups.
         """
-        wanted = RunFilter(
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=started_after,
-            started_before=started_before,
-        )
-        counts = await self._lists.count_by_status(wanted)
+        counts = await self._lists.count_by_status(RunQuery(**msgspec.structs.asdict(wanted)))
         return StatusCounts(
             counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
         )
@@ -323,17 +256,11 @@ class WorkflowEngine(LocalEngine):
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
-    async def run_steps(self, run_id: str) -> list[Step]:
-        return await self._reports.steps(run_id)
-
-    async def run_attempts(self, run_id: str) -> list[Attempt]:
-        return await self._reports.attempts(run_id)
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
+        return await self._reports.rows(run_id, has_context=has_context)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._reports.calls(run_id)
-
-    async def inspect_run(self, run_id: str) -> RunReport | None:
-        return await self._reports.report(run_id)
 
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
         return await self._reports.batch(run_id)
@@ -421,12 +348,7 @@ class WorkflowEngine(LocalEngine):
             await asyncio.wait_for(self._lists.output(run_id), _CANCEL_SECONDS)
         return True
 
-    async def invoke(
-        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
-    ) -> InvokeReceipt:
-        if data is not None and not isinstance(data, dict):
-            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
-        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
         check_event(event, self._settings.max_event_bytes, is_internal=True)
         event_id = make_id(wall_clock(), os.urandom)
         return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
@@ -484,9 +406,6 @@ class WorkflowEngine(LocalEngine):
             ui_url=ui_url,
             run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
         )
-
-    async def inspect_apps(self) -> list[AppReport]:
-        return await self._functions.app_reports()
 
     async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._functions.schedules(wall_clock())

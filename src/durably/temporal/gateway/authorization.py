@@ -281,29 +281,26 @@ Authorize = Callable[[Action], bool | Awaitable[bool]]
 
 
 class Guard:
-    """The policy of a server: a function ``authorize``, or open to all clients.
+    """The policy of a gateway: a function ``authorize``, or open to all clients.
 
-    ``server`` is the name of its class, and ``permission`` describes ``allow_anonymous=True``, for errors. Raises
-    ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
+    Raises ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
     """
 
-    def __init__(
-        self, authorize: Callable[[Any], Any] | None, allow_anonymous: bool, *, server: str, permission: str
-    ) -> None:
+    def __init__(self, authorize: Authorize | None, allow_anonymous: bool) -> None:
         # A string such as "false" would allow all clients.
-        check_type(allow_anonymous, f"{server}: allow_anonymous", bool, "True or False", TemporalSettingsError)
-        check_function(authorize, f"{server}: authorize", TemporalSettingsError)
+        check_type(allow_anonymous, "Gateway: allow_anonymous", bool, "True or False", TemporalSettingsError)
+        check_function(authorize, "Gateway: authorize", TemporalSettingsError)
         if authorize is None and not allow_anonymous:
             raise TemporalSettingsError(
-                f"{server} needs a policy: give it authorize=, a function of the action that returns whether it is "
-                f"allowed, or allow_anonymous=True, with which all clients can {permission}"
+                "Gateway needs a policy: give it authorize=, a function of the action that returns whether it is "
+                "allowed, or allow_anonymous=True, with which all clients can do everything that is exposed"
             )
         if authorize is not None and allow_anonymous:
-            raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True cannot be combined")
+            raise TemporalSettingsError("Gateway: authorize= and allow_anonymous=True cannot be combined")
         self.is_open = authorize is None
         self._authorize = authorize
 
-    async def check(self, action: Any, io: IO | None, call_blocking: CallBlocking | None) -> None:
+    async def check(self, action: Action, io: IO | None, call_blocking: CallBlocking | None) -> None:
         """Raises the problem 401 or 403 unless ``authorize`` returns ``True``.
 
         ``io`` is ``None`` on an event loop. There a synchronous ``authorize`` runs in another thread.

@@ -195,7 +195,6 @@ async def test_sync_by_the_api_returns_its_changes(
         "version": "1",
         "previous_version": None,
         "previous_url": None,
-        "warning": None,
     }
     status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": url}, headers=BEARER)
     assert (answer["data"]["modified"], answer["data"]["added"]) == (False, [])

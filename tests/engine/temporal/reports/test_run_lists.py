@@ -8,7 +8,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 import durably
 from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.reports import lists
-from durably.engine.temporal.reports.lists import RunFilter, RunLists
+from durably.engine.temporal.reports.lists import RunLists, RunQuery
 from durably.engine.temporal.search_attributes import APP
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 
@@ -175,7 +175,7 @@ async def test_workflows_of_others_are_not_listed_as_runs(server: DevServer) -> 
         )
 
         async def counted() -> int:
-            return await RunLists(engine._client).count(RunFilter(app_id=app.app_id))
+            return await RunLists(engine._client).count(RunQuery(app_id=app.app_id))
 
         await async_eventually(counted, "two runs are counted", is_right=lambda count: count == 2)
         assert [each.id for each in (await engine.search_runs(app_id=app.app_id)).runs] == [run.id]

@@ -17,9 +17,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
-from durably.engine.api.dashboard.dashboard import SEGMENTS
+from durably.engine.api.dashboard.dashboard import SEGMENTS, Dashboard, KeySignIn
 from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.api.interface import Engine, LocalEngine
 from durably.engine.api.operations import Access, Operation, operations_of
 from durably.engine.model.events import decode_json, explain_json_error
@@ -47,7 +46,7 @@ from .requests import (
     json_response,
     read_body,
 )
-from .syncs import AcceptedSync, AppConflicts, AppUnreachedError, NoAppError, OnSync, SyncAt, SyncFailedError
+from .syncs import AcceptedSync, AppUnreachedError, NoAppError, OnSync, SyncAt, SyncFailedError
 
 READY_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = 15.0
@@ -71,7 +70,6 @@ class ApiState:
     server_kind: ServerKind
     on_sync: OnSync
     sync_at: SyncAt | None
-    conflicts: AppConflicts
     has_limits: bool = True
 
     def headers(self) -> dict[str, str]:
@@ -222,10 +220,9 @@ async def _register(api: ApiState, request: web.Request) -> web.Response:
     if expected and expected != api.server_kind:
         raise ApiError(400, f"the app expected an engine in {expected} mode, and this one is in {api.server_kind} mode")
     sync = decode_json(await read_body(request), decode_sync)
-    accepted = await api.conflicts.accept(sync, request.query.get(Query.DEPLOY_ID))
-    api.on_sync(accepted)
-    answer = {"ok": True, "status": 200, "modified": accepted.result.modified, "app_id": accepted.result.app_id}
-    return json_response(answer | ({} if accepted.conflict is None else {"warning": accepted.conflict}))
+    result = await api.engine.sync_app(sync)
+    api.on_sync(AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID)))
+    return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})
 
 
 class _SyncApp(msgspec.Struct):
@@ -275,7 +272,6 @@ def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
         changed=list(result.changed),
         removed=list(result.removed),
         previous_url=None if result.previous_url is None else redact_url(result.previous_url),
-        warning=accepted.conflict,
     )
 
 
@@ -373,11 +369,6 @@ def ignore_sync(sync: AcceptedSync) -> None:
     """The default of ``on_sync``."""
 
 
-async def _is_never_alive(url: str) -> bool:
-    """The answer of an engine that does not reach its apps by URL."""
-    return False
-
-
 def create_api(
     engine: LocalEngine,
     keys: ApiKeys,
@@ -385,8 +376,7 @@ def create_api(
     hosts: AllowedHosts = _LOCAL,
     on_sync: OnSync = ignore_sync,
     sync_at: SyncAt | None = None,
-    conflicts: AppConflicts | None = None,
-    dashboard: DashboardServer | None = None,
+    dashboard: Dashboard | KeySignIn | None = None,
     routes: Sequence[Route] = (),
     has_limits: bool = True,
 ) -> web.Application:
@@ -401,8 +391,7 @@ def create_api(
     - ``has_limits``: ``False`` allows lists of any length, for clients in processes of the same app.
     """
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
-    conflicts = conflicts or AppConflicts(engine, _is_never_alive)
-    api = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts, has_limits)
+    api = ApiState(engine, keys.server_kind, on_sync, sync_at, has_limits)
     access = AccessCheck(keys, hosts)
     operations = [operation_route(operation) for operation in operations_of(Engine).values()]
     pages = [] if dashboard is None else _dashboard_routes(dashboard)
@@ -451,18 +440,20 @@ def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
 # the dashboard
 
 
-def _dashboard_routes(dashboard: DashboardServer) -> list[Route]:
+def _dashboard_routes(dashboard: Dashboard | KeySignIn) -> list[Route]:
     """The paths that the dashboard answers. Other paths belong to the API.
 
     An engine in dev mode checks hosts and origins before any route, and in cloud mode the dashboard has a sign-in.
     """
     handle = partial(_answer_dashboard, dashboard)
-    names = "|".join(sorted(SEGMENTS - {""} | {SIGN_IN[1:], SIGN_OUT[1:]}))
+    names = "|".join(sorted(SEGMENTS - {""}))
     paths = ("/", f"/{{segment:(?:{names})}}{{rest:(?:/.*)?}}")
     return [Route(method, path, Access.OPEN, handle) for path in paths for method in ("GET", "POST")]
 
 
-async def _answer_dashboard(dashboard: DashboardServer, api: ApiState, request: web.Request) -> web.StreamResponse:
+async def _answer_dashboard(
+    dashboard: Dashboard | KeySignIn, api: ApiState, request: web.Request
+) -> web.StreamResponse:
     answer = await dashboard.handle(
         DashboardRequest(
             method=request.method,

@@ -15,9 +15,8 @@ from typing import Self, TypedDict
 from aiohttp import hdrs, web
 
 from durably.engine.api.counters import read_log_gauges
-from durably.engine.api.dashboard.dashboard import Dashboard
+from durably.engine.api.dashboard.dashboard import Dashboard, DashboardKeys, KeySignIn
 from durably.engine.api.dashboard.messages import at_address_of
-from durably.engine.api.dashboard.sign_in import SignIn
 from durably.engine.api.interface import LocalEngine
 from durably.engine.model.overview import LogState
 from durably.engine.model.settings import EngineSettings
@@ -56,7 +55,7 @@ class ServerOptions(TypedDict, total=False):
     metrics_address: tuple[str, int] | None
     limits: ConnectionLimits
     on_sync: OnSync
-    sign_in: SignIn | None
+    dashboard_keys: DashboardKeys | None
     standby: Callable[[], Awaitable[LogState | None]] | None
 
 
@@ -90,7 +89,7 @@ class EngineServer:
         metrics_address: tuple[str, int] | None = None,
         limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
-        sign_in: SignIn | None = None,
+        dashboard_keys: DashboardKeys | None = None,
         standby: Callable[[], Awaitable[LogState | None]] | None = None,
     ) -> Self:
         """Open the engine and serve its API.
@@ -101,7 +100,7 @@ class EngineServer:
         - ``metrics_address``: A host and a port that serve only the metrics, without a key.
         - ``standby``: Reads the state of the commit log while ``open_engine`` waits until this process leads. Until
           then, ``/health`` and the metrics are served, and other requests are answered with 503.
-        - ``sign_in``: Protects the dashboard in cloud mode, which has no dashboard without it.
+        - ``dashboard_keys``: For the dashboard in cloud mode, which has none without them.
 
         Raises ``PortTakenError``, ``HostInvalidError``, and the errors of ``open_engine``.
         """
@@ -130,7 +129,11 @@ class EngineServer:
         origin = _origin_of(host, listener)
         is_dev = settings.server_kind is ServerKind.DEV
         finding_of = partial(at_address_of, is_dev=is_dev)
-        dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
+        dashboard: Dashboard | KeySignIn | None = None
+        if is_dev:  # Only local hosts and origins reach it.
+            dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
+        elif dashboard_keys is not None:
+            dashboard = KeySignIn(engine, dashboard_keys, finding_of)
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(
             engine,
@@ -138,9 +141,7 @@ class EngineServer:
             hosts=AllowedHosts(host, allowed_hosts),
             on_sync=discovery.note_sync,
             sync_at=discovery.sync,
-            conflicts=discovery.conflicts,
-            # Only local hosts and origins reach an engine in dev mode.
-            dashboard=dashboard if is_dev else sign_in and sign_in(dashboard),
+            dashboard=dashboard,
         )
         server = cls(engine, discovery, origin)
         await server._serve(api, listener, limits)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.overview import App, FunctionInfo, StepTimes
+from durably.engine.model.overview import App, FunctionInfo, StepTimes, SyncReport
 from durably.engine.model.runs import BulkOperation, Run, to_datetime, to_optional_datetime
 from durably.engine.sqlite.transactions.bulk_operations import BulkOperation as BulkOperationRow
 from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, read_bulk_operations
@@ -36,7 +36,8 @@ _MOST_CRON_RUNS, _CRON_RUNS_LOOKED_AT = 5, 200
 def list_apps(connection: sqlite3.Connection) -> list[App]:
     query = (
         "SELECT id, url, sdk, framework, version, synced_at, "
-        "(SELECT count(*) FROM functions WHERE app_id = apps.id AND is_active) FROM apps ORDER BY id"
+        "(SELECT count(*) FROM functions WHERE app_id = apps.id AND is_active), sync "
+        "FROM apps LEFT JOIN app_syncs ON app_syncs.app_id = apps.id ORDER BY id"
     )
     return [
         App(
@@ -47,8 +48,9 @@ def list_apps(connection: sqlite3.Connection) -> list[App]:
             version=version,
             synced_at=to_datetime(synced_at),
             function_count=count,
+            last_sync=None if sync is None else msgspec.json.decode(sync, type=SyncReport),
         )
-        for app_id, url, sdk, framework, version, synced_at, count in connection.execute(query)
+        for app_id, url, sdk, framework, version, synced_at, count, sync in connection.execute(query)
     ]
 
 

@@ -52,6 +52,8 @@ from durably.engine.model.events import (
     run_end_events,
 )
 from durably.engine.model.records import (
+    RunRow,
+    WaitRow,
     arguments_to_keep,
     failed_call_row,
     failed_request_row,
@@ -61,7 +63,6 @@ from durably.engine.model.records import (
 from durably.engine.model.runs import END_UPDATES
 from durably.engine.model.subscriptions import RunChange
 from durably.engine.sqlite.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
-from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.protocol.engine_errors import DatabaseCorruptError, EngineError, EventInvalidError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent

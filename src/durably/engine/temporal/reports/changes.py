@@ -15,7 +15,7 @@ from temporalio.service import RPCError
 from durably.engine.model.overview import Changes
 from durably.engine.model.runs import RunUpdate
 from durably.engine.temporal.client import is_unreachable
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
+from durably.engine.temporal.reports.lists import RunLists, RunQuery, status_of
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
 
@@ -75,7 +75,7 @@ class ChangePoll:
         return await asyncio.shield(self._counting)
 
     async def _count(self) -> str:
-        counted = await self._client.count_workflows(f"{RunFilter().query} GROUP BY ExecutionStatus")
+        counted = await self._client.count_workflows(f"{RunQuery().query} GROUP BY ExecutionStatus")
         return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
     async def _state_of_run(self, run_id: str) -> str:
@@ -135,10 +135,10 @@ class RunWatch(AsyncIterator[RunUpdate]):
     async def _poll(self) -> None:
         try:
             before = self._progress or await self._first_progress()
-            started = await self._lists.read(RunFilter(started_after=before[0].since))
+            started = await self._lists.read(RunQuery(started_after=before[0].since))
             ended = [
                 each
-                for each in await self._lists.read(RunFilter(ended_after=before[1].since))
+                for each in await self._lists.read(RunQuery(ended_after=before[1].since))
                 if status_of(each).has_ended
             ]
             new_starts = [each for each in started if each.id not in before[0].ids]
@@ -161,10 +161,10 @@ class RunWatch(AsyncIterator[RunUpdate]):
 
     async def _first_progress(self) -> tuple[_Progress, _Progress]:
         """The changes before this iteration."""
-        newest = await anext(self._lists.walk(RunFilter()), None)
+        newest = await anext(self._lists.walk(RunQuery()), None)
         latest = _EARLIEST if newest is None else newest.start_time
-        ends = await self._lists.read(RunFilter(ended_after=latest - _LAG))
-        starts = await self._lists.read(RunFilter(started_after=latest - _LAG))
+        ends = await self._lists.read(RunQuery(ended_after=latest - _LAG))
+        starts = await self._lists.read(RunQuery(started_after=latest - _LAG))
         old_ends = [(each.id, _end_time(each)) for each in ends if _end_time(each) < self._opened_at]
         old_starts = [(each.id, each.start_time) for each in starts if each.start_time < self._opened_at]
         return _Progress(latest).after(old_starts), _Progress(latest).after(old_ends)

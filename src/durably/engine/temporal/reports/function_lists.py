@@ -11,13 +11,13 @@ from temporalio.client import Client
 from ulid import ULID
 
 from durably.engine.model.functions import SyncedFunction
-from durably.engine.model.overview import App, AppReport, FunctionInfo, ScheduleInfo, SyncReport
+from durably.engine.model.overview import App, FunctionInfo, ScheduleInfo, SyncReport
 from durably.engine.model.runs import Run, to_datetime
 from durably.engine.temporal.apps import tick_name
 from durably.engine.temporal.ids import app_workflow_id, make_event_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
 from durably.engine.temporal.records import APP, Records
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, memo_of
+from durably.engine.temporal.reports.lists import RunLists, RunQuery, memo_of
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.text import redact_url
@@ -106,9 +106,7 @@ class FunctionLists:
         """The last runs that schedules of a function started, by schedule."""
         found: dict[str, list[Run]] = {}
         seen = 0
-        async for each in self._lists.walk(
-            RunFilter(function_id=function.id, event_name=InternalEvent.SCHEDULED_TIMER)
-        ):
+        async for each in self._lists.walk(RunQuery(function_id=function.id, event_name=InternalEvent.SCHEDULED_TIMER)):
             event_id = (await memo_of(each)).event_ids[0]
             at = ULID.from_str(event_id).milliseconds
             for schedule in function.flow.schedules:
@@ -118,24 +116,6 @@ class FunctionLists:
             if seen == _CRON_RUNS_LOOKED_AT:
                 break
         return found
-
-    async def app_reports(self) -> list[AppReport]:
-        """Apps with their last syncs."""
-        return [
-            AppReport(
-                app=app_view(app_id, record),
-                last_sync=SyncReport(
-                    at=to_datetime(record.synced_at),
-                    error=record.error,
-                    added=record.added,
-                    changed=record.changed,
-                    removed=record.removed,
-                ),
-                unreached_since=None,
-                unreached_error=None,
-            )
-            for app_id, record in await self.app_records()
-        ]
 
 
 def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:
@@ -165,4 +145,11 @@ def app_view(app_id: str, record: AppRecord) -> App:
         version=record.version,
         synced_at=to_datetime(record.synced_at),
         function_count=len(record.functions),
+        last_sync=SyncReport(
+            at=to_datetime(record.synced_at),
+            error=record.error,
+            added=record.added,
+            changed=record.changed,
+            removed=record.removed,
+        ),
     )

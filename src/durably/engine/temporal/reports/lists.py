@@ -22,7 +22,16 @@ from temporalio.exceptions import ApplicationError, CancelledError, TerminatedEr
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.transition import encode_error
-from durably.engine.model.runs import Relation, Run, RunPage, RunStatus, StoredEvent, relation_by, to_datetime
+from durably.engine.model.runs import (
+    Relation,
+    Run,
+    RunFilter,
+    RunPage,
+    RunStatus,
+    StoredEvent,
+    relation_by,
+    to_datetime,
+)
 from durably.engine.temporal.client import describe, ignoring_not_found
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, EventRecord, RunInput, RunMemo
@@ -87,20 +96,11 @@ def quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs of a list, by conditions of the index.
+class RunQuery(RunFilter, frozen=True, kw_only=True):
+    """The runs of a list, by conditions of the index."""
 
-    - ``started_after``, ``started_before``: half-open range of creation times; the range of end times is the same way.
-    """
-
-    status: RunStatus | None = None
-    function_id: str | None = None
-    app_id: str | None = None
-    event_name: str | None = None
     event_id: str | None = None
     parent: str | None = None
-    started_after: dt.datetime | None = None
-    started_before: dt.datetime | None = None
     ended_after: dt.datetime | None = None
 
     @property
@@ -206,10 +206,10 @@ class RunLists:
 
     # the index
 
-    async def count(self, wanted: RunFilter) -> int:
+    async def count(self, wanted: RunQuery) -> int:
         return (await self._client.count_workflows(wanted.query)).count
 
-    async def count_by_status(self, wanted: RunFilter) -> dict[RunStatus, int]:
+    async def count_by_status(self, wanted: RunQuery) -> dict[RunStatus, int]:
         """Numbers of runs by status; running ones include scheduled ones.
 
         Raises ``NotSupportedError`` if the server cannot count groups.
@@ -235,12 +235,12 @@ class RunLists:
                 raise NotSupportedError(f"the Temporal server cannot count runs by status: {error}") from None
             raise
 
-    async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:
+    async def read(self, wanted: RunQuery) -> list[WorkflowExecution]:
         """All runs, newest first."""
         found = [each async for each in self._client.list_workflows(wanted.query) if is_run(each)]
         return sorted(found, key=_place, reverse=True)
 
-    async def walk(self, wanted: RunFilter, after: WorkflowExecution | None = None) -> AsyncIterator[WorkflowExecution]:
+    async def walk(self, wanted: RunQuery, after: WorkflowExecution | None = None) -> AsyncIterator[WorkflowExecution]:
         """Runs, newest first, after a run if given."""
         now = dt.datetime.now(dt.UTC)
         until = min(wanted.started_before or now + _CLOCK_DIFFERENCE, now + _CLOCK_DIFFERENCE)
@@ -251,7 +251,7 @@ class RunLists:
                 if after is None or _place(each) < _place(after):
                     yield each
 
-    async def _portions(self, wanted: RunFilter, until: dt.datetime) -> AsyncIterator[list[WorkflowExecution]]:
+    async def _portions(self, wanted: RunQuery, until: dt.datetime) -> AsyncIterator[list[WorkflowExecution]]:
         earliest, interval = wanted.started_after or _EARLIEST, _FIRST_INTERVAL
         while until > earliest:
             rest = msgspec.structs.replace(wanted, started_before=until)
@@ -271,7 +271,7 @@ class RunLists:
             if count * 4 <= _MOST_SORTED:
                 interval *= 4
 
-    async def page(self, wanted: RunFilter, limit: int, cursor: str | None, id_suffix: str | None = None) -> list[Run]:
+    async def page(self, wanted: RunQuery, limit: int, cursor: str | None, id_suffix: str | None = None) -> list[Run]:
         """A page of runs after the run ``cursor``.
 
         Raises ``SelectionInvalidError`` for an unknown cursor, and ``NotSupportedError`` if too many runs must be
@@ -297,19 +297,20 @@ class RunLists:
                 )
         return await self.views(found)
 
-    async def search(self, wanted: RunFilter, id: str | None, limit: int, cursor: str | None) -> RunPage:
-        """A page of runs. ``id`` is that of a run or of an event. Outputs of more than 16 KiB are omitted."""
+    async def search(self, wanted: RunQuery, limit: int, cursor: str | None) -> RunPage:
+        """A page of runs. Outputs of more than 16 KiB are omitted."""
+        id = None if wanted.id is None else wanted.id.strip().upper()
         if id is None:
             runs = await self.page(wanted, limit, cursor)
-        elif _WHOLE_ID.match(id := id.strip().upper()) is None:
-            raise NotSupportedError(f"an engine on Temporal finds runs by whole ids of runs and events, not by {id!r}")
+        elif _WHOLE_ID.match(id) is None:
+            runs = await self.page(wanted, limit, cursor, id)
         elif (run := await self.describe(id)) is not None and await self._fits(run, wanted):
             return RunPage(runs=[_shortened(await self.view(run))], cursor=None)
         else:
             runs = await self.page(msgspec.structs.replace(wanted, event_id=id), limit, cursor)
         return RunPage(runs=list(map(_shortened, runs)), cursor=runs[-1].id if len(runs) == limit else None)
 
-    async def _fits(self, execution: WorkflowExecution, wanted: RunFilter) -> bool:
+    async def _fits(self, execution: WorkflowExecution, wanted: RunQuery) -> bool:
         memo = await memo_of(execution)
         pairs = (
             (wanted.status, status_of(execution)),
@@ -323,7 +324,7 @@ class RunLists:
 
     async def event(self, event_id: str) -> StoredEvent | None:
         """An event from a run that it started; ``None`` if it started no run or the index lags."""
-        for run in await self.read(RunFilter(event_id=event_id)):
+        for run in await self.read(RunQuery(event_id=event_id)):
             given = await self.input(run_id_of(run.id))
             for event in () if given is None else given.events:
                 if event.id == event_id:
@@ -332,7 +333,7 @@ class RunLists:
 
     async def event_runs(self, event_id: str) -> list[Run]:
         """The runs that an event started, in their order, and their reruns."""
-        runs = await self.views(reversed(await self.read(RunFilter(event_id=event_id))))
+        runs = await self.views(reversed(await self.read(RunQuery(event_id=event_id))))
         return [run for run in runs if event_id in run.event_ids]
 
 

@@ -13,6 +13,7 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from durably.engine.core.backoff import standard_backoff, unreached_backoff
 from durably.engine.core.flow.admission import FINISHED_LATE
 from durably.engine.core.flow.config import deadline
 from durably.engine.core.inputs import (
@@ -36,7 +37,7 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, find_delays
-from durably.engine.core.run_state import Policy, RunStatus, origin_of, standard_backoff, unreached_backoff
+from durably.engine.core.run_state import Policy, RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
