@@ -212,9 +212,15 @@ def start(otel: bool, **given: Any) -> None:
                 store["log"] = log.store.name
             open_server = partial(serve_database, database, settings, log=log)
         else:
-            from .temporal_client import server_on_temporal
+            from .temporal_client import engine_on_temporal
 
-            open_server, store = server_on_temporal(str(options.temporal_address), settings)
+            open_engine, place = engine_on_temporal(str(options.temporal_address), settings)
+            open_server = partial(EngineServer.open, open_engine, settings)
+            store = {"temporal": place.address, "namespace": place.namespace}
+            _logger.info(
+                "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
+                "collect the logs and metrics of all"
+            )
         serving = serve if options.log_url is None else _serve_after_standby
         run_until_stopped(serving(options, open_server, store, dashboard_keys))
 
