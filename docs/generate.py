@@ -9,14 +9,12 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
-from durably.cli.group import durably
 from durably.engine.api.interface import Engine
 from durably.engine.api.metrics import CATALOGUE
 from durably.engine.api.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
@@ -33,51 +31,13 @@ REQUIRED_OPTIONS: dict[type[Option], tuple[str, ...]] = {Batch: ("timeout",)}
 KEYS = {Access.OPEN: "none", Access.EVENT_KEY: "event key, in the path", Access.DEVELOPMENT: "none; only in dev mode"}
 
 
-ENGINE_VARIABLES = """
-## Variables of the engine
-
-They are options of `durably dev`, `durably start` and `durably worker`. The option overrides the variable. The engine
-also reads `DURABLY_SIGNING_KEY`, `DURABLY_SIGNING_KEY_FALLBACK` and `DURABLY_EVENT_KEY`.
-"""
-
-
 def settings() -> str:
-    """A section for each setting of the SDK, and for each variable of the engine."""
-    return f"{app_variables()}{ENGINE_VARIABLES}\n{engine_variables()}"
-
-
-def app_variables() -> str:
+    """A section for each setting of the SDK."""
     return "\n".join(
         f"### `{each.name}`\n\n{fill(each.meaning[0].upper() + each.meaning[1:] + '.')}\n\n"
         f"Also read: `{each.inngest}`.{f' Argument: {each.argument}.' if each.argument else ''}\n"
         for each in SETTINGS
     )
-
-
-def engine_variables() -> str:
-    """A section for each variable of a command that no setting of the SDK has, sorted by name."""
-    found: dict[str, dict[str, click.Option]] = {}
-    for command, declared in options_of(durably, "durably"):
-        if isinstance(declared.envvar, str):
-            found.setdefault(declared.envvar, {})[command] = declared
-    return "\n".join(engine_variable(name, found[name]) for name in sorted(found))
-
-
-def engine_variable(name: str, declared: dict[str, click.Option]) -> str:
-    [option] = {each.opts[0] for each in declared.values()}
-    meaning = (next(each.help for each in declared.values()) or "").partition("  [default")[0]
-    where = ", ".join(f"`{command}`" for command in sorted(declared))
-    return f"### `{name}`\n\n{fill(meaning)}\n\n{fill(f'Option: `{option}` of {where}.')}\n"
-
-
-def options_of(command: click.Command, name: str) -> Iterator[tuple[str, click.Option]]:
-    """The options of a command and of the commands in it."""
-    yield from ((name, each) for each in command.params if isinstance(each, click.Option))
-    if isinstance(command, click.Group):
-        context = click.Context(command)
-        for inner in command.list_commands(context):
-            if found := command.get_command(context, inner):
-                yield from options_of(found, f"{name} {inner}")
 
 
 def engine_settings() -> str:

@@ -7,11 +7,9 @@ from types import ModuleType
 from typing import Annotated, Any
 
 from temporalio.client import Client
-from temporalio.common import RetryPolicy
+from temporalio.common import RetryPolicy, WorkflowIDConflictPolicy
 
 from durably.temporal import Temporal
-from durably.temporal.codec_server import CodecAction, CodecServer
-from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import (
     FOR_OPERATORS,
     Action,
@@ -52,7 +50,13 @@ def exposures() -> list[Exposure]:
         ),
         expose(SumWorkflow),
         expose(SleepingWorkflow),
-        expose(OrderWorkflow, name="carts", id="cart-{order_id}", attach=True, operations=FOR_OPERATORS),
+        expose(
+            OrderWorkflow,
+            name="carts",
+            id="cart-{order_id}",
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            operations=FOR_OPERATORS,
+        ),
     ]
 
 
@@ -105,19 +109,6 @@ def owned_gateway(temporal: Temporal) -> Gateway:
     )
 
 
-CODEC = EncryptionCodec(EncryptionKey("2026", b"k" * 32))
-UI, OTHER_UI, STRANGER = "https://temporal.example.com", "http://localhost:8233", "https://evil.example.com"
-"""Origins: two that may call the codec server, and one that may not."""
-
-
-def authorize_codec(action: CodecAction) -> bool:
-    return action.principal == "owner"
-
-
-def codec_server() -> CodecServer:
-    return CodecServer({"default": CODEC}, origins=[UI, OTHER_UI], authorize=authorize_codec, max_body=100_000)
-
-
 def make_fast_api(address: str) -> Any:
     import fastapi
 
@@ -142,8 +133,6 @@ def make_fast_api(address: str) -> Any:
             owned_gateway(temporal), prefix="/mine", principal=user, include_in_schema=False
         ),
     )
-
-    app.include_router(durably.temporal.fast_api.codec_router(codec_server(), prefix="/codec", principal=user))
 
     @app.get("/direct/{workflow_id}")
     async def direct(workflow_id: str, client: Annotated[Client, fastapi.Depends(temporal.client)]) -> str:
@@ -178,7 +167,6 @@ def make_starlette(address: str) -> Any:
             *routes(open_gateway(temporal), prefix="/open"),
             Mount("/guarded", routes=guarded),
             *routes(owned_gateway(temporal), prefix="/mine", principal=user),
-            *routes(codec_server(), prefix="/codec", principal=user),
             Route("/direct/{workflow_id}", direct),
         ],
     )
@@ -261,10 +249,6 @@ def make_flask(address: str) -> Any:
         owned_gateway(temporal), name="mine", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(owned, url_prefix="/mine")
-    codec = durably.temporal.flask.blueprint(
-        codec_server(), name="codec", principal=lambda: flask.request.headers.get("x-user")
-    )
-    app.register_blueprint(codec, url_prefix="/codec")
 
     @app.get("/direct/<workflow_id>")
     def direct(workflow_id: str) -> str:
@@ -298,7 +282,6 @@ def make_tornado(address: str) -> Any:
             *routes(open_gateway(temporal), prefix="/open"),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
-            *routes(codec_server(), prefix="/codec", base=Base),
             (r"/direct/(.+)", Direct),
         ],
         xsrf_cookies=True,
@@ -379,9 +362,5 @@ def _set_up_django(address: str) -> None:
             ),
         ),
         path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
-        path(
-            "codec/",
-            gateway_urls(codec_server(), namespace="codec", principal=lambda request: request.headers.get("x-user")),
-        ),
         path("direct/<workflow_id>", direct),
     ]

@@ -24,11 +24,10 @@ from durably.temporal.gateway.problems import MEDIA_TYPE, Problem, invalid_value
 from durably.web import METHODS
 from durably.web.starlette import to_response
 
-from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
-from .starlette_messages import add_exception_handlers, answer
+from .starlette import add_exception_handlers, answer
 
-__all__ = ["add_exception_handlers", "codec_router", "router"]
+__all__ = ["add_exception_handlers", "router"]
 
 _Handle = Callable[[fastapi.Request], Coroutine[Any, Any, fastapi.Response]]
 
@@ -89,29 +88,8 @@ def router(
     return made
 
 
-def codec_router(
-    server: CodecServer,
-    *,
-    prefix: str = "",
-    principal: Callable[..., Any] | None = None,
-    dependencies: Sequence[Any] = (),
-) -> fastapi.APIRouter:
-    """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
-
-    ``principal`` and ``dependencies`` are as for ``router``. Preflight requests run neither.
-    """
-    made = fastapi.APIRouter(prefix=prefix, include_in_schema=False)
-    for operation in CodecOperation:
-        path = f"/{operation}"
-        preflight, view = _make_view(server, None, path), _make_view(server, principal, path)
-        made.add_api_route(path, preflight, methods=["OPTIONS"], response_model=None)
-        methods = [method for method in METHODS if method != "OPTIONS"]
-        made.add_api_route(path, view, methods=methods, dependencies=list(dependencies), response_model=None)
-    return made
-
-
 def _make_view(
-    server: Gateway | CodecServer,
+    server: Gateway,
     principal: Callable[..., Any] | None,
     path: str,
     documented: Sequence[inspect.Parameter] = (),

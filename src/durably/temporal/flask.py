@@ -18,7 +18,6 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from durably.web.flask import add_rule, current_object, mount_point, read_body, run_with_reloader, to_response
 
-from .codec_server import CodecServer
 from .commands import make_group
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest
@@ -52,17 +51,17 @@ def init_app(app: flask.Flask, temporal: Temporal) -> None:
     commands = make_group(temporal, context=app.app_context, run_with_reloader=run_with_reloader)
     app.cli.add_command(commands, extension.removeprefix("durably-"))
     for kind in EXCEPTIONS:
-        app.register_error_handler(kind, _handle)
+        app.register_error_handler(kind, lambda error: to_response(to_problem(error).response()))
 
 
 def blueprint(
-    server: Gateway | CodecServer,
+    server: Gateway,
     *,
     name: str = "temporal",
     url_prefix: str | None = None,
     principal: Callable[[], Any] | None = None,
 ) -> flask.Blueprint:
-    """The endpoints of a gateway or a codec server, for ``app.register_blueprint``.
+    """The endpoints of a gateway, for ``app.register_blueprint``.
 
     ``principal`` returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
     ``action.principal``, in the thread and the context of the request.
@@ -71,9 +70,17 @@ def blueprint(
     def answer(path: str) -> flask.Response:
         request: flask.Request = current_object(flask.request)
         try:
-            body = _read(server, request)
-        except Problem as problem:
+            body = read_body(request, server.check_length, (Problem,))
+        except (Problem, HTTPException, BodyInvalidError, OSError) as error:
+            problem = error if isinstance(error, Problem) else unreadable()
+            if isinstance(error, HTTPException):
+                problem = refused(error.code or HTTPStatus.BAD_REQUEST)
             return to_response(server.refuse(request.method, path, problem))
+        who = None if principal is None or request.method == "OPTIONS" else principal()
+        if type(who) is LocalProxy:  # It has another value in other threads.
+            who = current_object(who)
+        config = flask.current_app.config
+        secrets = [flask.current_app.secret_key, *(config.get("SECRET_KEY_FALLBACKS") or ())]
         response = server.handle_sync(
             GatewayRequest(
                 method=request.method,
@@ -83,8 +90,8 @@ def blueprint(
                 query_params=request.args,
                 body=body,
                 raw_request=request,
-                principal=None if principal is None or request.method == "OPTIONS" else _principal_of(principal),
-                secrets=_secrets(flask.current_app),
+                principal=who,
+                secrets=[secret for secret in secrets if secret],
             )
         )
         return to_response(response)
@@ -92,27 +99,3 @@ def blueprint(
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
     add_rule(made, answer, "gateway")
     return made
-
-
-def _principal_of(principal: Callable[[], Any]) -> Any:
-    """The user itself, because a proxy has another value in other threads."""
-    found = principal()
-    return current_object(found) if type(found) is LocalProxy else found
-
-
-def _read(server: Gateway | CodecServer, request: flask.Request) -> bytes:
-    """Raises a problem."""
-    try:
-        return read_body(request, server.check_length, (Problem,))
-    except HTTPException as error:
-        raise refused(error.code or HTTPStatus.BAD_REQUEST) from error
-    except (BodyInvalidError, OSError) as error:
-        raise unreadable() from error
-
-
-def _secrets(app: flask.Flask) -> list[str | bytes]:
-    return [secret for secret in (app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())) if secret]
-
-
-def _handle(error: Exception) -> flask.Response:
-    return to_response(to_problem(error).response())

@@ -87,7 +87,12 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
     """
     new = []
     try:
-        known = await _listed(client, rpc_timeout)
+        try:
+            known = await known_attributes(client, rpc_timeout)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.UNIMPLEMENTED:
+                raise
+            known = {}  # The time-skipping test server does not list them.
         for name, indexed in attributes.items():
             if known.get(name, indexed) != indexed:
                 raise SearchAttributeError(
@@ -111,19 +116,6 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
             f"the server does not let this app do it ({error.status.name}: {error.message}): {steps}"
         ) from error
     return sorted(new)
-
-
-async def _listed(client: Client, rpc_timeout: timedelta) -> Mapping[str, IndexedType]:
-    """``known_attributes``, or an empty mapping for the time-skipping test server.
-
-    That server does not list them.
-    """
-    try:
-        return await known_attributes(client, rpc_timeout)
-    except RPCError as error:
-        if error.status is RPCStatusCode.UNIMPLEMENTED:
-            return {}
-        raise
 
 
 async def _add(client: Client, name: str, indexed: IndexedType, rpc_timeout: timedelta) -> bool:
@@ -213,10 +205,8 @@ async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> N
     """
     if name in _known.get(client, ()):
         return
-    condition = f"{name} = 'none'"
-    if not await _is_accepted(client, condition, rpc_timeout):
-        await register(client, {name: KEYWORD}, rpc_timeout)
-        await _until_accepted(client, name, KEYWORD, condition, rpc_timeout)
+    if not await _is_accepted(client, f"{name} = 'none'", rpc_timeout):
+        await register_and_wait(client, {name: KEYWORD}, rpc_timeout)
     with _lock:
         _known.setdefault(client, set()).add(name)
 
@@ -232,8 +222,15 @@ async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType
     except SearchAttributeError:
         await _check_access(client, rpc_timeout)
         raise
+    end = time.monotonic() + _PATIENCE.total_seconds()
     for name, indexed in attributes.items():
-        await _until_accepted(client, name, indexed, f"`{name}` IS NULL", rpc_timeout)
+        while not await _is_accepted(client, f"`{name}` IS NULL", rpc_timeout):
+            if time.monotonic() > end:
+                raise SearchAttributeError(
+                    f"the server has registered the search attribute {name} and does not accept it yet: if this "
+                    f"continues, {commands(client, name, indexed)}"
+                )
+            await asyncio.sleep(_PAUSE)
 
 
 async def _check_access(client: Client, rpc_timeout: timedelta) -> None:
@@ -253,23 +250,6 @@ async def _check_access(client: Client, rpc_timeout: timedelta) -> None:
                 "TEMPORAL_NAMESPACE",
                 address,
             ) from None
-
-
-async def _until_accepted(
-    client: Client, name: str, indexed: IndexedType, condition: str, rpc_timeout: timedelta
-) -> None:
-    """Wait until the server accepts a query with the ``condition``.
-
-    Raises ``SearchAttributeError``.
-    """
-    end = time.monotonic() + _PATIENCE.total_seconds()
-    while not await _is_accepted(client, condition, rpc_timeout):
-        if time.monotonic() > end:
-            raise SearchAttributeError(
-                f"the server has registered the search attribute {name} and does not accept it yet: if this continues, "
-                f"{commands(client, name, indexed)}"
-            )
-        await asyncio.sleep(_PAUSE)
 
 
 async def _is_accepted(client: Client, condition: str, rpc_timeout: timedelta) -> bool:
@@ -371,6 +351,17 @@ def check_owner(owner: Any, source: str) -> str:
 
 
 # Workers and workflows
+
+
+async def namespace_problem(client: Client) -> str | None:
+    """The reason if the server does not answer for the client's namespace."""
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    except RPCError as error:
+        if error.status is RPCStatusCode.NOT_FOUND:
+            return f'the server has no namespace "{client.namespace}"'
+        return f"{error.status.name}: {error.message}"
+    return None
 
 
 _SILENCE = dt.timedelta(seconds=90)

@@ -14,7 +14,6 @@ from durably.temporal.gateway.problems import EXCEPTIONS, refused, to_problem
 from durably.web import METHODS
 from durably.web.tornado import write, write_head
 
-from .codec_server import CodecServer
 from .gateway import Gateway, GatewayRequest
 from .request_log import HTTP_HEADER, RequestLog
 
@@ -46,20 +45,20 @@ class RequestLogMixin(tornado.web.RequestHandler):
 
 
 def routes(
-    server: Gateway | CodecServer,
+    server: Gateway,
     *,
     prefix: str = "",
     base: Any = tornado.web.RequestHandler,
     principal: Callable[[tornado.web.RequestHandler], Any] = lambda handler: handler.current_user,
     check_xsrf: bool | None = None,
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
-    """The endpoints of a gateway or a codec server, for ``Application``.
+    """The endpoints of a gateway, for ``Application``.
 
     - ``base``: the application's own handler class. Its ``get_current_user`` returns the user.
-    - ``check_xsrf``: on by default, except for a gateway that is open to all and has no cookies to protect, and for a
-      codec server, which checks the origin. Turn it off if users do not authenticate with cookies.
+    - ``check_xsrf``: on by default, except for a gateway that is open to all and has no cookies to protect. Turn it off
+      if users do not authenticate with cookies.
     """
-    checks_xsrf = isinstance(server, Gateway) and not server.allow_anonymous if check_xsrf is None else check_xsrf
+    checks_xsrf = not server.allow_anonymous if check_xsrf is None else check_xsrf
 
     class Handler(base):  # type: ignore[misc]
         SUPPORTED_METHODS = METHODS
@@ -76,7 +75,10 @@ def routes(
                     path=path,
                     mount=prefix,
                     headers=dict(request.headers.items()),
-                    query_params={name: _texts(values) for name, values in request.query_arguments.items()},
+                    query_params={
+                        name: [value.decode(errors="replace") for value in values]
+                        for name, values in request.query_arguments.items()
+                    },
                     body=request.body,
                     raw_request=request,
                     principal=None if request.method == "OPTIONS" else principal(self),
@@ -106,7 +108,3 @@ def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:
         present = secret.get(settings.get("key_version"))
         return [*([present] if present else []), *secret.values()]
     return [secret] if secret else []
-
-
-def _texts(values: list[bytes]) -> list[str]:
-    return [value.decode(errors="replace") for value in values]

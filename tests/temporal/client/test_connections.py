@@ -20,10 +20,9 @@ from durably.temporal.settings import resolve
 from ...cli.conftest import Command, Start, directory, start, write
 from ...ports import free_port
 from ..dev_server import BILLING, DevServer
-from ..django.test_django import run
 from ..user_projects import write_shop
 from ..worker_thread import working
-from ..workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS, OrderWorkflow, SumWorkflow
+from ..workflows import ACTIVITIES, WORKFLOWS, OrderWorkflow, SumWorkflow
 
 __all__ = ["directory", "start"]
 
@@ -91,13 +90,6 @@ def test_errors_name_the_variables_of_the_connection() -> None:
         _ = billing.sync.client
 
 
-def test_connections_to_one_server_share_their_metrics() -> None:
-    first = Temporal()
-    second = Temporal(name="billing", same_server_as=first)
-    first.serve_metrics(f"127.0.0.1:{free_port()}")
-    assert second._runtime is first._runtime
-
-
 def flask_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tuple[int, Any]]:
     import flask
 
@@ -160,36 +152,6 @@ def test_each_gateway_knows_the_workflows_of_its_namespace(
     assert billing.sync.get_workflow_handle(id).describe().namespace == BILLING
     health = get_background_loop().run(billing.check_health())
     assert (health.ok, health.namespace) == (True, BILLING)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("worker", "billing")
-def test_each_gateway_of_a_django_project_knows_the_workflows_of_its_namespace(
-    server: DevServer, tmp_path: Path
-) -> None:
-    before = f"""
-        options["TEMPORAL_TASK_QUEUE"] = "{TASK_QUEUE}"
-        options["TEMPORAL_CONNECTIONS"] = {{"billing": {{"NAMESPACE": "{BILLING}", "TASK_QUEUE": "billing"}}}}
-    """
-    code = """
-        from django.test import Client
-        from django.urls import include, path
-        from durably.temporal.django import connections, urls as gateway_urls
-        from durably.temporal.gateway import Gateway, expose
-        from tests.temporal.workflows import SumWorkflow
-
-        for name, connection in {"shop": "default", "bills": "billing"}.items():
-            gateway = Gateway(connections[connection], [expose(SumWorkflow, name="sums")], allow_anonymous=True)
-            urls.urlpatterns.append(path(f"{name}/", gateway_urls(gateway, namespace=name)))
-        client, body = Client(), {"pair": {"left": 1, "right": [2]}}
-        for own, other in (("shop", "bills"), ("bills", "shop")):
-            started = client.post(f"/{own}/sums", body, content_type="application/json")
-            assert started.status_code == 202, started.content
-            id = started.json()["workflow_id"]
-            assert client.get(f"/{own}/sums/{id}/result?wait=30").json()["result"] == 3
-            assert client.get(f"/{other}/sums/{id}").status_code == 404
-    """
-    run(server, tmp_path / "db.sqlite3", code, before, "import durably.temporal.django\nurls = settings.ROOT_URLCONF\n")
 
 
 def test_the_example_of_the_page(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,7 @@ async def test_unrepeated_call_is_unavailable_and_not_a_server_error(proxy: Prox
     place = await begin(gateway)
     unavailable = (503, "server-unavailable")
     async with visitors(gateway, place) as answers:
+        await until(answers, (200, ""), (202, ""))
         while not answers[unavailable]:
             proxy.cut()
             await until(answers, (200, ""))

@@ -157,10 +157,10 @@ result = [
 @pytest.mark.slow
 def test_connections_are_found_by_name(site: DjangoSite, server: DevServer) -> None:
     code = """
-from durably.temporal.django import connections, get_temporal, temporal
+from durably.temporal.django import connections, temporal
 from durably.temporal import TemporalSettingsError
 assert (list(connections), len(connections), "billing" in connections) == (["default", "billing"], 2, True)
-assert connections["default"] is get_temporal() and connections["billing"] is connections["billing"]
+assert connections["billing"] is connections["billing"]
 try:
     connections["bills"]
 except TemporalSettingsError:

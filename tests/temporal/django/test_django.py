@@ -96,7 +96,7 @@ def test_a_wrong_key_of_the_settings_is_named(server: DevServer, database: Path)
     code = """
         from durably.temporal import TemporalSettingsError
         try:
-            get_temporal()
+            connections["default"]
         except TemporalSettingsError as error:
             assert "unknown key 'ADRESS'" in str(error), error
         else:
@@ -226,55 +226,3 @@ def test_anonymous_gateway_does_not_load_the_user(server: DevServer, database: P
         "import durably.temporal.django\nurls = settings.ROOT_URLCONF\nurls_of = durably.temporal.django.urls\n"
         + textwrap.dedent(code),
     )
-
-
-@pytest.mark.slow
-def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, database: Path) -> None:
-    code = """
-        import json
-        from django.contrib.auth.models import Permission, User
-        from django.test import Client
-        from django.urls import path
-        from durably.temporal.encryption import EncryptionKey
-        settings.TEMPORAL = {"ENCRYPTION_KEYS": [EncryptionKey("2026", b"k" * 32).export()]}
-        settings.TEMPORAL_CONNECTIONS = {"billing": {"NAMESPACE": "invoices"}}
-        settings.ROOT_URLCONF.urlpatterns[:] = [
-            path("codec/", codec_urls(origins=["https://temporal.example.com"])),
-            path("readers/", codec_urls(permission="auth.view_user", namespace="readers")),
-        ]
-        reader = User.objects.create_user("reader")
-        reader.user_permissions.add(Permission.objects.get(codename="view_user"))
-        User.objects.create_superuser("admin")
-
-        def ask(name, place, **headers):
-            client = Client(enforce_csrf_checks=True)
-            if name:
-                client.force_login(User.objects.get(username=name))
-            origin = {"Origin": "https://temporal.example.com"} if place == "codec" else {}
-            sent = client.post(f"/{place}/decode", {"payloads": []}, "application/json", headers={**origin, **headers})
-            return sent.status_code
-
-        from durably.temporal.django import connections
-        from durably.temporal.django.checks import codec_server_errors
-        assert list(codec_server_errors()) == []
-        assert [ask(name, "codec") for name in (None, "reader", "admin")] == [401, 403, 200]
-        assert [ask(name, "readers") for name in (None, "reader")] == [401, 200]
-        namespaces = [{"X-Namespace": name} for name in ("default", "invoices", "other")]
-        assert [ask("admin", "codec", **namespace) for namespace in namespaces] == [200, 200, 404]
-
-        settings.TEMPORAL = {}
-        connections._made.clear()
-        codec_urls()
-        [fault] = codec_server_errors()
-        assert fault.id == "durably_temporal.E006" and "none of the project's connections" in fault.msg, fault
-    """
-    middleware = """
-        sessions = "django.contrib.sessions"
-        options["INSTALLED_APPS"].append(sessions)
-        options["MIDDLEWARE"] += [
-            f"{sessions}.middleware.SessionMiddleware",
-            "django.middleware.csrf.CsrfViewMiddleware",
-            "django.contrib.auth.middleware.AuthenticationMiddleware",
-        ]
-    """
-    run(server, database, code, middleware)

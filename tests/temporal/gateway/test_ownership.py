@@ -10,11 +10,8 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
-    PollWorkflowTaskQueueRequest,
     RegisterNamespaceRequest,
-    RespondWorkflowTaskFailedRequest,
 )
 from temporalio.client import Client, Interceptor, OutboundInterceptor, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
@@ -39,7 +36,7 @@ from durably.temporal.namespace import OWNER_ATTRIBUTE
 
 from ...waiting import async_eventually
 from ..dev_server import DevServer
-from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from ..workflows import ChainWorkflow, Order, OrderWorkflow, SleepingWorkflow, StepsWorkflow, SumWorkflow
 from .gateway_client import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -81,24 +78,6 @@ async def test_owner_survives_continue_as_new_retry_and_reset(temporal: Temporal
     await until_run(gateway, workflow_id, other_than=started["run_id"])
     assert [await status_for(gateway, user, workflow_id) for user in ("ada", "bob", "staff")] == [200, 404, 200]
     assert (await ask(gateway, "ada", "POST", f"{place}/terminate")).status == 202
-
-
-async def test_the_owner_survives_cron(temporal: Temporal) -> None:
-    client = await temporal.client()
-    gateway = owned(temporal, SumWorkflow)
-    assert (await ask(gateway, "ada", "POST", "flows", {"pair": {"left": 1}})).status == 202
-    handle = await client.start_workflow(
-        SumWorkflow.run,
-        args=[Pair(1), 1],
-        id=f"cron-{uuid.uuid4()}",
-        task_queue="orders",
-        cron_schedule="@every 1s",
-        search_attributes=TypedSearchAttributes([SearchAttributePair(OWNER, "ada")]),
-    )
-    await until_run(gateway, handle.id, other_than=handle.result_run_id or "")
-    for user, status in (("ada", 200), ("bob", 404)):
-        assert await status_for(gateway, user, handle.id) == status
-    await handle.terminate()
 
 
 async def test_a_workflow_can_change_its_owner(temporal: Temporal) -> None:
@@ -225,7 +204,7 @@ async def test_ids_contain_the_principal(temporal: Temporal) -> None:
 async def test_memo_and_search_attributes_can_use_the_principal(temporal: Temporal) -> None:
     options: dict[str, Any] = {
         "memo": lambda order, user: {"by": user},
-        "search_attributes": lambda order, user, key=OWNER: TypedSearchAttributes([SearchAttributePair(key, user)]),
+        "search_attributes": {OWNER: lambda order, user: user},
     }
     order = {"order_id": uuid.uuid4().hex, "amount": 1}
     refused = await ask(owned(temporal, OrderWorkflow, **options), "ada", "POST", "flows", order)
@@ -383,39 +362,6 @@ async def test_a_request_without_a_user_is_refused_before_its_body_is_read(tempo
     assert [(await ask(gateway, user, "POST", "flows", {})).status for user in (None, "ada")] == [401, 400]
 
 
-class Requests(Interceptor):
-    """Records the names of requests to the server."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-        requests = self
-
-        class Noting(OutboundInterceptor):
-            def __getattribute__(self, name: str) -> Any:
-                if name.endswith(("_workflow", "_workflows", "_update")):
-                    requests.names.append(name)
-                return super().__getattribute__(name)
-
-        return Noting(next)
-
-
-async def test_owners_cost_few_requests_to_the_server(temporal: Temporal) -> None:
-    own = Temporal(temporal.settings.address, task_queue="orders", interceptors=[requests := Requests()])
-    gateway = owned(own, SleepingWorkflow)
-    for user in (None, type("Anonymous", (), {"is_anonymous": True})()):
-        for method, path in (("GET", "flows/x"), ("GET", "flows"), ("POST", "flows"), ("POST", "flows/x/terminate")):
-            answer = await ask(gateway, user, method, path)
-            assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert requests.names == []
-    place = f"flows/{(await ask(gateway, 'ada', 'POST', 'flows')).json['workflow_id']}"
-    for path in (place, f"{place}/result"):  # The owner costs no second description.
-        requests.names.clear()
-        assert (await ask(gateway, "ada", "GET", path)).status in (200, 202)
-        assert requests.names.count("describe_workflow") == 1
-
-
 @pytest.mark.parametrize(
     ("owner", "words"),
     [
@@ -497,53 +443,6 @@ async def test_an_update_is_found_only_by_its_own_name(temporal: Temporal) -> No
     for update_id in ("other", "refused"):
         asked = await ask(gateway, "ada", "GET", f"{place}/updates/change_address/{update_id}")
         assert (asked.status, "secret" in json.dumps(asked.json)) == (404, False)
-    await handle.terminate()
-
-
-async def test_cancellation_of_a_workflow_that_has_just_closed_is_refused(temporal: Temporal) -> None:
-    """The server accepts the cancellation of a closed run without an error."""
-
-    class Ending(Interceptor):
-        """Ends a workflow between its description and its cancellation."""
-
-        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
-            class Cancelling(OutboundInterceptor):
-                async def cancel_workflow(self, input: Any) -> None:
-                    await (await temporal.client()).get_workflow_handle(input.id).terminate()
-                    await super().cancel_workflow(input)
-
-            return Cancelling(next)
-
-    gateway = owned(Temporal(temporal.settings.address, task_queue="orders", interceptors=[Ending()]), SleepingWorkflow)
-    started = (await ask(gateway, "ada", "POST", "flows")).json
-    refused = await ask(gateway, "ada", "POST", f"flows/{started['workflow_id']}/cancel")
-    assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
-
-
-async def test_a_keyed_signal_that_the_server_withholds_is_sent_once(temporal: Temporal) -> None:
-    """The server withholds signals while a worker processes a task of the workflow. Here no worker completes it."""
-    queue = f"held-{uuid.uuid4().hex}"
-    own = Temporal(temporal.settings.address, task_queue=queue)
-    client = await own.client()
-    gateway = owned(own, OrderWorkflow, signals="all")
-    order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
-    workflow_id = (await ask(gateway, "ada", "POST", "flows", order)).json["workflow_id"]
-    task = await client.workflow_service.poll_workflow_task_queue(
-        PollWorkflowTaskQueueRequest(namespace="default", task_queue=TaskQueue(name=queue), identity="a test")
-    )
-    path = f"flows/{workflow_id}/signals/add_note"
-    for _ in range(2):
-        held = await ask(gateway, "ada", "POST", path, {"text": "a"}, key="k")
-        assert (held.status, "Idempotent-Replayed" in held.headers) == (202, False)
-    await client.workflow_service.respond_workflow_task_failed(
-        RespondWorkflowTaskFailedRequest(namespace="default", task_token=task.task_token, identity="a test")
-    )
-    again = await ask(gateway, "ada", "POST", path, {"text": "a"}, key="k")
-    assert (again.status, again.headers["Idempotent-Replayed"]) == (202, "true")
-    assert (await ask(gateway, "ada", "POST", path, {"text": "b"}, key="k")).status == 422
-    handle = client.get_workflow_handle(workflow_id)
-    history = [event async for event in handle.fetch_history_events()]
-    assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history) == 1
     await handle.terminate()
 
 
@@ -645,22 +544,6 @@ async def test_workflows_without_an_owner_are_named_once_in_the_log(
     assert "SleepingWorkflow" in warnings[0]
     assert "search_attributes=owned_by(…)" in warnings[0]
     await handle.terminate()
-
-
-async def test_the_result_of_a_retry_is_hidden_if_its_owner_has_changed(temporal: Temporal) -> None:
-    """The first run fails and stays Ada's. For its result, the server returns that of the next run."""
-    quick = RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=10))
-    gateway = owned(temporal, StepsWorkflow, retry_policy=quick)
-    started = await ask(gateway, "ada", "POST", "flows", {"steps": ["fail", "hand over"]}, h_prefer="wait=30")
-    assert (started.status, started.json["status"]) == (202, "running")
-    place, first = f"flows/{started.json['workflow_id']}", started.json["run_id"]
-    assert (await ask(gateway, "bob", "GET", f"{place}/result", wait="30")).json["result"] == "done"
-    assert (await ask(gateway, "ada", "GET", place, run_id=first)).json["status"] == "failed"
-    for wait in ("0", "30"):
-        refused = await ask(gateway, "ada", "GET", f"{place}/result", run_id=first, wait=wait)
-        assert (refused.status, refused.json["type"]) == (404, "urn:durably:problem:not-found")
-    staff = await ask(gateway, "staff", "GET", f"{place}/result", run_id=first)
-    assert staff.json["result"] == "done"
 
 
 KEYED = [

@@ -193,13 +193,6 @@ def test_a_short_secret_is_refused(temporal: Temporal, source: str, monkeypatch:
     assert "hush" not in str(raised.value)
 
 
-def test_requests_do_not_show_their_secrets() -> None:
-    request = GatewayRequest(
-        method="GET", path="", mount="", headers={}, query_params={}, body=b"", raw_request=None, secrets=["hush"]
-    )
-    assert "hush" not in repr(request)
-
-
 def test_each_framework_signs_with_its_own_secret(app: AppServer) -> None:
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     workflow_id = app.post("/open/orders", order).json["workflow_id"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from temporalio.common import WorkflowIDConflictPolicy
 
-from durably.temporal import Temporal, TemporalSettingsError
+from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
 from ..app_server import AppServer
@@ -24,7 +24,13 @@ def owned(temporal: Temporal, *exposures: Exposure) -> Gateway:
 
 def attaching(workflow: type = OrderWorkflow, name: str = "flows", **options: Any) -> Exposure:
     owner = {"owner": str, "staff": lambda user: user == "staff"}
-    return expose(workflow, name=name, attach=True, operations=FOR_OPERATORS, **{**owner, **options})
+    return expose(
+        workflow,
+        name=name,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        operations=FOR_OPERATORS,
+        **{**owner, **options},
+    )
 
 
 def new_order() -> dict[str, Any]:
@@ -55,32 +61,6 @@ async def test_a_start_is_delayed_by_the_app(temporal: Temporal) -> None:
     assert await start_delay_of(temporal, await ask(gateway, "ada", "POST", "fixed")) == timedelta(minutes=5)
 
 
-@pytest.mark.parametrize("path", ["sums", "flows/signal-with-start/ship"])
-async def test_a_reserved_memo_key_is_an_error_of_the_app(path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """There is no server: the error is found before the request to it."""
-    options: dict[str, Any] = {
-        "memo": lambda value: {"durably-app": "x"},
-        "operations": FOR_OPERATORS,
-        "signals": "all",
-    }
-    exposed = [expose(SumWorkflow, name="sums", **options), expose(OrderWorkflow, name="flows", **options)]
-    gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), *exposed)
-    body = {"pair": {"left": 1}} if path == "sums" else {"input": new_order()}
-    for key in (None, "k"):
-        answer = await ask(gateway, "ada", "POST", path, body, key=key)
-        assert (answer.status, answer.json["type"]) == (500, "urn:durably:problem:internal-error")
-        title = "sum-of-pair" if path == "sums" else "OrderWorkflow"
-        assert f'memo= of expose({title}) has the key "durably-app"' in caplog.text
-        caplog.clear()
-
-
-async def test_an_invalid_memo_is_an_error_of_the_app(caplog: pytest.LogCaptureFixture) -> None:
-    exposed = expose(SumWorkflow, name="sums", memo=lambda value: ["x"])  # type: ignore[arg-type,return-value]
-    gateway = owned(Temporal("127.0.0.1:1", task_queue="none"), exposed)
-    assert (await ask(gateway, "ada", "POST", "sums", {"pair": {"left": 1}})).status == 500
-    assert "memo= of expose(sum-of-pair) is list" in caplog.text
-
-
 async def test_a_keyed_start_ignores_a_memo_of_another_origin(temporal: Temporal) -> None:
     order = new_order()
     client = await temporal.client()
@@ -91,16 +71,6 @@ async def test_a_keyed_start_ignores_a_memo_of_another_origin(temporal: Temporal
     gateway = owned(temporal, expose(OrderWorkflow, name="orders", id="o-{order_id}"))
     assert (await ask(gateway, "ada", "POST", "orders", order, key="k")).status == 409
     await handle.terminate()
-
-
-async def test_an_invalid_delay_is_an_error_of_the_app(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
-    gateway = owned(temporal, expose(SumWorkflow, name="sums", start_delay=lambda pair: -timedelta(seconds=1)))
-    answer = await ask(gateway, "ada", "POST", "sums", {"pair": {"left": 1}})
-    assert answer.status == 500
-    assert "expose(start_delay=…) gives" in caplog.text
-    for wrong in (-timedelta(1), 5, "soon"):
-        with pytest.raises(TemporalSettingsError, match="start_delay"):
-            expose(SumWorkflow, start_delay=wrong)  # type: ignore[arg-type]
 
 
 async def test_a_start_attaches_to_a_running_workflow(temporal: Temporal) -> None:
@@ -148,12 +118,7 @@ async def test_a_start_does_not_attach_to_another_owner_or_type(temporal: Tempor
         attaching(OrderWorkflow, id=lambda order: workflow_id),
         attaching(StepsWorkflow, "steps", **same_id),
         attaching(ChainWorkflow, "open", **anybodys),
-        expose(
-            SumWorkflow,
-            name="policy",
-            id=lambda pair: workflow_id,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        ),
+        attaching(SumWorkflow, "policy", **anybodys),
     )
     assert (await ask(gateway, "ada", "POST", "flows", new_order())).status == 202
     requests: list[tuple[str, str, Any]] = [

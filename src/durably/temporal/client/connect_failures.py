@@ -80,18 +80,15 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
             break
     else:
         if _BROKEN.search(text):  # Servers may refuse credentials by closing the connection.
-            shown = f"the server closes the connection immediately. Perhaps {_guess(settings)}"
+            if settings.tls is False or (settings.tls is None and settings.api_key is None):
+                guess = f"it expects TLS: set {_TLS}"
+            else:
+                has_certificate = isinstance(settings.tls, TLSConfig) and settings.tls.client_cert is not None
+                guess = _REFUSES_CERTIFICATE if has_certificate else _DEMANDS_CERTIFICATE
+            shown = f"the server closes the connection immediately. Perhaps {guess}"
         failure = unreachable(settings, shown)
     failure.__cause__ = None if key and key in text else error
     return failure
-
-
-def _guess(settings: ConnectionSettings) -> str:
-    if settings.tls is False or (settings.tls is None and settings.api_key is None):
-        return f"it expects TLS: set {_TLS}"
-    if isinstance(settings.tls, TLSConfig) and settings.tls.client_cert is not None:
-        return _REFUSES_CERTIFICATE
-    return _DEMANDS_CERTIFICATE
 
 
 def explain_refusal(message: str, settings: ConnectionSettings) -> str:

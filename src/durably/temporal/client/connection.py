@@ -25,13 +25,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
-import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import workflow
 from temporalio.client import Client, Interceptor, Plugin, ScheduleIntervalSpec, SchedulePolicy, ScheduleSpec
 from temporalio.common import MetricMeter, SearchAttributeKey
 from temporalio.converter import DataConverter, DefaultFailureConverterWithEncodedAttributes, PayloadCodec
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
-from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
+from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, TLSConfig
 
 from durably.io.background_loop import get_background_loop
 from durably.temporal.compat import never_free
@@ -41,7 +40,7 @@ from durably.temporal.declarations import (
     WorkerOptions,
 )
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace import DeclaredAttribute, log_errors
+from durably.temporal.namespace import DeclaredAttribute, log_errors, namespace_problem
 from durably.temporal.settings import ConnectionSettings, check_address, prefix_of, resolve
 from durably.temporal.worker.workers import Lifespan
 
@@ -300,7 +299,14 @@ class Temporal:
 
         Raises ``TemporalSettingsError``.
         """
-        converter, codec = self._given_converter or _default_converter(), self._encryption
+        codec, converter = self._encryption, self._given_converter
+        if converter is None:
+            try:
+                from temporalio.contrib.pydantic import pydantic_data_converter
+            except ImportError:
+                converter = DataConverter.default
+            else:
+                converter = pydantic_data_converter
         if codec is None and self.settings.encryption_keys:
             from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
@@ -323,8 +329,13 @@ class Temporal:
         client = self._override or self._client
         if client is not None:
             return client
+        # All callers share the attempt, and its client once it has succeeded.
+        with self._lock:
+            if self._connecting is None:
+                self._connecting = get_background_loop().submit(self._connect_shared())
+            connecting = self._connecting
         # A caller that is cancelled must not cancel the connection of the others.
-        return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
+        return await asyncio.shield(asyncio.wrap_future(connecting))
 
     @cached_property
     def sync(self) -> SyncClient:
@@ -333,13 +344,6 @@ class Temporal:
         An example: ``temporal.sync.start_workflow(OrderWorkflow.run, order, id="order-7", task_queue="orders")``.
         """
         return SyncClient(self.client)
-
-    def _connect_once(self) -> concurrent.futures.Future[Client]:
-        """All callers share the attempt, and its client once it has succeeded."""
-        with self._lock:
-            if self._connecting is None:
-                self._connecting = get_background_loop().submit(self._connect_shared())
-            return self._connecting
 
     async def _connect_shared(self) -> Client:
         try:
@@ -423,21 +427,13 @@ class Temporal:
         see ``Health``.
         """
         settings = self.settings
-        request = workflowservice.DescribeNamespaceRequest(namespace=settings.namespace)
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                client = await self.client()
-                await client.workflow_service.describe_namespace(request)
+                problem = await namespace_problem(await self.client()) or self.worker_problem
         except TimeoutError:
-            problem: str | None = "the server does not answer"
+            problem = "the server does not answer"
         except TemporalUnreachableError as error:
             problem = error.message
-        except RPCError as error:
-            problem = f"{error.status.name}: {error.message}"
-            if error.status is RPCStatusCode.NOT_FOUND:
-                problem = f'the server has no namespace "{settings.namespace}"'
-        else:
-            problem = self.worker_problem
         return Health(problem is None, settings.address, settings.namespace, problem)
 
     def serve_metrics(self, address: str, *, processes: int = 1) -> None:
@@ -466,14 +462,6 @@ class Temporal:
         Without an exporter it does nothing. Raises ``TemporalSettingsError`` if the runtime cannot be started.
         """
         return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
-
-
-def _default_converter() -> DataConverter:
-    try:
-        from temporalio.contrib.pydantic import pydantic_data_converter
-    except ImportError:
-        return DataConverter.default
-    return pydantic_data_converter
 
 
 # Runtimes

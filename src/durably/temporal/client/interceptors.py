@@ -146,16 +146,15 @@ class _InContext(ActivityInboundInterceptor):
         if is_async(input.fn):
             with self._enter():
                 return await super().execute_activity(input)
-        input.fn = self._with_context(input.fn)
-        return await super().execute_activity(input)
+        function = input.fn
 
-    def _with_context(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*args: Any) -> Any:
             with self._enter():
                 return function(*args)
 
-        return run
+        input.fn = run
+        return await super().execute_activity(input)
 
 
 def tracing_interceptor() -> client.Interceptor:

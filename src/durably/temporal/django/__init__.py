@@ -11,14 +11,12 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.django needs Django: pip install "durably[django,temporal]"') from error
 
-from .conf import connections, get_temporal, start_on_commit, temporal
-from .views import TemporalErrorMiddleware, codec_urls, request_log_middleware, require_permissions, urls
+from .conf import connections, start_on_commit, temporal
+from .views import TemporalErrorMiddleware, request_log_middleware, require_permissions, urls
 
 __all__ = [
     "TemporalErrorMiddleware",
-    "codec_urls",
     "connections",
-    "get_temporal",
     "request_log_middleware",
     "require_permissions",
     "start_on_commit",

@@ -121,7 +121,8 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             try:
                 page = temporal.sync.run(lambda client: fetch_rows(client, query, request.GET.get("page"), pages))
             except (Problem, RPCError) as error:
-                if not _is_of_query(error, request):
+                # The server refuses the user's value, not a page of the list.
+                if not request.GET.get("value") or request.GET.get("page") or to_problem(error).status != 400:
                     raise
                 problems["value"] = to_problem(error).detail
         choices = [
@@ -129,7 +130,11 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             ("Started", _links(request, "started", PERIODS, {each: f"past {each}" for each in PERIODS})),
         ]
         if len(connections) > 1:
-            choices.insert(0, ("By connection", _connection_links(request, connection)))
+            # Without the other filters: task queues and types belong to a connection.
+            links = [
+                {"text": name, "url": f"?connection={name}", "is_chosen": name == connection} for name in connections
+            ]
+            choices.insert(0, ("By connection", links))
         context = {
             "title": "Workflows",
             "rows": [{"row": row, "url": self._url(connection, row)} for row in page.rows] if page else [],
@@ -270,11 +275,6 @@ def _connection(request: Any) -> tuple[str, Temporal]:
     return name, connections[name]
 
 
-def _is_of_query(error: Exception, request: Any) -> bool:
-    """Whether the server refuses the user's query, not a page of the list."""
-    return bool(request.GET.get("value") and not request.GET.get("page")) and to_problem(error).status == 400
-
-
 def _terminate(handle: SyncWorkflowHandle[Any, Any], request: Any) -> None:
     handle.terminate(reason=_reason(request), rpc_timeout=RPC_TIMEOUT)
 
@@ -308,14 +308,6 @@ def _links(request: Any, parameter: str, values: Any, labels: dict[str, str] | N
         {"text": text, "url": _with(request, **{parameter: value, "page": ""}), "is_chosen": chosen == value}
         for value, text in texts.items()
     ]
-
-
-def _connection_links(request: Any, chosen: str) -> list[dict[str, Any]]:
-    """Links to the connections, without the other filters.
-
-    Task queues and types belong to a connection.
-    """
-    return [{"text": name, "url": f"?connection={name}", "is_chosen": name == chosen} for name in connections]
 
 
 def _with(request: Any, **changes: str) -> str:

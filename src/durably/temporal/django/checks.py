@@ -1,6 +1,7 @@
-"""System checks: errors that would prevent the worker or the codec server from running.
+"""System checks: errors that would prevent the worker from running.
 
-``manage.py check`` and the worker's start report them. Those of ``DEPLOYED`` need ``check --deploy``.
+``manage.py check`` and the worker's start report them. ``check --deploy`` also reports those of
+``check_deployment``.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from durably.temporal.errors import TemporalUnreachableError
 from durably.temporal.namespace import find_errors
 
 from .conf import DEFAULT_CONNECTION, connections
-from .views import codec_servers
 from .worker import connection_of, discover, project_modules, workflows_of
 from .workflow_pages import ui_url
 
@@ -74,16 +74,6 @@ def worker_errors() -> Messages:
             yield checks.Error(str(error), id="durably_temporal.E003")
 
 
-def codec_server_errors() -> Messages:
-    """``E006``: a codec server of the project's URLs has a connection without a codec."""
-    _import_urls()
-    for server in codec_servers:
-        try:
-            server.check()
-        except Error as error:
-            yield checks.Error(str(error), id="durably_temporal.E006")
-
-
 def transport_warnings() -> Messages:
     """``W001``: the connection to a remote server is not encrypted."""
     found = [connections[name].settings for name in connections]
@@ -98,7 +88,8 @@ def transport_warnings() -> Messages:
 
 def search_attribute_errors() -> Messages:
     """``E005``: a server does not know a search attribute. ``W002``: it is unknown whether the server knows it."""
-    _import_urls()
+    if getattr(settings, "ROOT_URLCONF", None):
+        get_resolver().url_patterns  # noqa: B018  Gateways declare their attributes when the URLs are imported.
     for temporal in (connections[name] for name in connections):
         declared = temporal.search_attributes
         if not declared:
@@ -116,20 +107,10 @@ def search_attribute_errors() -> Messages:
             yield from (checks.Error(error, id="durably_temporal.E005") for error in errors)
 
 
-def _import_urls() -> None:
-    """Gateways and codec servers declare themselves when the URLs are imported."""
-    if getattr(settings, "ROOT_URLCONF", None):
-        get_resolver().url_patterns  # noqa: B018
-
-
-ALWAYS = (worker_errors, codec_server_errors)
-DEPLOYED = (transport_warnings, search_attribute_errors)
-
-
 def check(app_configs: Any = None, **options: Any) -> list[checks.CheckMessage]:
     """The other checks need valid settings."""
-    return list(settings_errors()) or [message for each in ALWAYS for message in each()]
+    return list(settings_errors()) or list(worker_errors())
 
 
 def check_deployment(app_configs: Any = None, **options: Any) -> list[checks.CheckMessage]:
-    return [] if list(settings_errors()) else [message for each in DEPLOYED for message in each()]
+    return [] if list(settings_errors()) else [*transport_warnings(), *search_attribute_errors()]

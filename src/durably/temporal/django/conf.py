@@ -67,7 +67,11 @@ class Connections:
         named: dict[str, Any] = (
             {} if name == DEFAULT_CONNECTION else {"name": name, "same_server_as": self[DEFAULT_CONNECTION]}
         )
-        return Temporal(configuration=lambda: _configuration(name), **named, **options)
+
+        def configuration() -> dict[str, Any]:
+            return {key: value for key, value in connection_settings(name).items() if key in FRAMEWORK_KEYS}
+
+        return Temporal(configuration=configuration, **named, **options)
 
 
 def connection_settings(name: str) -> dict[str, Any]:
@@ -76,7 +80,8 @@ def connection_settings(name: str) -> dict[str, Any]:
     Raises ``TemporalSettingsError``.
     """
     several = _several()
-    single = _single()
+    plain = ("TEMPORAL", *(f"TEMPORAL_{key}" for key in _PLAIN))
+    single = [f"settings.{each}" for each in plain if getattr(settings, each, None)]
     if name == DEFAULT_CONNECTION and name in several and single:
         raise TemporalSettingsError(
             f"settings.{_SEVERAL} has the connection 'default', and so have {', '.join(single)}: keep one of them"
@@ -90,8 +95,8 @@ def connection_settings(name: str) -> dict[str, Any]:
     if unknown := sorted(set(given) - FRAMEWORK_KEYS - _OTHER_KEYS):
         known = ", ".join(sorted(FRAMEWORK_KEYS | _OTHER_KEYS))
         raise TemporalSettingsError(f"{where} has an unknown key {unknown[0]!r}; known are {known}")
-    plain = {} if name in several else {key: getattr(settings, f"TEMPORAL_{key}", None) for key in _PLAIN}
-    return {key: value for key, value in {**plain, **given}.items() if value is not None}
+    alone = {} if name in several else {key: getattr(settings, f"TEMPORAL_{key}", None) for key in _PLAIN}
+    return {key: value for key, value in {**alone, **given}.items() if value is not None}
 
 
 def _several() -> Mapping[str, Any]:
@@ -99,16 +104,6 @@ def _several() -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise TemporalSettingsError(f"settings.{_SEVERAL} must be a dictionary, not {type(given).__name__}")
     return given
-
-
-def _single() -> list[str]:
-    """Names of the settings for a single connection that have a value."""
-    names = ("TEMPORAL", *(f"TEMPORAL_{key}" for key in _PLAIN))
-    return [f"settings.{name}" for name in names if getattr(settings, name, None)]
-
-
-def _configuration(name: str) -> dict[str, Any]:
-    return {key: value for key, value in connection_settings(name).items() if key in FRAMEWORK_KEYS}
 
 
 def project_secrets() -> list[str]:
@@ -119,15 +114,7 @@ def project_secrets() -> list[str]:
 connections = Connections()
 
 
-def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
-    """The connection ``connections[connection]``.
-
-    It connects at its first use. Raises ``TemporalSettingsError``.
-    """
-    return connections[connection]
-
-
-temporal = cast(Temporal, SimpleLazyObject(get_temporal))
+temporal = cast(Temporal, SimpleLazyObject(lambda: connections[DEFAULT_CONNECTION]))
 """The default connection. Modules import it at their top, before settings may be read."""
 
 
@@ -151,7 +138,7 @@ def _on_commit(method: Callable[Concatenate[Client, P], Awaitable[Any]]) -> Call
                 "start_on_commit() is called on an event loop, where Django has no transactions: use "
                 "await sync_to_async(start_on_commit)(…)"
             )
-        client = get_temporal().sync
+        client = connections[DEFAULT_CONNECTION].sync
         transaction.on_commit(lambda: client.run(lambda client: method(client, *args, **options)))
 
     return start

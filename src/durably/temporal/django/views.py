@@ -1,4 +1,4 @@
-"""The gateway and the codec server as Django views.
+"""The gateway as Django views.
 
 They are async under ASGI, sync under WSGI.
 
@@ -8,7 +8,7 @@ project's own views.
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -21,12 +21,9 @@ from django.http.multipartparser import MultiPartParserError
 from django.middleware.csrf import CsrfViewMiddleware
 from django.utils.decorators import sync_and_async_middleware
 from django.utils.deprecation import MiddlewareMixin
-from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 
 from durably.protocol.text import printable
-from durably.temporal.client.connection import Temporal
-from durably.temporal.codec_server import CodecAction, CodecServer
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import (
     Action,
@@ -40,7 +37,7 @@ from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_p
 from durably.temporal.request_log import HTTP_HEADER, RequestLog
 from durably.web.django import SyncAndAsyncView, to_response
 
-from .conf import connections, project_secrets
+from .conf import project_secrets
 
 _logger = logging.getLogger("django.security.csrf")
 
@@ -92,91 +89,38 @@ def require_permissions(
         raise TemporalSettingsError(f"{error}; there are {', '.join(Operation)}") from None
 
     def authorize(action: Action) -> bool:
-        user = _logged_in(action.principal)
+        if is_anonymous(action.principal):
+            raise Unauthenticated("Session")
         permission = wanted.get(action.operation, otherwise)
-        return permission is not None and bool(user.has_perm(permission))
+        return permission is not None and bool(action.principal.has_perm(permission))
 
     return authorize
 
 
-def require_codec_permission(permission: str) -> Callable[[CodecAction], bool]:
-    """``authorize`` of a ``CodecServer``: users with the permission.
-
-    An anonymous user gets 401.
-    """
-    return lambda action: bool(_logged_in(action.principal).has_perm(permission))
-
-
-def _logged_in(user: Any) -> Any:
-    if is_anonymous(user):
-        raise Unauthenticated("Session")
-    return user
-
-
 Urls = tuple[list[Any], str, str]
-
-codec_servers: list[CodecServer] = []
-"""Codec servers in the project's URLs, for ``manage.py check``."""
 
 
 def urls(
-    server: Gateway | CodecServer,
+    server: Gateway,
     *,
     namespace: str = "temporal",
     principal: Callable[[Any], Any] | None = None,
     csrf_exempt: bool | None = None,
 ) -> Urls:
-    """The URLs of a gateway or a codec server, as with ``admin.site.urls``.
+    """The URLs of a gateway, as with ``admin.site.urls``.
 
     Use them as ``path("api/", durably.temporal.django.urls(gateway))``.
 
     - ``principal``: ``authorize`` gets ``principal(request)``, or ``request.user`` by default, as ``action.principal``.
       It may use the ORM.
     - ``csrf_exempt=True``: for APIs whose users send tokens. By default CSRF is checked if the project's middleware
-      does so, unless the gateway allows anonymous use, which has no session to protect. A codec server checks the
-      origin instead: Temporal's web UI is another site.
+      does so, unless the gateway allows anonymous use, which has no session to protect.
     """
-    is_codec = isinstance(server, CodecServer)
-    if isinstance(server, CodecServer):
-        codec_servers.append(server)
-    view: Any = _make_view(
-        server, principal, (is_codec or server.allow_anonymous) if csrf_exempt is None else csrf_exempt
-    )
+    view: Any = _make_view(server, principal, server.allow_anonymous if csrf_exempt is None else csrf_exempt)
     return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="gateway")], "durably_temporal", namespace
 
 
-def codec_urls(
-    *,
-    origins: Sequence[str] = (),
-    permission: str = "durably_temporal.view_payloads",
-    namespace: str = "temporal-codec",
-    principal: Callable[[Any], Any] | None = None,
-) -> Urls:
-    """A codec server for Temporal's web UI and CLI: ``path("codec/", codec_urls(origins=[…]))``.
-
-    It decodes for users with ``permission``, in the namespaces of all of the project's connections with a codec.
-    ``manage.py check`` reports a project without one. ``origins`` are the web UI's.
-    """
-    # The connections are read at the first request, so that `manage.py check` can report an invalid setting.
-    several: Any = SimpleLazyObject(_connections_with_codec)
-    server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
-    return urls(server, namespace=namespace, principal=principal)
-
-
-def _connections_with_codec() -> Sequence[Temporal]:
-    """Raises ``TemporalSettingsError`` if no connection has a codec."""
-    found = [each for each in map(connections.__getitem__, connections) if each.data_converter.payload_codec]
-    if not found:
-        raise TemporalSettingsError(
-            "codec_urls() has nothing to decode with: none of the project's connections to Temporal has a codec. Set "
-            'TEMPORAL_ENCRYPTION_KEYS, or TEMPORAL = {"ENCRYPTION_KEYS": […]}: see durably.temporal.encryption'
-        )
-    return found
-
-
-def _make_view(
-    server: Gateway | CodecServer, principal: Callable[[Any], Any] | None, csrf_exempt: bool
-) -> SyncAndAsyncView:
+def _make_view(server: Gateway, principal: Callable[[Any], Any] | None, csrf_exempt: bool) -> SyncAndAsyncView:
     check_csrf = (lambda request: None) if csrf_exempt else csrf_check()
     # An open gateway needs no user: that saves a thread, a session and a query.
     principal_of = (lambda request: None) if server.allow_anonymous else principal or _user_of

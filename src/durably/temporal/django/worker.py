@@ -45,7 +45,8 @@ from durably.execution.step import is_async
 from durably.temporal.compat import activity_definition, workflow_parts
 from durably.temporal.declarations import WorkerDeclaration, with_interceptor
 
-from .conf import DEFAULT_CONNECTION, get_temporal
+from .conf import DEFAULT_CONNECTION
+from .conf import connections as temporal_connections
 
 WORKFLOWS, ACTIVITIES = "workflows", "activities"
 
@@ -64,8 +65,20 @@ def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
 def _declared(connection: str) -> list[WorkerDeclaration]:
     """Declarations of a connection. Imports the modules, which may call add_worker."""
     modules = list(project_modules())
-    found = [_declare(module) for module in modules if connection_of(module) == connection]
-    return [each for each in (*get_temporal(connection).workers, *found) if each.workflows or each.activities]
+    found = [
+        WorkerDeclaration(
+            task_queue=getattr(module, "TASK_QUEUE", None),
+            workflows=workflows_of(module),
+            activities=tuple(
+                each
+                for each in vars(module).values()
+                if callable(each) and _is_own(each, module) and activity_definition(each) is not None
+            ),
+        )
+        for module in modules
+        if connection_of(module) == connection
+    ]
+    return [each for each in (*temporal_connections[connection].workers, *found) if each.workflows or each.activities]
 
 
 def connection_of(module: ModuleType) -> str:
@@ -99,20 +112,6 @@ def workflows_of(module: ModuleType) -> tuple[type, ...]:
     """Workflows that a module defines, without imported ones."""
     classes = [each for each in vars(module).values() if isinstance(each, type) and _is_own(each, module)]
     return tuple(each for each in classes if workflow_parts(each) is not None)
-
-
-def activities_of(module: ModuleType) -> tuple[Callable[..., Any], ...]:
-    """Activities that a module defines, without imported ones."""
-    functions = [each for each in vars(module).values() if callable(each) and _is_own(each, module)]
-    return tuple(each for each in functions if activity_definition(each) is not None)
-
-
-def _declare(module: ModuleType) -> WorkerDeclaration:
-    return WorkerDeclaration(
-        task_queue=getattr(module, "TASK_QUEUE", None),
-        workflows=workflows_of(module),
-        activities=activities_of(module),
-    )
 
 
 def _is_own(found: Any, module: ModuleType) -> bool:
@@ -212,13 +211,10 @@ def _without_database() -> Iterator[None]:
     except SynchronousOnlyOperation as error:
         raise _refusal(error) from error
     except NotImplementedError as error:
-        if not _asked_for_a_thread(error):
+        frames = traceback.extract_tb(error.__traceback__)
+        if not any(frame.filename == asgiref.sync.__file__ for frame in frames):  # It did not ask for a thread.
             raise
         raise _refusal(error) from error
-
-
-def _asked_for_a_thread(error: NotImplementedError) -> bool:
-    return any(frame.filename == asgiref.sync.__file__ for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _refusal(error: BaseException) -> ModelInWorkflowError:

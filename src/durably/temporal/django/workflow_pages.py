@@ -11,7 +11,7 @@ import datetime as dt
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -324,7 +324,10 @@ async def fetch_details(
         links=list(run_links(client, described, start, end)),
         history_length=described.history_length,
         memo=await described.memo() if with_payloads else {},
-        search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
+        search_attributes={
+            pair.key.name: ", ".join(pair.value) if isinstance(pair.value, list) else pair.value
+            for pair in described.typed_search_attributes
+        },
         payloads=await _payloads(converter, start, end) if with_payloads else {},
         pending=await pending_activities(described),
         missing_worker=missing,
@@ -342,10 +345,6 @@ async def _payloads(
     if end is not None and end.HasField("workflow_execution_completed_event_attributes"):
         found["Result"] = end.workflow_execution_completed_event_attributes.result.payloads
     return {title: [await payload_text(converter, each) for each in payloads] for title, payloads in found.items()}
-
-
-def _shown(value: Any) -> Any:
-    return value if isinstance(value, str) or not isinstance(value, Sequence) else ", ".join(map(str, value))
 
 
 def row_of(execution: WorkflowExecution) -> Row:

@@ -262,16 +262,8 @@ async def _workflow_task(call: Call, run_id: str, which: str | None) -> int:
     return found
 
 
-async def pause(call: Call) -> GatewayResponse:
-    return await _set_paused(call, True)
-
-
-async def resume(call: Call) -> GatewayResponse:
-    return await _set_paused(call, False)
-
-
-async def _set_paused(call: Call, is_paused: bool) -> GatewayResponse:
-    """Raises the problem 409 for a workflow that is closed, or is so already; 501 for an old server."""
+async def set_paused(call: Call, is_paused: bool) -> GatewayResponse:
+    """Pause or resume. Raises the problem 409 for a workflow that is closed or already so, or 501 for an old server."""
     request_id, service = str(uuid.uuid4()), call.client.workflow_service
     make: Any = PauseWorkflowExecutionRequest if is_paused else UnpauseWorkflowExecutionRequest
     ask: Any = service.pause_workflow_execution if is_paused else service.unpause_workflow_execution

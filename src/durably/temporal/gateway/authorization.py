@@ -45,8 +45,8 @@ def check_principal(principal: Any) -> Any:
     """
     if principal.__class__ is type(None):
         return None
-    is_lazy = inspect.isawaitable(principal) or inspect.isgenerator(principal) or inspect.isasyncgen(principal)
-    if is_lazy or inspect.isroutine(principal):
+    kinds = (inspect.isawaitable, inspect.isgenerator, inspect.isasyncgen, inspect.isroutine)
+    if any(is_kind(principal) for is_kind in kinds):
         if inspect.iscoroutine(principal):
             principal.close()
         raise UnknownPrincipalError(
@@ -111,12 +111,8 @@ def _plain(principal: Any, value: Any, name: str) -> list[str]:
             f"the {name} of a principal of the class {_class_of(principal)} is not a string, number or UUID that "
             f"distinguishes it from others: it is {found}. {_REMEDY}"
         )
-    # A member of an enumeration may have its own ``__str__``.
-    if isinstance(value, str):
-        return ["str", str.__str__(value)]
-    if isinstance(value, int):
-        return ["int", int.__repr__(value)]
-    return ["UUID", str(value)]
+    kind = next(kind for kind in (str, int, UUID) if isinstance(value, kind))
+    return [kind.__name__, str(value)]
 
 
 def _class_of(principal: Any) -> str:
@@ -128,25 +124,18 @@ def _class_of(principal: Any) -> str:
 def is_anonymous(principal: Any) -> bool:
     """Whether the principal is ``None`` or an object that is marked as anonymous.
 
-    The users of Django, flask-login and Starlette have these attributes. In older libraries and in classes of apps they
-    may be methods. Raises ``UnknownPrincipalError`` for a method that does not return a boolean.
+    The users of Django, flask-login and Starlette have these attributes. Raises ``UnknownPrincipalError`` for a method,
+    which would count as true.
     """
     if principal is None:
         return True
     for name, anonymous in (("is_anonymous", True), ("is_authenticated", False)):
         value = getattr(principal, name, None)
         if callable(value):
-            try:
-                value = value()
-            except TypeError:
-                value = None
-            if not isinstance(value, bool):
-                if inspect.iscoroutine(value):
-                    value.close()
-                raise UnknownPrincipalError(
-                    f"{name} of a principal of the class {_class_of(principal)} must be True or False, or a plain "
-                    "method without arguments that returns one of them"
-                )
+            raise UnknownPrincipalError(
+                f"{name} of a principal of the class {_class_of(principal)} is a method: it must be True or False, "
+                "such as a property"
+            )
         # An attribute of another type has another meaning, such as a database column of that name.
         if isinstance(value, bool):
             return value is anonymous
@@ -281,29 +270,26 @@ Authorize = Callable[[Action], bool | Awaitable[bool]]
 
 
 class Guard:
-    """The policy of a server: a function ``authorize``, or open to all clients.
+    """The policy of a gateway: a function ``authorize``, or open to all clients.
 
-    ``server`` is the name of its class, and ``permission`` describes ``allow_anonymous=True``, for errors. Raises
-    ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
+    Raises ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
     """
 
-    def __init__(
-        self, authorize: Callable[[Any], Any] | None, allow_anonymous: bool, *, server: str, permission: str
-    ) -> None:
+    def __init__(self, authorize: Authorize | None, allow_anonymous: bool) -> None:
         # A string such as "false" would allow all clients.
-        check_type(allow_anonymous, f"{server}: allow_anonymous", bool, "True or False", TemporalSettingsError)
-        check_function(authorize, f"{server}: authorize", TemporalSettingsError)
+        check_type(allow_anonymous, "Gateway: allow_anonymous", bool, "True or False", TemporalSettingsError)
+        check_function(authorize, "Gateway: authorize", TemporalSettingsError)
         if authorize is None and not allow_anonymous:
             raise TemporalSettingsError(
-                f"{server} needs a policy: give it authorize=, a function of the action that returns whether it is "
-                f"allowed, or allow_anonymous=True, with which all clients can {permission}"
+                "Gateway needs a policy: give it authorize=, a function of the action that returns whether it is "
+                "allowed, or allow_anonymous=True, with which all clients can do everything that is exposed"
             )
         if authorize is not None and allow_anonymous:
-            raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True cannot be combined")
+            raise TemporalSettingsError("Gateway: authorize= and allow_anonymous=True cannot be combined")
         self.is_open = authorize is None
         self._authorize = authorize
 
-    async def check(self, action: Any, io: IO | None, call_blocking: CallBlocking | None) -> None:
+    async def check(self, action: Action, io: IO | None, call_blocking: CallBlocking | None) -> None:
         """Raises the problem 401 or 403 unless ``authorize`` returns ``True``.
 
         ``io`` is ``None`` on an event loop. There a synchronous ``authorize`` runs in another thread.

@@ -9,7 +9,6 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
-from temporalio.common import TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.errors import TemporalSettingsError
@@ -22,33 +21,22 @@ from .idempotency import KeyedRequest, RunHistory, shown_memo
 from .inputs import Handler
 from .messages import GatewayRequest
 from .problems import Problem, logger, to_problem
-from .services import Limits, Pages, Services, StreamSlot
+from .services import Limits, Pages, Services
 
 T = TypeVar("T")
 
 CLOSED = "workflow-closed"
 """The kind of the problem."""
 
-STARTS = frozenset({Operation.START, Operation.SIGNAL_WITH_START})
-
 _MAXIMUM_RUNS = 5
 """Maximum number of runs to try, if each continues as new before it gets the request."""
-
-
-@dataclass(frozen=True)
-class StartValues:
-    """What the exposure's functions make of the input of a start."""
-
-    memo: Mapping[str, Any] = field(default_factory=dict)
-    search_attributes: TypedSearchAttributes | None = None
-    start_delay: timedelta | None = None
 
 
 class RunClosedError(Exception):
     """A run is closed and cannot handle the request."""
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False)
 class Call:
     """A validated request.
 
@@ -58,6 +46,7 @@ class Call:
     - ``params``: the query parameters.
     - ``value``: the validated input.
     - ``workflow_id``: the id in the URL or of the workflow to be started; empty for lists.
+    - ``start_values``: further arguments of a start, which the exposure's functions make.
     - ``client``: set when the request is authorized and the process is connected.
     """
 
@@ -69,11 +58,14 @@ class Call:
     params: Mapping[str, Any]
     value: Any
     keyed: KeyedRequest | None
-    workflow_id: str = ""
-    start_values: StartValues = field(default_factory=StartValues)
+    workflow_id: str = field(init=False)
+    start_values: Mapping[str, Any] = field(init=False)
     client: Client = field(init=False)
     _description: WorkflowExecutionDescription | None = field(default=None, init=False)
     _refusal: Problem | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.workflow_id = self.ids.get("workflow_id", "")
 
     @property
     def exposure(self) -> Exposure:
@@ -83,6 +75,11 @@ class Call:
     def handler(self) -> Handler:
         """The signal, query or update in the URL."""
         return self.endpoint.subject
+
+    @property
+    def principal_key(self) -> str:
+        """Raises ``UnknownPrincipalError``."""
+        return principal_key(self.request.principal, self.services.identify)
 
     @property
     def limits(self) -> Limits:
@@ -96,6 +93,10 @@ class Call:
     def location(self) -> str:
         """The path of the workflow."""
         return self.request.location(self.exposure.name, self.workflow_id)
+
+    @property
+    def is_start(self) -> bool:
+        return self.endpoint.operation in (Operation.START, Operation.SIGNAL_WITH_START)
 
     @property
     def start_input(self) -> Any:
@@ -179,11 +180,6 @@ class Call:
         """Whether the principal can reach a workflow of the server."""
         return self.access.reaches(owner_of(execution, self.services.owner_attribute))
 
-    def owner_for_staff(self, execution: WorkflowExecution) -> str | None:
-        """The owner of a workflow, for a principal that sees workflows of several owners."""
-        is_shown = self.exposure.owner is not None and self.access.sees_all
-        return owner_of(execution, self.services.owner_attribute) if is_shown else None
-
     @property
     def run_id(self) -> str:
         """The run that was described."""
@@ -232,15 +228,9 @@ class Call:
         found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})", self.request.headers.get("prefer", ""))
         return None if found is None else min(float(found[1]), self.limits.max_wait)
 
-    def take_stream(self) -> StreamSlot | None:
-        """Raises the problem 429 for one stream too many, and ``UnknownPrincipalError``."""
-        slots = self.services.stream_slots
-        return None if slots is None else slots.take(principal_key(self.request.principal, self.services.identify))
-
     def pages(self, *more: str) -> Pages:
         """Page tokens for this namespace, principal, exposure, operation, and ``more``."""
-        key = principal_key(self.request.principal, self.services.identify)
-        scope = (self.client.namespace, key, self.exposure.name, self.endpoint.operation, *more)
+        scope = (self.client.namespace, self.principal_key, self.exposure.name, self.endpoint.operation, *more)
         return self.services.page_tokens.of(scope, self.request.secrets)
 
 

@@ -1,4 +1,4 @@
-"""Endpoints: what a route of the gateway's table is for one exposure, for routing, OpenAPI and FastAPI.
+"""The gateway's table of routes, and what a route is for one exposure, for routing, OpenAPI and FastAPI.
 
 A ``Route`` is a row of the table. An ``Endpoint`` is a route of one exposure, with the name of a signal, query or
 update filled in: each has its own path and types.
@@ -6,19 +6,35 @@ update filled in: each has its own path and types.
 
 import datetime as dt
 import functools
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from temporalio.common import SearchAttributeKey
 
 from .exposure import Exposure, Operation, type_name
 from .inputs import Handler, JsonBody, check_id
-from .messages import Completed, GatewayResponse, ProblemDocument, QueryAnswer, UpdateDone
+from .messages import (
+    Accepted,
+    Completed,
+    Description,
+    GatewayResponse,
+    HistoryPage,
+    Page,
+    ProblemDocument,
+    QueryAnswer,
+    RawHistoryPage,
+    Reason,
+    ResetRequest,
+    Started,
+    UpdateAccepted,
+    UpdateDone,
+    WorkflowStatus,
+)
 from .problems import Problem, invalid_values, not_found, shorten
 
 PROBLEM = ProblemDocument
@@ -86,22 +102,94 @@ class Bodies(Enum):
 class Route:
     """A row of the table.
 
-    ``template`` follows the exposure's name; ``{name}`` is the name of a signal, query or update. ``perform`` takes a
-    ``Call``. In ``summary``, ``{workflow}``, ``{exposure}`` and ``{name}`` are names. ``responses`` has the type of the
-    body for each status that is not a problem. Those of ``Completed``, ``QueryAnswer`` and ``UpdateDone`` contain the
-    result of the workflow, query or update.
+    ``template`` follows the exposure's name; ``{name}`` is the name of a signal, query or update. In ``summary``,
+    ``{workflow}``, ``{exposure}`` and ``{name}`` are names. ``responses`` has the type of the body for each status that
+    is not a problem. Those of ``Completed``, ``QueryAnswer`` and ``UpdateDone`` contain the result of the workflow,
+    query or update.
     """
 
     operation: Operation
     method: str
     template: str
-    perform: Callable[[Any], Awaitable[GatewayResponse]]
     summary: str
     responses: Mapping[HTTPStatus, type[BaseModel] | Bodies]
     parameters: tuple[EndpointParameter, ...] = ()
     body: type[BaseModel] | Bodies = Bodies.NONE
     key: Key = Key.IGNORED
     problems: tuple[HTTPStatus, ...] = ()
+
+
+# The table of endpoints, in the order of routing
+
+OK, ACCEPTED = HTTPStatus.OK, HTTPStatus.ACCEPTED
+
+_RUN = EndpointParameter("run_id", "query", str, "A run of the workflow; by default the latest.")
+_WAIT = EndpointParameter("wait", "query", Annotated[int, Field(ge=0)], "Seconds to wait for a result.", 0)
+_PREFER = EndpointParameter("Prefer", "header", str, "wait=N waits N seconds for the result.")
+_KEY = EndpointParameter("Idempotency-Key", "header", str, "A repeated request with this key is executed once.")
+_PAGE = EndpointParameter("page", "query", str, "The next_page of the previous page.")
+_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was received.")
+
+
+def _page_size(maximum: int, default: int) -> EndpointParameter:
+    kind = Annotated[int, Field(ge=1, le=maximum)]
+    return EndpointParameter("page_size", "query", kind, f"1 to {maximum}.", default)
+
+
+_STATUSES: Any = Literal[tuple(each for each in get_args(WorkflowStatus) if each != "unknown")]
+_LIST = (
+    EndpointParameter("status", "query", _STATUSES),
+    EndpointParameter("started_after", "query", AwareDatetime, "With an offset from UTC."),
+    EndpointParameter("started_before", "query", AwareDatetime, "With an offset from UTC."),
+    _page_size(500, 50),
+    _PAGE,
+)
+_UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
+
+# fmt: off
+ROUTES = (
+    Route(Operation.START, "POST", "", "Start {workflow}",
+          {ACCEPTED: Started, OK: Completed}, (_KEY, _PREFER), Bodies.INPUT, Key.USED),
+    Route(Operation.LIST, "GET", "", "List {exposure}",
+          {OK: Page}, _LIST),
+    # Before the routes with an id, which it shadows.
+    Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}",
+          "Signal {name}, and first start {workflow} if it is not running",
+          {ACCEPTED: Accepted}, (_KEY,), Bodies.WITH_START, Key.USED),
+    Route(Operation.DESCRIBE, "GET", "{workflow_id}", "Status, times and pending activities",
+          {OK: Description}, (_RUN,)),
+    Route(Operation.RESULT, "GET", "{workflow_id}/result", "The result, as soon as it is known",
+          {OK: Completed, ACCEPTED: Started}, (_RUN, _WAIT)),
+    Route(Operation.SIGNAL, "POST", "{workflow_id}/signals/{name}", "Signal {name}",
+          {ACCEPTED: Accepted}, (_RUN, _KEY), Bodies.INPUT, Key.USED),
+    Route(Operation.QUERY, "GET", "{workflow_id}/queries/{name}", "Query {name}",
+          {OK: QueryAnswer}, (_RUN,)),
+    Route(Operation.QUERY, "POST", "{workflow_id}/queries/{name}", "Query {name}",
+          {OK: QueryAnswer}, (_RUN,), Bodies.INPUT),
+    Route(Operation.UPDATE, "POST", "{workflow_id}/updates/{name}", "Update {name}",
+          {OK: UpdateDone, ACCEPTED: UpdateAccepted}, (_RUN, _KEY, _PREFER), Bodies.INPUT, Key.USED),
+    Route(Operation.UPDATE, "GET", "{workflow_id}/updates/{name}/{update_id}",
+          "The result of an update {name}",
+          {OK: UpdateDone, ACCEPTED: UpdateAccepted}, (_RUN, _WAIT)),
+    Route(Operation.CANCEL, "POST", "{workflow_id}/cancel", "Request its cancellation",
+          {ACCEPTED: Accepted}, (_RUN,), Reason),
+    Route(Operation.TERMINATE, "POST", "{workflow_id}/terminate", "End it immediately",
+          {ACCEPTED: Accepted}, (_RUN,), Reason),
+    Route(Operation.RESET, "POST", "{workflow_id}/reset", "Continue from an earlier point, in a new run",
+          {ACCEPTED: Accepted}, (_RUN,), ResetRequest, Key.REFUSED),
+    Route(Operation.PAUSE, "POST", "{workflow_id}/pause", "Pause it until it is resumed",
+          {ACCEPTED: Accepted}, (_RUN,), Reason, problems=_UNSUPPORTED),
+    Route(Operation.RESUME, "POST", "{workflow_id}/resume", "Resume it after a pause",
+          {ACCEPTED: Accepted}, (_RUN,), Reason, problems=_UNSUPPORTED),
+    Route(Operation.HISTORY, "GET", "{workflow_id}/history", "Its events, in brief",
+          {OK: HistoryPage}, (_RUN, _page_size(1000, 100), _PAGE)),
+    Route(Operation.RAW_HISTORY, "GET", "{workflow_id}/history/raw",
+          "Its events with inputs and results, for replayers",
+          {OK: RawHistoryPage}, (_RUN, _page_size(1000, 1000), _PAGE)),
+    Route(Operation.EVENTS, "GET", "{workflow_id}/events", "Live progress, as server-sent events",
+          {OK: Bodies.STREAM, HTTPStatus.NO_CONTENT: Bodies.NONE}, (_RUN, _LAST_EVENT)),
+)
+# fmt: on
 
 
 _SUFFIXES: Mapping[Any, str] = {Completed: "Result", QueryAnswer: "Answer", UpdateDone: "Done"}
@@ -162,21 +250,27 @@ class Endpoint:
     @cached_property
     def responses(self) -> Mapping[HTTPStatus, Any]:
         """The type of the body for each status, or a member of ``Bodies``."""
-        return {status: self._response(body) for status, body in self.route.responses.items()}
-
-    def _response(self, body: Any) -> Any:
-        if body not in _SUFFIXES:
-            return body
         name = "" if self.handler is None else type_name(self.handler.name)
-        # Pydantic would name it ``Completed_Receipt_``.
-        return _renamed(f"{type_name(self.exposure.name)}{name}{_SUFFIXES[body]}", body[self.subject.result])
+        return {
+            # Pydantic would name it ``Completed_Receipt_``.
+            status: _renamed(f"{type_name(self.exposure.name)}{name}{_SUFFIXES[body]}", body[self.subject.result])  # type: ignore[index]
+            if body in _SUFFIXES
+            else body
+            for status, body in self.route.responses.items()
+        }
 
     @cached_property
     def parameters(self) -> Sequence[EndpointParameter]:
         made = [EndpointParameter(name, "path", str, is_required=True) for name in self.id_names]
         made += self.route.parameters
         if self.operation is Operation.LIST:
-            made += _filters(self.exposure)
+            if self.exposure.owner is not None:
+                about = "The owner, for principals that see workflows of several."
+                made.append(EndpointParameter("owner", "query", str, about))
+            for key in filter_keys(self.exposure):
+                # A list of keywords is found by one of them.
+                kind = key.origin_value_type if key.origin_value_type in (int, float, bool) else str
+                made.append(EndpointParameter(ATTRIBUTE + key.name, "query", kind, f"The search attribute {key.name}."))
         if self.takes_arguments:
             for each in self.subject.parameters:
                 is_required = each.default is each.empty
@@ -236,16 +330,6 @@ ATTRIBUTE = "attribute."
 """The beginning of the names of parameters that filter a list by a search attribute."""
 
 
-def _filters(exposure: Exposure) -> Iterator[EndpointParameter]:
-    """The filters of a list that depend on the exposure."""
-    if exposure.owner is not None:
-        yield EndpointParameter("owner", "query", str, "The owner, for principals that see workflows of several.")
-    for key in filter_keys(exposure):
-        # A list of keywords is found by one of them.
-        kind = key.origin_value_type if key.origin_value_type in (int, float, bool) else str
-        yield EndpointParameter(ATTRIBUTE + key.name, "query", kind, f"The search attribute {key.name}.")
-
-
 def filter_keys(exposure: Exposure) -> list[SearchAttributeKey[Any]]:
     """Search attributes by which a list can be filtered: those that are declared by key, without times.
 
@@ -294,7 +378,9 @@ class Endpoints:
                 ids = (part for literal, part in zip(literals, parts, strict=True) if literal is None)
                 found.append((endpoint, dict(zip(endpoint.id_names, ids, strict=True))))
         if not found:
-            raise not_found(f"{name} offers nothing here")
+            # All clients may know them: openapi.json has them.
+            paths = sorted({endpoint.path for endpoint in self._by_exposure[name]})
+            raise not_found(f"{name} offers nothing here; there are {', '.join(paths)}")
         return found
 
 

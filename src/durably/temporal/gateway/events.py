@@ -35,9 +35,6 @@ from .problems import causes, to_problem
 from .runs import NextRun, Position, find_run, next_run, parse_position, wait_for_result
 from .services import StreamSlot
 
-MAX_PAGE_SIZE = 1000
-PAGE_SIZE = 100
-
 _AT_A_TIME = 50
 """Number of events that are converted to JSON before other requests continue: two milliseconds."""
 
@@ -138,7 +135,8 @@ async def events(call: Call) -> GatewayResponse:
 
     It starts at ``Last-Event-ID``, or at the first event if the id is unknown.
     """
-    slot = call.take_stream()
+    slots = call.services.stream_slots
+    slot = None if slots is None else slots.take(call.principal_key)
     last = call.request.headers.get("last-event-id", "")
     seen = parse_position(last)
     first = [b"retry: 2000\n\n"]
@@ -153,7 +151,7 @@ async def events(call: Call) -> GatewayResponse:
         following = await next_run(call, seen.run_id, None)
         if following is None:
             return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-store"})
-        stream = _Stream(call, following.position, _run(seen, following))
+        stream = _Stream(call, Position(following.run_id), _run(seen, following))
     messages = _follow(call, stream, first, slot)
     return GatewayResponse(status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: messages)
 
@@ -169,7 +167,6 @@ async def _follow(
         with call.waiting():
             for message in first:
                 yield message
-            stream.start()
             while True:
                 try:
                     async with contextlib.aclosing(stream.messages()) as messages:
@@ -181,13 +178,15 @@ async def _follow(
                 except Exception as error:
                     problem = to_problem(error)
                     if not problem.passes or time.monotonic() > stream.end:
-                        yield stream.last_id() + b"event: problem\ndata: " + problem.response().body + b"\n\n"
+                        # With an id, so that the client need not reconnect.
+                        end = Position(stream.run_id, is_end=True)
+                        yield f"id: {end}\nevent: problem\ndata: ".encode() + problem.response().body + b"\n\n"
                         return
                 yield b": the Temporal server does not answer\n\n"
                 await asyncio.sleep(_PAUSE)
     finally:
-        if slot is not None:
-            slot.release()
+        if slot is not None and call.services.stream_slots is not None:
+            call.services.stream_slots.release(slot)
 
 
 class _Stream:
@@ -196,15 +195,12 @@ class _Stream:
     def __init__(self, call: Call, seen: Position, announced: Run | None) -> None:
         self._call, self._seen, self._announced = call, seen, announced
         self._pending: Pending | None = None
-        self.end = self._last_time = 0.0
-
-    def start(self) -> None:
         self._last_time = time.monotonic()
-        self.end = self._last_time + self._call.limits.stream_limit
+        self.end = self._last_time + call.limits.stream_limit
 
-    def last_id(self) -> bytes:
-        """The id of the last message. A client need not reconnect after a problem."""
-        return f"id: {Position(self._seen.run_id, is_end=True)}\n".encode()
+    @property
+    def run_id(self) -> str:
+        return self._seen.run_id
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
         while True:
@@ -222,7 +218,8 @@ class _Stream:
             following = await next_run(self._call, self._seen.run_id, last)
             if following is None:
                 break
-            self._announced, self._seen, self._pending = _run(self._seen, following), following.position, None
+            self._announced = _run(self._seen, following)
+            self._seen, self._pending = Position(following.run_id), None
         run_id = self._seen.run_id
         done = await wait_for_result(self._call, run_id, self._call.limits.max_wait)
         if done is not None:
@@ -246,7 +243,7 @@ class _Stream:
 
 
 def _run(previous: Position, following: NextRun) -> Run:
-    return Run(run_id=following.position.run_id, previous_run_id=previous.run_id, cause=following.cause)
+    return Run(run_id=following.run_id, previous_run_id=previous.run_id, cause=following.cause)
 
 
 class _LimitReached(Exception):

@@ -80,10 +80,10 @@ OfInput = Callable[[Any, Any], Any]
 class Exposure:
     """An open workflow, made by ``expose``. ``name`` is the first segment of its URLs.
 
-    ``id`` is a function of input, principal and owner. ``search_attributes``, ``memo`` and ``start_delay`` are
-    functions of input and principal. ``attribute_keys`` are the search attributes that are declared by key. With
-    ``attaches``, a start whose id is in use returns the running workflow. ``owner`` and ``staff`` are functions of the
-    principal.
+    ``id`` is a function of input, principal and owner. ``start_options`` are arguments of ``Client.start_workflow``,
+    and ``start_values`` functions of input and principal for its memo, search attributes and delay. ``attribute_keys``
+    are the search attributes that are declared by key. With ``attaches``, a start whose id is in use returns the
+    running workflow. ``owner`` and ``staff`` are functions of the principal.
     """
 
     name: str
@@ -97,10 +97,8 @@ class Exposure:
     id: Callable[[Any, Any, str | None], str] | None = None
     task_queue: str | None = None
     start_options: Mapping[str, Any] = field(default_factory=dict)
-    search_attributes: OfInput | None = None
+    start_values: Mapping[str, OfInput] = field(default_factory=dict)
     attribute_keys: tuple[SearchAttributeKey[Any], ...] = ()
-    memo: OfInput | None = None
-    start_delay: OfInput | None = None
     attaches: bool = False
     owner: Callable[[Any], str | None] | None = None
     staff: Callable[[Any], bool] | None = None
@@ -126,12 +124,9 @@ def expose(
     task_timeout: timedelta | None = None,
     retry_policy: RetryPolicy | None = None,
     priority: Priority | None = None,
-    search_attributes: Callable[..., TypedSearchAttributes]
-    | Mapping[SearchAttributeKey[Any], Callable[..., Any]]
-    | None = None,
+    search_attributes: Mapping[SearchAttributeKey[Any], Callable[..., Any]] | None = None,
     memo: Callable[..., Mapping[str, Any]] | None = None,
     start_delay: timedelta | Callable[..., timedelta] | None = None,
-    attach: bool = False,
 ) -> Exposure:
     """Open a workflow to the gateway's clients.
 
@@ -146,14 +141,13 @@ def expose(
     - ``owner``: a function of the principal. It returns the owner of a workflow that the principal starts: a string, or
       ``None`` for a principal that is not a user (401). Other principals get 404.
     - ``staff``: a function of the principal. If it returns ``True``, the principal can reach all workflows.
-    - ``search_attributes``: a mapping of ``SearchAttributeKey`` to functions, or one function that makes all. The keys
-      of a mapping are checked when the process connects; the log names unregistered ones. Lists can be filtered by
-      them. A function that returns ``None`` sets nothing: the workflow itself may set the attribute. These functions
-      and ``memo`` take the validated input, or the input and the principal.
+    - ``search_attributes``: a mapping of ``SearchAttributeKey`` to functions. The keys are checked when the process
+      connects; the log names unregistered ones. Lists can be filtered by them. A function that returns ``None`` sets
+      nothing: the workflow itself may set the attribute. These functions and ``memo`` take the validated input, or the
+      input and the principal.
     - ``start_delay``: such a function or a ``timedelta``. The server starts the workflow after it.
-    - ``attach`` (the same as ``id_conflict_policy=USE_EXISTING``): a start whose id is in use returns the running
-      workflow with ``"attached": true`` instead of 409. Its own input is dropped. A workflow of another type or owner
-      is never returned.
+    - ``id_conflict_policy=USE_EXISTING``: a start whose id is in use returns the running workflow with ``"attached":
+      true`` instead of 409. Its own input is dropped. A workflow of another type or owner is never returned.
 
     The other parameters are those of ``temporalio.client.Client.start_workflow``.
 
@@ -165,26 +159,29 @@ def expose(
         raise TemporalSettingsError(f"{shown} is not a workflow: decorate its class with @workflow.defn")
     if parts.name is None:
         raise TemporalSettingsError(f"{shown} is a dynamic workflow, which has no name to be started by")
-    place = _kebab(parts.name) if name is None else name
+    place = name
+    if place is None:
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "-", parts.name.removesuffix("Workflow") or parts.name)
+        place = words.strip("-").lower()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", place):
         raise TemporalSettingsError(f'"{place}" cannot be a segment of a URL: letters, digits, - and _ can')
     _check_ownership(parts.name, owner, staff)
-    chosen = _operations((FOR_USERS if owner is None else FOR_OWNERS) if operations is None else operations)
+    if operations is None:
+        operations = FOR_USERS if owner is None else FOR_OWNERS
+    for each in (operations := [operations] if isinstance(operations, str) else list(operations)):
+        if each not in FOR_OPERATORS:
+            raise TemporalSettingsError(f"{each} is not an operation; there are {', '.join(Operation)}")
+    chosen = frozenset(map(Operation, operations))
     run = Handler(parts.name, parts.run, title=f"{type_name(place)}Input", model=input)
     open_signals = _chosen(place, parts.name, "signal", parts.signals, signals)
     if id is None or not isinstance(id, str):
-        make_id, is_shared = None if id is None else _id_function(id), id is not None and not _takes_principal(id)
+        make_id, is_shared = None if id is None else _id_function(id), id is not None and len(_required(id)) != 2
     else:
         template = IdTemplate(id, field_names(run.body.type), f"the input of {parts.name}", has_owner=owner is not None)
         make_id, is_shared = template.fill, not template.has_principal
     if owner is not None and open_signals and Operation.SIGNAL_WITH_START in chosen and is_shared:
         _warn_of_shared_ids(parts.name)
-    attaches = attach or id_conflict_policy is WorkflowIDConflictPolicy.USE_EXISTING
-    if attach and (id is None or id_conflict_policy is WorkflowIDConflictPolicy.TERMINATE_EXISTING):
-        raise TemporalSettingsError(
-            f"{parts.name} has attach=, which needs id= (random ids are never in use) and cannot be combined with "
-            "id_conflict_policy=TERMINATE_EXISTING"
-        )
+    attaches = id_conflict_policy is WorkflowIDConflictPolicy.USE_EXISTING
     options = {
         "id_reuse_policy": id_reuse_policy,
         # The server would attach to a workflow of any type and owner. The gateway checks both.
@@ -195,7 +192,6 @@ def expose(
         "retry_policy": retry_policy,
         **({"priority": priority} if priority is not None else {}),
     }
-    by_key = search_attributes if isinstance(search_attributes, Mapping) else {}
     return Exposure(
         name=place,
         workflow_type=parts.name,
@@ -208,10 +204,8 @@ def expose(
         id=make_id,
         task_queue=task_queue,
         start_options=options,
-        search_attributes=_attributes_function(search_attributes, parts.name),
-        attribute_keys=tuple(by_key),
-        memo=_memo_function(memo, parts.name),
-        start_delay=_delay_function(start_delay),
+        start_values=_start_values(parts.name, memo, search_attributes, start_delay),
+        attribute_keys=tuple(search_attributes or ()),
         attaches=attaches,
         owner=owner,
         staff=staff,
@@ -227,14 +221,6 @@ def _check_ownership(title: str, owner: Any, staff: Any) -> None:
                 f"{name}= of {title} is a plain function of the principal, without await and without a database: put "
                 "what it needs into the principal"
             )
-
-
-def _operations(given: Iterable[Operation | str]) -> frozenset[Operation]:
-    names = [given] if isinstance(given, str) else list(given)
-    for name in names:
-        if name not in FOR_OPERATORS:
-            raise TemporalSettingsError(f"{name} is not an operation; there are {', '.join(Operation)}")
-    return frozenset(map(Operation, names))
 
 
 def _chosen(
@@ -271,11 +257,6 @@ def _warn_of_shared_ids(title: str) -> None:
     )
 
 
-def _kebab(name: str) -> str:
-    name = name.removesuffix("Workflow") or name
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "-", name).strip("-").lower()
-
-
 def type_name(name: str) -> str:
     """A name as a part of the names of types: ``SumOfPair`` for ``sum-of-pair``."""
     return "".join(part[:1].upper() + part[1:] for part in re.split(r"[^A-Za-z0-9]+", name))
@@ -307,10 +288,6 @@ def _required(function: Callable[..., Any]) -> list[inspect.Parameter]:
         return []
 
 
-def _takes_principal(function: Callable[..., Any]) -> bool:
-    return len(_required(function)) == 2
-
-
 def _id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None], str]:
     """A function ``id=`` with the parameters of ``IdTemplate.fill``."""
     called = _of_input(function, "id=")
@@ -324,69 +301,34 @@ def _id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None
     return fill
 
 
-def _memo_function(memo: Callable[..., Mapping[str, Any]] | None, title: str) -> OfInput | None:
-    if memo is None:
-        return None
-    called = _of_input(memo, "memo=")
-
-    def make(value: Any, principal: Any) -> Mapping[str, Any]:
-        made = called(value, principal)
-        if not isinstance(made, Mapping):
+def _start_values(
+    title: str,
+    memo: Callable[..., Mapping[str, Any]] | None,
+    search_attributes: Mapping[SearchAttributeKey[Any], Callable[..., Any]] | None,
+    start_delay: timedelta | Callable[..., timedelta] | None,
+) -> dict[str, OfInput]:
+    values: dict[str, OfInput] = {}
+    if memo is not None:
+        values["memo"] = _of_input(memo, "memo=")
+    if isinstance(start_delay, timedelta):
+        values["start_delay"] = lambda value, principal: start_delay
+    elif start_delay is not None:
+        values["start_delay"] = _of_input(start_delay, "start_delay=")
+    if search_attributes is not None:
+        if not isinstance(search_attributes, Mapping) or not all(
+            isinstance(key, SearchAttributeKey) for key in search_attributes
+        ):
             raise TemporalSettingsError(
-                f"memo= of expose({title}) is {type(made).__name__}: it must be a mapping of names to values"
+                f"search_attributes= of {title} is a mapping of keys, such as "
+                'SearchAttributeKey.for_keyword("CustomerId"), to functions of the input'
             )
-        if reserved := [name for name in made if str(name).startswith("durably-")]:
-            raise TemporalSettingsError(
-                f'memo= of expose({title}) has the key "{reserved[0]}", and keys that begin with "durably-" are '
-                "reserved for Durably: give it another name"
-            )
-        return made
+        functions = {
+            key: _of_input(each, f"search_attributes= ({key.name})") for key, each in search_attributes.items()
+        }
 
-    return make
+        def make(value: Any, principal: Any) -> TypedSearchAttributes:
+            made = [(key, function(value, principal)) for key, function in functions.items()]
+            return TypedSearchAttributes([SearchAttributePair(key, each) for key, each in made if each is not None])
 
-
-def _delay_function(delay: timedelta | Callable[..., timedelta] | None) -> OfInput | None:
-    if delay is None:
-        return None
-    if isinstance(delay, timedelta):
-        fixed = _check_delay(delay)
-        return lambda value, principal: fixed
-    if not callable(delay):
-        raise TemporalSettingsError(f"start_delay= of expose() is {delay!r}: give a timedelta, or a function")
-    called = _of_input(delay, "start_delay=")
-    return lambda value, principal: _check_delay(called(value, principal))
-
-
-def _check_delay(delay: Any) -> timedelta:
-    if not isinstance(delay, timedelta) or delay < timedelta():
-        raise TemporalSettingsError(f"expose(start_delay=…) gives {delay!r}: it must be a timedelta of 0 or more")
-    return delay
-
-
-def _attributes_function(given: Any, title: str) -> OfInput | None:
-    """``search_attributes=`` as one function, which raises ``TemporalSettingsError`` for values of another type."""
-    if not isinstance(given, Mapping):
-        return None if given is None else _of_input(given, "search_attributes=")
-    for key in given:
-        if not isinstance(key, SearchAttributeKey):
-            raise TemporalSettingsError(
-                f"search_attributes= of {title} has the key {key!r}: keys are made with SearchAttributeKey, such as "
-                'SearchAttributeKey.for_keyword("CustomerId")'
-            )
-    functions = {key: _of_input(each, f"search_attributes= ({key.name})") for key, each in given.items()}
-
-    def make(value: Any, principal: Any) -> TypedSearchAttributes:
-        made = [(key, function(value, principal)) for key, function in functions.items()]
-        return TypedSearchAttributes([_pair(key, each) for key, each in made if each is not None])
-
-    return make
-
-
-def _pair(key: SearchAttributeKey[Any], value: Any) -> SearchAttributePair[Any]:
-    expected = (int, float) if key.origin_value_type is float else key.origin_value_type
-    if not isinstance(value, expected) or (isinstance(value, bool) and key.origin_value_type is not bool):
-        wanted = key.origin_value_type.__name__
-        raise TemporalSettingsError(
-            f"search_attributes= has {type(value).__name__} for {key.name}, which takes {wanted}"
-        )
-    return SearchAttributePair(key, value)
+        values["search_attributes"] = make
+    return values

@@ -1,27 +1,42 @@
-"""The gateway: its table of endpoints, and the path from a request to a response, independent of frameworks.
+"""The gateway: the path from a request to a response, and of a start to Temporal's client, independent of frameworks.
 
-First a request is matched with an endpoint and validated, without the server. Then ``authorize`` decides. Then the
-endpoint's function, such as ``starting.start``, calls the server.
+A request goes through ``handle``, ``_respond`` (it is matched with an endpoint and validated, without the server; then
+``authorize`` decides) and ``_perform`` (the process is connected, and the workflow in the URL is described). A start
+then goes through ``start``, ``_start_once`` if its id may be in use, and ``_start``, which calls
+``client.start_workflow``. The functions of other operations are in ``actions``, ``lists``, ``runs`` and ``events``.
 """
 
+import functools
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from http import HTTPStatus
-from types import NoneType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError
-from temporalio.common import SearchAttributeKey
+from pydantic import ValidationError
+from temporalio.client import WorkflowExecutionDescription, WorkflowExecutionStatus, WorkflowHandle
+from temporalio.common import SearchAttributeKey, WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.headers import is_of_another_site
-from durably.protocol.options import check_function, check_text, check_type
+from durably.protocol.options import check_function
 from durably.temporal.client.connection import Temporal
+from durably.temporal.compat import PAUSED
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
+from durably.temporal.namespace import (
+    OWNER_ATTRIBUTE,
+    REGISTER_COMMANDS,
+    DeclaredAttribute,
+    ensure_keyword,
+    is_open,
+    owned_by,
+)
 from durably.temporal.request_log import (
     HTTP_HEADER,
     current_request_id,
@@ -30,105 +45,26 @@ from durably.temporal.request_log import (
     web_request,
 )
 
-from . import actions, events, lists, runs, starting
+from . import actions, events, lists, runs
 from .authorization import Authorize, Guard, Identify, access_of, check_principal, is_anonymous, principal_key
-from .call import STARTS, Call
-from .endpoints import Bodies, Endpoint, EndpointParameter, Endpoints, Key, Route
+from .call import Call
+from .endpoints import ROUTES, Endpoint, Endpoints, Key
 from .exposure import Exposure, Operation
-from .idempotency import KeyedRequest, keyed_request
+from .idempotency import MARK, KeyedRequest, find_repetition, is_repetition, keyed_request, one_request
 from .inputs import check_id
-from .messages import (
-    Accepted,
-    Completed,
-    Description,
-    GatewayRequest,
-    GatewayResponse,
-    HistoryPage,
-    Page,
-    QueryAnswer,
-    RawHistoryPage,
-    Reason,
-    ResetRequest,
-    Started,
-    UpdateAccepted,
-    UpdateDone,
-    has_more_values,
-)
+from .messages import Accepted, GatewayRequest, GatewayResponse, Links, Started, answer, has_more_values
 from .openapi import Documents, SecuritySchemes
-from .problems import Problem, bad_request, invalid_input, to_problem, too_large, too_many_values
+from .problems import (
+    Problem,
+    already_started,
+    bad_request,
+    internal_error,
+    invalid_input,
+    logger,
+    to_problem,
+    too_large,
+)
 from .services import Limits, Metrics, PageTokens, Secret, Services, StreamSlots
-
-# The table of endpoints, in the order of routing
-
-OK, ACCEPTED = HTTPStatus.OK, HTTPStatus.ACCEPTED
-
-_RUN = EndpointParameter("run_id", "query", str, "A run of the workflow; by default the latest.")
-_WAIT = EndpointParameter("wait", "query", Annotated[int, Field(ge=0)], "Seconds to wait for a result.", 0)
-_PREFER = EndpointParameter("Prefer", "header", str, "wait=N waits N seconds for the result.")
-_KEY = EndpointParameter("Idempotency-Key", "header", str, "A repeated request with this key is executed once.")
-_PAGE = EndpointParameter("page", "query", str, "The next_page of the previous page.")
-_LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was received.")
-
-
-def _page_size(maximum: int, default: int) -> EndpointParameter:
-    kind = Annotated[int, Field(ge=1, le=maximum)]
-    return EndpointParameter("page_size", "query", kind, f"1 to {maximum}.", default)
-
-
-_STATUSES: Any = Literal[tuple(lists.STATUSES.values())]
-_LIST = (
-    EndpointParameter("status", "query", _STATUSES),
-    EndpointParameter("started_after", "query", AwareDatetime, "With an offset from UTC."),
-    EndpointParameter("started_before", "query", AwareDatetime, "With an offset from UTC."),
-    _page_size(lists.MAX_PAGE_SIZE, lists.PAGE_SIZE),
-    _PAGE,
-)
-_UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
-
-# fmt: off
-ROUTES = (
-    Route(Operation.START, "POST", "", starting.start, "Start {workflow}",
-          {ACCEPTED: Started, OK: Completed}, (_KEY, _PREFER), Bodies.INPUT, Key.USED),
-    Route(Operation.LIST, "GET", "", lists.list_workflows, "List {exposure}",
-          {OK: Page}, _LIST),
-    # Before the routes with an id, which it shadows.
-    Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}", starting.signal_with_start,
-          "Signal {name}, and first start {workflow} if it is not running",
-          {ACCEPTED: Accepted}, (_KEY,), Bodies.WITH_START, Key.USED),
-    Route(Operation.DESCRIBE, "GET", "{workflow_id}", lists.describe, "Status, times and pending activities",
-          {OK: Description}, (_RUN,)),
-    Route(Operation.RESULT, "GET", "{workflow_id}/result", runs.result, "The result, as soon as it is known",
-          {OK: Completed, ACCEPTED: Started}, (_RUN, _WAIT)),
-    Route(Operation.SIGNAL, "POST", "{workflow_id}/signals/{name}", actions.signal, "Signal {name}",
-          {ACCEPTED: Accepted}, (_RUN, _KEY), Bodies.INPUT, Key.USED),
-    Route(Operation.QUERY, "GET", "{workflow_id}/queries/{name}", actions.query, "Query {name}",
-          {OK: QueryAnswer}, (_RUN,)),
-    Route(Operation.QUERY, "POST", "{workflow_id}/queries/{name}", actions.query, "Query {name}",
-          {OK: QueryAnswer}, (_RUN,), Bodies.INPUT),
-    Route(Operation.UPDATE, "POST", "{workflow_id}/updates/{name}", actions.update, "Update {name}",
-          {OK: UpdateDone, ACCEPTED: UpdateAccepted}, (_RUN, _KEY, _PREFER), Bodies.INPUT, Key.USED),
-    Route(Operation.UPDATE, "GET", "{workflow_id}/updates/{name}/{update_id}", actions.update,
-          "The result of an update {name}",
-          {OK: UpdateDone, ACCEPTED: UpdateAccepted}, (_RUN, _WAIT)),
-    Route(Operation.CANCEL, "POST", "{workflow_id}/cancel", actions.cancel, "Request its cancellation",
-          {ACCEPTED: Accepted}, (_RUN,), Reason),
-    Route(Operation.TERMINATE, "POST", "{workflow_id}/terminate", actions.terminate, "End it immediately",
-          {ACCEPTED: Accepted}, (_RUN,), Reason),
-    Route(Operation.RESET, "POST", "{workflow_id}/reset", actions.reset, "Continue from an earlier point, in a new run",
-          {ACCEPTED: Accepted}, (_RUN,), ResetRequest, Key.REFUSED),
-    Route(Operation.PAUSE, "POST", "{workflow_id}/pause", actions.pause, "Pause it until it is resumed",
-          {ACCEPTED: Accepted}, (_RUN,), Reason, problems=_UNSUPPORTED),
-    Route(Operation.RESUME, "POST", "{workflow_id}/resume", actions.resume, "Resume it after a pause",
-          {ACCEPTED: Accepted}, (_RUN,), Reason, problems=_UNSUPPORTED),
-    Route(Operation.HISTORY, "GET", "{workflow_id}/history", events.history, "Its events, in brief",
-          {OK: HistoryPage}, (_RUN, _page_size(events.MAX_PAGE_SIZE, events.PAGE_SIZE), _PAGE)),
-    Route(Operation.RAW_HISTORY, "GET", "{workflow_id}/history/raw", events.raw_history,
-          "Its events with inputs and results, for replayers",
-          {OK: RawHistoryPage}, (_RUN, _page_size(events.MAX_PAGE_SIZE, events.MAX_PAGE_SIZE), _PAGE)),
-    Route(Operation.EVENTS, "GET", "{workflow_id}/events", events.events, "Live progress, as server-sent events",
-          {OK: Bodies.STREAM, HTTPStatus.NO_CONTENT: Bodies.NONE}, (_RUN, _LAST_EVENT)),
-)
-# fmt: on
 
 _REQUEST_ID = HTTP_HEADER.lower()
 _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
@@ -175,9 +111,7 @@ class Gateway:
         docs: bool | str = False,
     ) -> None:
         check_function(identify, "Gateway: identify", TemporalSettingsError)
-        check_text(owner_attribute, "Gateway: owner_attribute", TemporalSettingsError)
-        check_type(limits, "Gateway: limits", (Limits, NoneType), "Limits(…)", TemporalSettingsError)
-        self._guard = Guard(authorize, allow_anonymous, server="Gateway", permission="do everything that is exposed")
+        self._guard = Guard(authorize, allow_anonymous)
         self.temporal, self.allow_anonymous = temporal, allow_anonymous
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
         if len(self.exposures) < len(exposures):
@@ -237,7 +171,6 @@ class Gateway:
     async def _respond(
         self, request: GatewayRequest, endpoint: Endpoint, ids: Mapping[str, str], io: IO | None
     ) -> GatewayResponse:
-        is_start = endpoint.operation in STARTS
         request.principal = check_principal(request.principal)
         access = access_of(endpoint.exposure, request.principal)  # Before the body is read: a 401 costs less.
         endpoint.check_names(request.query, {*self._app_parameters, *request.app_parameters})
@@ -245,22 +178,17 @@ class Gateway:
         if run_id := params.get("run_id"):
             check_id(run_id, "run_id")
         value = self._parse(request, endpoint)
-        call = Call(
-            services=self._services,
-            request=request,
-            endpoint=endpoint,
-            ids=ids,
-            access=access,
-            params=params,
-            value=value,
-            keyed=self._keyed(request, endpoint, value),
-            workflow_id=ids.get("workflow_id", ""),
-        )
-        if is_start:
-            call.workflow_id = starting.choose_id(call)
+        keyed = self._keyed(request, endpoint, value)
+        call = Call(self._services, request, endpoint, ids, access, params, value, keyed)
+        exposure, principal = endpoint.exposure, request.principal
+        if call.is_start:
+            # A random id, or one of the idempotency key: a repeated request finds the same workflow.
+            call.workflow_id = f"{exposure.name}-{uuid.uuid4() if keyed is None else keyed.id}"
+            if exposure.id is not None:
+                call.workflow_id = check_id(exposure.id(call.start_input, principal, access.owner))
         if not self._guard.is_open:
             await self._guard.check(call.action(), io, request.call_blocking)
-            if call.keyed is not None and is_anonymous(request.principal):
+            if keyed is not None and is_anonymous(principal):
                 raise Problem(
                     HTTPStatus.BAD_REQUEST,
                     "no-principal",
@@ -269,8 +197,10 @@ class Gateway:
                     "routes() or urls() returns the principal; to let all callers share their keys, return the same "
                     'string for each, such as principal=lambda request: "everyone"',
                 )
-        if is_start:
-            call.start_values = starting.start_values(call)
+        if call.is_start:  # The exposure's functions may need the context of the request.
+            call.start_values = {
+                name: make(call.start_input, principal) for name, make in exposure.start_values.items()
+            }
         work = self._perform(call)
         return await (work if io is None else io.resolve(work))
 
@@ -288,7 +218,8 @@ class Gateway:
             body, limits = request.body, self.limits
             self.check_length(len(body))
             if len(body) > limits.max_values and has_more_values(body, limits.max_values):
-                raise too_many_values(limits.max_values)
+                detail = f"the body has more than {limits.max_values} values"
+                raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-values", detail)
             media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             is_json = media_type == "application/json" or media_type.endswith("+json")
             is_empty = not body and media_type not in _SENT_BY_FORMS
@@ -324,7 +255,7 @@ class Gateway:
             await call.describe()
         elif call.exposure.owner is not None:
             await ensure_keyword(call.client, self._services.owner_attribute, call.rpc_timeout)
-        return await call.endpoint.route.perform(call)
+        return await _PERFORM[call.endpoint.operation](call)
 
     # For adapters
 
@@ -342,3 +273,210 @@ class Gateway:
             endpoint = None
         self._services.metrics.count(endpoint, response.status_code, time.perf_counter())
         return response.without_body() if method == "HEAD" else response
+
+
+# Starts
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A new workflow, that of an earlier request, or a running one with the id."""
+
+    run_id: str | None
+    is_replay: bool = False
+    attached_to: WorkflowExecutionStatus | None = None
+
+
+async def start(call: Call) -> GatewayResponse:
+    """Start a workflow, once for a key. Returns its result if the client waits."""
+    terminates = call.exposure.start_options["id_conflict_policy"] is WorkflowIDConflictPolicy.TERMINATE_EXISTING
+    is_checked = call.exposure.attaches or terminates or not call.access.sees_all
+    # A random id is new.
+    may_exist = call.keyed is not None or (call.exposure.id is not None and is_checked)
+    found = await _start_once(call) if may_exist else _Outcome((await _start(call)).result_run_id)
+    run_id = found.run_id
+    attached = True if found.attached_to is not None else None
+    headers = {"location": call.location}
+    if (wait := call.preferred_wait()) is not None:
+        headers["preference_applied"] = f"wait={wait:g}"
+        try:
+            with call.waiting():
+                done = await runs.wait_for_result(call, run_id or "", wait)
+        except (RPCError, Problem) as error:
+            problem = to_problem(error)
+            # The server has started the workflow before it went down, or the owner has changed.
+            if not problem.passes and problem.status is not HTTPStatus.NOT_FOUND:
+                raise problem from error.__cause__
+            done = None
+        if done is not None:
+            done = done.model_copy(update={"attached": attached})
+            return answer(done, HTTPStatus.OK, is_replay=found.is_replay, **headers)
+    status: Literal["running", "paused"] = "paused" if found.attached_to is PAUSED else "running"
+    links = Links.of(call.location)
+    started = Started(workflow_id=call.workflow_id, run_id=run_id, status=status, attached=attached, links=links)
+    return answer(started, HTTPStatus.ACCEPTED, is_replay=found.is_replay, **headers)
+
+
+async def _start_once(call: Call) -> _Outcome:
+    """Start the workflow, or return one that exists.
+
+    The key is stored in the workflow's memo. The first attempt reserves the id, whatever the exposure's policies are:
+    they apply only to an id of the same owner that another request has used.
+    """
+    options = call.exposure.start_options
+    try:
+        handle = await _start(
+            call,
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
+        )
+        return _Outcome(handle.result_run_id)
+    except WorkflowAlreadyStartedError as error:
+        latest = await _describe(call, None)
+        if (found := await _existing(call, latest)) is not None:
+            return found
+        is_refused = (
+            options["id_conflict_policy"] is WorkflowIDConflictPolicy.FAIL
+            if is_open(latest.status)
+            else options["id_reuse_policy"] is WorkflowIDReusePolicy.REJECT_DUPLICATE
+        )
+        if is_refused:
+            raise error
+    # Start another one. For the server, simultaneous requests with this key are one, whatever the policies are.
+    try:
+        with one_request(call.client, call.keyed):
+            handle = await _start(call)
+    except WorkflowAlreadyStartedError:
+        # Another request was faster.
+        if call.exposure.attaches and (found := await _existing(call, await _describe(call, None))) is not None:
+            return found
+        raise
+    started = await _describe(call, handle.result_run_id)
+    if not call.reaches(started):
+        raise already_started(call.workflow_id)
+    await _was_started_with_key(call, started)
+    return _Outcome(handle.result_run_id)
+
+
+async def _existing(call: Call, latest: WorkflowExecutionDescription) -> _Outcome | None:
+    """The workflow with the id; ``None`` if the policies decide about a start.
+
+    Raises a problem for a workflow of another owner, and for a running one of another type: the server would attach to
+    it, or terminate it.
+    """
+    if not call.reaches(latest):
+        raise already_started(call.workflow_id)
+    if await _was_started_with_key(call, latest):
+        return _Outcome(latest.run_id, is_replay=True)
+    if not is_open(latest.status):
+        return None
+    if latest.workflow_type != call.exposure.workflow_type:
+        raise already_started(call.workflow_id)
+    return _Outcome(latest.run_id, attached_to=latest.status) if call.exposure.attaches else None
+
+
+async def _was_started_with_key(call: Call, execution: WorkflowExecutionDescription) -> bool:
+    """Whether an earlier request with the key started it. Raises the problem 422 for another input."""
+    keyed = call.keyed
+    if keyed is None or execution.workflow_type != call.exposure.workflow_type:
+        return False
+    stored = await execution.memo_value(MARK, {})
+    # The app's own code may have started it, with any memo.
+    if not isinstance(stored, Mapping) or stored.get("key") != keyed.scope:
+        return False
+    keyed.check_input(stored)
+    return True
+
+
+async def _describe(call: Call, run_id: str | None) -> WorkflowExecutionDescription:
+    """A run with the id, of any type and owner."""
+    handle = call.client.get_workflow_handle(call.workflow_id, run_id=run_id)
+    return await handle.describe(rpc_timeout=call.rpc_timeout)
+
+
+async def _start(call: Call, **changes: Any) -> WorkflowHandle[Any, Any]:
+    exposure, owner_attribute = call.exposure, call.services.owner_attribute
+    values = {**exposure.start_options, **call.start_values, **changes}
+    if call.keyed is not None and "start_signal" not in changes:
+        values["memo"] = {**values.get("memo", {}), MARK: call.keyed.mark}
+    attributes = values.get("search_attributes")
+    if exposure.owner is not None:
+        if any(pair.key.name == owner_attribute for pair in attributes or ()):
+            raise TemporalSettingsError(
+                f"expose(search_attributes=…) sets {owner_attribute}, which owner= sets by itself"
+            )
+        if call.access.owner is not None:
+            attributes = owned_by(call.access.owner, attributes, attribute=owner_attribute)
+    try:
+        return await call.client.start_workflow(
+            exposure.workflow_type,
+            args=exposure.run.spread(call.start_input),
+            id=call.workflow_id,
+            task_queue=call.task_queue,
+            result_type=exposure.run.result,
+            rpc_timeout=call.rpc_timeout,
+            **{**values, "search_attributes": attributes},
+        )
+    except RPCError as error:
+        is_invalid = error.status is RPCStatusCode.INVALID_ARGUMENT and "attribute" in error.message.lower()
+        if attributes is None or not is_invalid:
+            raise
+        message = "%s was not started: %s. Check its search_attributes=; to register them, %s"
+        logger.error(message, exposure.workflow_type, error.message, REGISTER_COMMANDS)
+        raise internal_error() from error
+
+
+async def signal_with_start(call: Call) -> GatewayResponse:
+    keyed, signal, latest = call.keyed, call.handler, None
+    try:
+        latest = await _describe(call, None)
+        _check_signal(call, latest)
+    except RPCError as error:
+        if to_problem(error).status is not HTTPStatus.NOT_FOUND:
+            raise
+    is_replay = False
+    if keyed is not None and latest is not None and not is_open(latest.status):
+        # The server does not store the signals of a closed run, so it would start another one.
+        is_replay = await find_repetition(call.history(latest.run_id), keyed)
+    if not is_replay:
+        with one_request(call.client, keyed):
+            handle = await _start(
+                call,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                start_signal=signal.name,
+                start_signal_args=signal.spread(call.value.signal),
+            )
+        run_id = handle.result_run_id or ""
+        if latest is None or run_id != latest.run_id:
+            _check_signal(call, await _describe(call, run_id))
+        is_replay = keyed is not None and await is_repetition(call.history(run_id), keyed)
+    accepted = Accepted(workflow_id=call.workflow_id, links=Links.of(call.location))
+    return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay, location=call.location)
+
+
+def _check_signal(call: Call, latest: WorkflowExecutionDescription) -> None:
+    """Raises a problem if the signal would reach a workflow of another type or owner."""
+    is_other_type = is_open(latest.status) and latest.workflow_type != call.exposure.workflow_type
+    if is_other_type or not call.reaches(latest):
+        raise already_started(call.workflow_id)
+
+
+_PERFORM: Mapping[Operation, Callable[[Call], Awaitable[GatewayResponse]]] = {
+    Operation.START: start,
+    Operation.SIGNAL_WITH_START: signal_with_start,
+    Operation.LIST: lists.list_workflows,
+    Operation.DESCRIBE: lists.describe,
+    Operation.RESULT: runs.result,
+    Operation.SIGNAL: actions.signal,
+    Operation.QUERY: actions.query,
+    Operation.UPDATE: actions.update,
+    Operation.CANCEL: actions.cancel,
+    Operation.TERMINATE: actions.terminate,
+    Operation.RESET: actions.reset,
+    Operation.PAUSE: functools.partial(actions.set_paused, is_paused=True),
+    Operation.RESUME: functools.partial(actions.set_paused, is_paused=False),
+    Operation.HISTORY: events.history,
+    Operation.RAW_HISTORY: events.raw_history,
+    Operation.EVENTS: events.events,
+}
+"""The function of each operation. The client is connected, and the workflow in the URL is described and checked."""

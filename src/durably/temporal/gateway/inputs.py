@@ -118,12 +118,17 @@ class Handler:
         self.parameters = [each.replace(annotation=hints.get(each.name, Any)) for each in parameters]
         self.result = hints.get("return", Any)
         only = self.parameters[0].annotation if len(parameters) == 1 else None
+        fields: dict[str, Any] = {
+            each.name: (each.annotation, Field() if each.default is each.empty else each.default)
+            for each in self.parameters
+        }
+        config = ConfigDict(extra="forbid", protected_namespaces=())
         self._takes_body = only is not None and (_is_object(only) or model == only)
         if model is not None and not (self._takes_body and model == only):
             self._check_model(title, model)
         try:
             self.body = JsonBody(
-                model or (only if self._takes_body else self._make_model(title)),
+                model or (only if self._takes_body else create_model(title, __config__=config, **fields)),
                 is_required=model is not None or any(each.default is each.empty for each in parameters),
                 is_empty=not parameters and model is None,
             )
@@ -140,13 +145,6 @@ class Handler:
                 f"the input model of {title} is not a pydantic model with a field for each parameter: "
                 f"{', '.join(missing) or model}"
             )
-
-    def _make_model(self, title: str) -> type[BaseModel]:
-        fields: dict[str, Any] = {
-            each.name: (each.annotation, Field() if each.default is each.empty else each.default)
-            for each in self.parameters
-        }
-        return create_model(title, __config__=ConfigDict(extra="forbid", protected_namespaces=()), **fields)
 
     @property
     def fits_in_url(self) -> bool:

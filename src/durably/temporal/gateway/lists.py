@@ -18,6 +18,7 @@ from temporalio.converter import DataConverter
 
 from durably.temporal.compat import PAUSED
 
+from .authorization import owner_of
 from .call import Call
 from .endpoints import ATTRIBUTE, filter_keys
 from .idempotency import shown_memo
@@ -45,9 +46,6 @@ STATUSES: Mapping[WorkflowExecutionStatus, WorkflowStatus] = {
 }
 SERVER_STATUSES: Mapping[str, str] = {name: status.name.title().replace("_", "") for status, name in STATUSES.items()}
 """The names of statuses in visibility queries."""
-
-PAGE_SIZE = 50
-MAX_PAGE_SIZE = 500
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -133,6 +131,7 @@ async def describe(call: Call) -> GatewayResponse:
 
 
 def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
+    is_owner_shown = call.exposure.owner is not None and call.access.sees_all
     return {
         "workflow_id": execution.id,
         "run_id": execution.run_id,
@@ -142,7 +141,7 @@ def _summary(call: Call, execution: WorkflowExecution) -> dict[str, Any]:
         "start_time": execution.start_time,
         "close_time": execution.close_time,
         "links": Links.of(call.request.location(call.exposure.name, execution.id)),
-        "owner": call.owner_for_staff(execution),
+        "owner": owner_of(execution, call.services.owner_attribute) if is_owner_shown else None,
     }
 
 

@@ -102,10 +102,6 @@ def too_large(limit: int) -> Problem:
     return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-large", f"the body has more than {limit} bytes")
 
 
-def too_many_values(limit: int) -> Problem:
-    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too-many-values", f"the body has more than {limit} values")
-
-
 def refused(status: int) -> Problem:
     """A request that the framework itself refuses with this status."""
     known = HTTPStatus(status)

@@ -13,11 +13,10 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from temporalio.api.enums.v1 import ContinueAsNewInitiator, EventType, RetryState, WorkflowTaskFailedCause
+from temporalio.api.enums.v1 import ContinueAsNewInitiator, EventType, RetryState
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.client import (
     WorkflowExecutionDescription,
-    WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHistoryEventFilterType,
 )
@@ -131,9 +130,7 @@ def parse_position(text: str) -> Position | None:
 
 @dataclass(frozen=True)
 class NextRun:
-    """``position`` follows the events that a reset has copied from the previous run."""
-
-    position: Position
+    run_id: str
     cause: Cause
 
 
@@ -146,7 +143,7 @@ async def find_run(call: Call, position: Position) -> WorkflowExecutionDescripti
         if problem.status in (HTTPStatus.NOT_FOUND, HTTPStatus.BAD_REQUEST):
             return None
         raise problem from error
-    return found if _first_run(found) == _first_run(await call.describe()) else None
+    return found if found.raw_info.first_run_id == (await call.describe()).raw_info.first_run_id else None
 
 
 async def wait_for_last_run(call: Call, run_id: str) -> str:
@@ -156,7 +153,7 @@ async def wait_for_last_run(call: Call, run_id: str) -> str:
     again after it: the owner may have changed. Raises the problem 404 for a run that the principal cannot reach.
     """
     while (following := _successor(await _closing_event(call, run_id))) is not None:
-        run_id = following.position.run_id
+        run_id = following.run_id
         await call.describe_run(run_id)
     if call.exposure.owner is not None:
         await call.describe_run(run_id)
@@ -179,10 +176,11 @@ async def next_run(call: Call, run_id: str, last: RawEvent | None) -> NextRun | 
     """
     following = None if last is None else _successor(last)
     if following is None:
-        following = await _reset_of(call, run_id)
+        extended = (await call.describe_run(run_id)).raw_description.workflow_extended_info
+        following = NextRun(extended.reset_run_id, "reset") if extended.reset_run_id else None
     if following is not None:
         # It may have another type or owner.
-        await call.describe_run(following.position.run_id)
+        await call.describe_run(following.run_id)
     return following
 
 
@@ -193,47 +191,6 @@ def _successor(last: RawEvent) -> NextRun | None:
     if not run_id:
         return None
     if last.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CONTINUED_AS_NEW:
-        return NextRun(Position(run_id), _INITIATORS.get(getattr(attributes, "initiator", 0), "continue_as_new"))
+        return NextRun(run_id, _INITIATORS.get(getattr(attributes, "initiator", 0), "continue_as_new"))
     is_retry = getattr(attributes, "retry_state", None) == RetryState.RETRY_STATE_IN_PROGRESS
-    return NextRun(Position(run_id), "retry" if is_retry else "cron")
-
-
-_MAXIMUM_RUNS = 100
-
-
-async def _reset_of(call: Call, run_id: str) -> NextRun | None:
-    description = await call.describe_run(run_id)
-    reset = description.raw_description.workflow_extended_info.reset_run_id
-    if not reset and description.status is WorkflowExecutionStatus.TERMINATED:
-        # The reset of an earlier run ends the latest run, which does not name its successor.
-        latest = await call.describe_run(None)
-        if latest.run_id != run_id and _first_run(latest) == _first_run(description):
-            reset = await _last_reset(call, latest.run_id)
-    return NextRun(Position(reset, await _copied_events(call, reset)), "reset") if reset else None
-
-
-async def _last_reset(call: Call, latest: str) -> str:
-    """The last run that a reset has made, up to ``latest``, which is returned if it is not found."""
-    run_id = latest
-    for _ in range(_MAXIMUM_RUNS):
-        events = call.handle(run_id).fetch_history_events(page_size=1, rpc_timeout=call.rpc_timeout)
-        started = (await anext(events)).workflow_execution_started_event_attributes
-        if started.original_execution_run_id not in ("", run_id):
-            return run_id
-        if not (run_id := started.continued_execution_run_id):
-            break
-    return latest
-
-
-async def _copied_events(call: Call, run_id: str) -> int:
-    """The number of events that a reset has copied to a run."""
-    async for event in call.handle(run_id).fetch_history_events(rpc_timeout=call.rpc_timeout):
-        failed = event.workflow_task_failed_event_attributes
-        is_reset = failed.cause == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
-        if is_reset and failed.new_run_id == run_id:
-            return event.event_id - 1
-    return 0
-
-
-def _first_run(description: WorkflowExecutionDescription) -> str:
-    return description.raw_info.first_run_id
+    return NextRun(run_id, "retry" if is_retry else "cron")

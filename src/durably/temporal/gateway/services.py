@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakSet
 
 import msgspec
 from temporalio.common import MetricMeter
@@ -99,34 +99,25 @@ class Metrics:
         self._meter = meter
 
 
+@dataclass(frozen=True, eq=False)
 class StreamSlot:
     """An open stream, until it is released or collected: some streams are never closed."""
 
-    def __init__(self, others: "WeakSet[StreamSlot]") -> None:
-        self._others = others
-        others.add(self)
-
-    def release(self) -> None:
-        """Can be called several times."""
-        self._others.discard(self)
+    principal_key: str
 
 
 class StreamSlots:
-    """The open streams of each principal in this process. Thread-safe."""
+    """The open streams of this process, of which each principal may have ``limit``. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        # Only the slots reference a principal's set, so principals without streams use no memory.
-        self._open: WeakValueDictionary[str, WeakSet[StreamSlot]] = WeakValueDictionary()
+        self._open = WeakSet[StreamSlot]()
 
     def take(self, principal_key: str) -> StreamSlot:
         """Count a stream. Raises the problem 429 for one too many."""
         with self._lock:
-            slots = self._open.get(principal_key)
-            if slots is None:
-                slots = self._open[principal_key] = WeakSet()
-            if len(slots) >= self._limit:
+            if sum(slot.principal_key == principal_key for slot in self._open) >= self._limit:
                 raise Problem(
                     HTTPStatus.TOO_MANY_REQUESTS,
                     "too-many-streams",
@@ -135,7 +126,13 @@ class StreamSlots:
                     headers={"Retry-After": RETRY_AFTER},
                     limit=self._limit,
                 )
-            return StreamSlot(slots)
+            slot = StreamSlot(principal_key)
+            self._open.add(slot)
+            return slot
+
+    def release(self, slot: StreamSlot) -> None:
+        with self._lock:
+            self._open.discard(slot)
 
 
 # Page tokens: the server's ``next_page_token``, signed and bound to one request

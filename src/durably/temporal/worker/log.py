@@ -9,20 +9,16 @@ Replays log nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.exceptions import ApplicationError, is_cancelled_exception
 from temporalio.worker import (
     ActivityInboundInterceptor,
-    ContinueAsNewInput,
     ExecuteActivityInput,
     ExecuteWorkflowInput,
     Interceptor,
-    StartActivityInput,
-    StartChildWorkflowInput,
-    StartLocalActivityInput,
     WorkflowInboundInterceptor,
     WorkflowInterceptorClassInput,
     WorkflowOutboundInterceptor,
@@ -61,18 +57,14 @@ class _LoggedWorkflow(WorkflowInboundInterceptor):
             _log_workflow(logging.INFO, "continued_as_new")
             raise
         except (Exception, asyncio.CancelledError) as error:
-            _log_error(error)
+            if is_cancelled_exception(error) and workflow.cancellation_reason() is not None:
+                _log_workflow(logging.INFO, "cancelled")
+            elif isinstance(error, Exception) and workflow.is_failure_exception(error):
+                _log_workflow(logging.ERROR, "failed", error)
+            # Any other error fails the workflow task. It is repeated, and the SDK logs it.
             raise
         _log_workflow(logging.INFO, "completed")
         return result
-
-
-def _log_error(error: BaseException) -> None:
-    if is_cancelled_exception(error) and workflow.cancellation_reason() is not None:
-        _log_workflow(logging.INFO, "cancelled")
-    elif isinstance(error, Exception) and workflow.is_failure_exception(error):
-        _log_workflow(logging.ERROR, "failed", error)
-    # Any other error fails the workflow task. It is repeated, and the SDK logs it.
 
 
 def _log_workflow(level: int, outcome: str, error: BaseException | None = None) -> None:
@@ -103,18 +95,13 @@ def _log(logger: logging.Logger, level: int, text: str, fields: dict[str, Any], 
     if fields["request_id"] is not None:
         text += f", request {fields['request_id']}"
     if error is not None:
-        cause = _innermost(error)
+        cause = error
+        while cause.__cause__ is not None:  # The error of an activity only reports that it failed.
+            cause = cause.__cause__
         fields["error_type"] = _type(cause)
         fields["error"] = scrub(str(getattr(cause, "message", "") or cause))[:MAXIMUM_MESSAGE]
         text += f": {fields['error_type']}: {fields['error']}"
     logger.log(level, "%s", text, extra={"fields": fields, **fields})
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The original error. The error of an activity only reports that it failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _type(error: BaseException) -> str:
@@ -122,30 +109,19 @@ def _type(error: BaseException) -> str:
 
 
 class _Outbound(WorkflowOutboundInterceptor):
-    """Passes on the request's id.
-
-    The activities and workflows that the workflow starts get it.
-    """
-
-    def start_activity(self, input: StartActivityInput) -> Any:
-        input.headers = _passed_on(input.headers)
-        return super().start_activity(input)
-
-    def start_local_activity(self, input: StartLocalActivityInput) -> Any:
-        input.headers = _passed_on(input.headers)
-        return super().start_local_activity(input)
-
-    async def start_child_workflow(self, input: StartChildWorkflowInput) -> Any:
-        input.headers = _passed_on(input.headers)
-        return await super().start_child_workflow(input)
-
-    def continue_as_new(self, input: ContinueAsNewInput) -> Any:
-        input.headers = _passed_on(input.headers)
-        return super().continue_as_new(input)
+    """Passes the request's id on to the activities and workflows that the workflow starts."""
 
 
-def _passed_on(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    return with_request_id(headers, read_request_id(workflow.info().headers))
+def _passing_on(name: str) -> Callable[[_Outbound, Any], Any]:
+    def call(self: _Outbound, input: Any) -> Any:
+        input.headers = with_request_id(input.headers, read_request_id(workflow.info().headers))
+        return getattr(self.next, name)(input)
+
+    return call
+
+
+for _name in ("start_activity", "start_local_activity", "start_child_workflow", "continue_as_new"):
+    setattr(_Outbound, _name, _passing_on(_name))
 
 
 class _LoggedActivity(ActivityInboundInterceptor):

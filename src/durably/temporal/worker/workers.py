@@ -16,17 +16,17 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.client import Interceptor as ClientInterceptor
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
-from temporalio.service import RetryConfig, RPCError
+from temporalio.service import RetryConfig
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from durably.io.background_loop import get_background_loop
 from durably.temporal.client.connect_failures import connect_with_retries, explain_refusal
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
-from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError
+from durably.temporal.errors import TemporalSettingsError, TemporalWorkerError
+from durably.temporal.namespace import namespace_problem
 from durably.temporal.settings import ConnectionSettings, with_own_names
 
 from .log import LogInterceptor
@@ -59,10 +59,6 @@ class Connection(Protocol):
     ) -> Client: ...
 
 
-def _log_absence(error: TemporalUnreachableError) -> None:
-    _logger.warning("%s Trying again until it answers.", error.message)
-
-
 class Workers:
     """The workers that a ``Temporal`` declares, one for each task queue.
 
@@ -87,7 +83,14 @@ class Workers:
         self.grace = grace
         self._client = client
         declared = temporal.workers if declarations is None else declarations
-        self.declarations = _choose(by_task_queue(declared, temporal.settings.task_queue), task_queues)
+        merged = by_task_queue(declared, temporal.settings.task_queue)
+        known = [_queue(declaration) for declaration in merged]
+        for queue in task_queues:
+            if queue not in known:
+                raise TemporalWorkerError(
+                    f'no worker is declared for the task queue "{queue}", but for {", ".join(known)}'
+                )
+        self.declarations = [each for each in merged if not task_queues or each.task_queue in task_queues]
         self.version = worker_version(temporal.settings) if versioned else None
         self._running: list[Worker] = []
         self._executors: list[ThreadPoolExecutor] = []
@@ -105,14 +108,9 @@ class Workers:
             return "the workers do not run"
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                client = self._running[0].client
-                request = DescribeNamespaceRequest(namespace=client.namespace)
-                await client.workflow_service.describe_namespace(request)
+                return await namespace_problem(self._running[0].client)
         except TimeoutError:
             return "the Temporal server does not answer"
-        except RPCError as error:
-            return f"the Temporal server answers {error.status.name}: {error.message}"
-        return None
 
     async def started(self) -> None:
         """Wait until all workers take tasks."""
@@ -125,7 +123,11 @@ class Workers:
 
         Raises ``TemporalWorkerError`` if a worker cannot be created or fails. The others are stopped then.
         """
-        client = self._client or await connect_with_retries(self.temporal.connect, _log_absence, interceptors=None)
+        client = self._client or await connect_with_retries(
+            self.temporal.connect,
+            lambda error: _logger.warning("%s Trying again until it answers.", error.message),
+            interceptors=None,
+        )
         try:
             self._running = [self._make(client, declaration) for declaration in self.declarations]
             await self._work()
@@ -139,7 +141,9 @@ class Workers:
         options.setdefault("workflow_runner", make_runner(declaration))
         options["interceptors"] = [LogInterceptor(), *options.get("interceptors", ())]
         if "activity_executor" not in options:
-            options["activity_executor"] = self._make_executor(declaration)
+            threads = declaration.options.get("max_concurrent_activities", DEFAULT_ACTIVITIES)
+            self._executors.append(ThreadPoolExecutor(threads, f"activities-{declaration.task_queue}"))
+            options["activity_executor"] = self._executors[-1]
         if self.version is not None:
             options.setdefault("deployment_config", self.version)
         queue = _queue(declaration)
@@ -154,11 +158,6 @@ class Workers:
         except (RuntimeError, TypeError, ValueError) as error:
             reason = explain(error, declaration) or _reason(error)
             raise TemporalWorkerError(f'no worker for the task queue "{queue}": {reason}') from error
-
-    def _make_executor(self, declaration: WorkerDeclaration) -> ThreadPoolExecutor:
-        threads = declaration.options.get("max_concurrent_activities", DEFAULT_ACTIVITIES)
-        self._executors.append(ThreadPoolExecutor(threads, f"activities-{declaration.task_queue}"))
-        return self._executors[-1]
 
     async def _work(self) -> None:
         tasks = [asyncio.create_task(_run(worker, self.temporal.settings)) for worker in self._running]
@@ -192,14 +191,6 @@ async def _run(worker: Worker, settings: ConnectionSettings) -> None:
 def _queue(declaration: WorkerDeclaration) -> str:
     assert declaration.task_queue is not None
     return declaration.task_queue
-
-
-def _choose(declarations: list[WorkerDeclaration], task_queues: Sequence[str]) -> list[WorkerDeclaration]:
-    known = [_queue(declaration) for declaration in declarations]
-    for queue in task_queues:
-        if queue not in known:
-            raise TemporalWorkerError(f'no worker is declared for the task queue "{queue}", but for {", ".join(known)}')
-    return [each for each in declarations if not task_queues or each.task_queue in task_queues]
 
 
 def _reason(error: BaseException) -> str:

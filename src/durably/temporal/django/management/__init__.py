@@ -1,7 +1,8 @@
 """The management commands, which have the options of the click commands of other frameworks."""
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -9,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from durably.errors import Error
 from durably.temporal.client.connection import Temporal
-from durably.temporal.django.conf import DEFAULT_CONNECTION, get_temporal
+from durably.temporal.django.conf import DEFAULT_CONNECTION, connections
 
 
 class ConnectionCommand(BaseCommand):  # type: ignore[misc]
@@ -36,11 +37,11 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
                 named |= {"action": "append", "default": []}
             elif option.show_default:
                 named |= {"default": option.default, "help": f"{option.help} (default: {option.default})"}
-            parser.add_argument(*option.opts, type=_argument_type(option), metavar=option.metavar, **named)
+            parser.add_argument(*option.opts, type=functools.partial(_convert, option), metavar=option.metavar, **named)
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            self.run(get_temporal(options["connection"]), options)
+            self.run(connections[options["connection"]], options)
         except Error as error:
             raise CommandError(str(error)) from error
 
@@ -52,11 +53,8 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
         self.stdout.flush()
 
 
-def _argument_type(option: click.Option) -> Callable[[str], Any]:
-    def convert(text: str) -> Any:
-        try:
-            return option.type.convert(text, option, None)
-        except click.BadParameter as error:
-            raise argparse.ArgumentTypeError(error.message) from error
-
-    return convert
+def _convert(option: click.Option, text: str) -> Any:
+    try:
+        return option.type.convert(text, option, None)
+    except click.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from error
