@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+from .postgres import PostgresServer
 from .random_examples import FACTOR
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -47,6 +48,12 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_collection_finish() -> None:
     """Thousands of modules and tests stay until the end, so no garbage collection need look at them again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with PostgresServer(tmp_path_factory.mktemp("postgres") / "data") as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
