@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -51,8 +53,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    with PostgresServer(tmp_path_factory.mktemp("postgres") / "data") as server:
+def postgres() -> Iterator[PostgresServer]:
+    # Each start of pytest closes its own directories to other users, of which the server's may be one.
+    with (
+        tempfile.TemporaryDirectory(prefix="durably-") as directory,
+        PostgresServer(Path(directory) / "data") as server,
+    ):
         yield server
 
 
