@@ -6,9 +6,7 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import hypothesis
 import pytest
@@ -54,11 +52,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    # Each start of pytest closes its own directories to other users, of which the server's may be one.
-    with (
-        tempfile.TemporaryDirectory(prefix="durably-") as directory,
-        PostgresServer(Path(directory) / "data") as server,
-    ):
+    with PostgresServer() as server:
         yield server
 
 

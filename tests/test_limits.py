@@ -8,7 +8,6 @@ from pathlib import Path
 from durably import Embedded
 from durably.client import Client
 from durably.comm import requests
-from durably.engine.api.dashboard import sign_in
 from durably.engine.api.http import application, syncs
 from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
@@ -18,7 +17,7 @@ from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes, statistics
 from durably.engine.sqlite.queries import search
-from durably.engine.sqlite.transactions import annotations
+from durably.engine.sqlite.transactions import operations
 from durably.engine.temporal import records, support, workers
 from durably.engine.temporal.routing import bucket, workflows
 from durably.engine.temporal.runs import contents, sizes
@@ -101,8 +100,8 @@ EXPECTED = {
     ),
     "functions that a run defers": f"{limits.MAX_DEFERRED}",
     "data of deferred functions": size(limits.MAX_DEFERRED_BYTES),
-    "metadata of a run": size(annotations.MAX_METADATA_BYTES),
-    "spans of all runs": size(annotations.MAX_TRACES_BYTES),
+    "metadata of a run": size(operations.MAX_METADATA_BYTES),
+    "spans of all runs": size(operations.MAX_TRACES_BYTES),
     "calls under way": f"{SETTINGS.max_calls}",
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
@@ -113,10 +112,6 @@ EXPECTED = {
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
     "body of a request": size(limits.MAX_REQUEST_BYTES),
     "form of the dashboard": size(limits.MAX_FORM_BYTES),
-    "wrong keys at the sign-in of the dashboard, of an address": (
-        f"{sign_in.MAX_WRONG_KEYS} in {time(sign_in.WRONG_KEY_SECONDS)}"
-    ),
-    "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
     "runs that one request of a search looks at": f"{search.PORTION:,}, or {search.ID_PORTION:,} ids",
     "events in one list": maximum(EventLimit),

@@ -113,7 +113,6 @@ def dashboard(
             is_secure=request.url.scheme == "https",
             raw_request=raw,
             call_blocking=run_in_threadpool,
-            peer=request.client.host if request.client else None,
         )
         return to_response(await server.handle(made))
 

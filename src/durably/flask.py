@@ -117,7 +117,6 @@ def dashboard(
             body=body,
             is_secure=request.is_secure,
             raw_request=request,
-            peer=request.remote_addr,
         )
         return to_response(server.handle_sync(made))
 

@@ -138,7 +138,6 @@ def dashboard(
                     is_secure=request.protocol == "https",
                     raw_request=self,
                     call_blocking=_call,
-                    peer=request.remote_ip,
                 )
             )
             await write(self, response)

@@ -1,7 +1,6 @@
 """``durably dev`` over time: reloading, apps that run elsewhere, ending, and going on after a restart."""
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -9,7 +8,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,18 +42,6 @@ def test_a_change_restarts_the_app_and_syncs_it(start: Start, directory: Path) -
     write(directory / "shop.py", source)
     dev.until("synced shop: shop-place\n", after=end)
     assert dev.stop() == 0
-
-
-def test_another_app_of_the_same_id_is_pointed_out(start: Start, directory: Path) -> None:
-    dev = _start_shop(start, directory)
-    url = "http://127.0.0.1:9/api/inngest"
-    step = {"id": "step", "name": "step", "runtime": {"type": "http", "url": url}}
-    functions = [{"id": "shop-other", "triggers": [{"event": "other"}], "steps": {"step": step}}]
-    body = json.dumps({"url": url, "appName": "shop", "functions": functions}).encode()
-    request = urllib.request.Request(f"{dev.origin}/fn/register", data=body, method="POST")
-    with urllib.request.urlopen(request) as response:
-        assert "two apps have the id 'shop'" in json.load(response)["warning"]
-    dev.until(f"two apps have the id 'shop' and remove each other's functions: the one at {url} has just removed")
 
 
 def test_crash_of_the_app_is_reported_and_waits_for_a_change(start: Start, directory: Path) -> None:

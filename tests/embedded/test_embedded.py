@@ -169,7 +169,7 @@ async def test_searching_and_waiting_for_changes(client: Client, engine: Embedde
     report = await engine.inspect_function("app-fail")
     assert report is not None
     assert report.sampled == 1
-    assert [each.app.id for each in await engine.inspect_apps()] == ["app"]
+    assert [each.id for each in await engine.list_apps()] == ["app"]
     assert await engine.list_schedules() == []
     assert (await engine.count_matching_runs("app-fail", statuses=[RunStatus.FAILED])).count == 1
 

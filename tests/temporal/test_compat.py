@@ -17,7 +17,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, StartWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
-from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+from temporalio.service import RetryConfig
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from durably.temporal import Temporal, TemporalVersionError, compat
@@ -32,7 +32,6 @@ from durably.temporal.compat import (
     handler_name,
     release_task_queue,
     request_id,
-    says_connection_broke,
     workflow_parts,
 )
 
@@ -238,11 +237,6 @@ async def test_a_worker_that_never_ran_leaves_its_task_queue_to_others(temporal:
         await async_eventually(lambda: running.is_running, "the worker is running")
         release_task_queue(running)
         assert not running.is_shutdown
-
-
-def test_texts_of_a_broken_connection_are_recognised() -> None:
-    assert says_connection_broke(RPCError("transport error", RPCStatusCode.UNKNOWN, b""))
-    assert not says_connection_broke(RPCError("no such workflow", RPCStatusCode.UNKNOWN, b""))
 
 
 async def test_the_reason_of_a_failed_connect_is_found() -> None:

@@ -1,9 +1,6 @@
 """Declarations for workers: one worker for each task queue, and clear errors."""
 
-import asyncio
-
 import pytest
-from temporalio.worker import Worker
 
 from durably.temporal import Temporal, TemporalSettingsError, TemporalWorkerError, Workers
 from durably.temporal.declarations import by_task_queue
@@ -57,37 +54,6 @@ def test_a_task_queue_that_is_not_declared_is_refused() -> None:
     temporal = declared("orders", activities=[charge])
     with pytest.raises(TemporalWorkerError, match='"mails", but for orders'):
         Workers(temporal, task_queues=["mails"])
-
-
-def test_class_that_is_not_a_workflow_is_named(temporal: Temporal) -> None:
-    wrong = Temporal(temporal.settings.address, task_queue="wrong")
-    wrong.add_worker(workflows=[dict])
-    with pytest.raises(TemporalWorkerError, match=r'no worker for the task queue "wrong": .*defn'):
-        asyncio.run(Workers(wrong).run())
-
-
-async def test_the_check_of_another_worker_ends_before_the_failure_is_raised(
-    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The SDK prints a traceback if the server answers a cancelled check while the event loop closes."""
-    first_fails, checked = asyncio.Event(), []
-
-    async def run(worker: Worker) -> None:
-        if worker.task_queue == "first":
-            first_fails.set()
-        else:
-            await first_fails.wait()
-            await asyncio.sleep(0.01)
-        checked.append(worker.task_queue)
-        raise RuntimeError("the namespace is unknown")
-
-    monkeypatch.setattr(Worker, "run", run)
-    two = Temporal(temporal.settings.address)
-    two.add_worker("first", activities=[charge])
-    two.add_worker("second", activities=[charge])
-    with pytest.raises(TemporalWorkerError, match='"first" failed'):
-        await Workers(two).run()
-    assert checked == ["first", "second"]
 
 
 def test_modules_of_activities_are_shared_with_workflows_and_those_of_workflows_are_not() -> None:

@@ -69,16 +69,6 @@ def test_a_start_can_wait_for_the_result(app: AppServer) -> None:
     assert app.post("/open/sleeping", headers={"Prefer": "wait=0"}).status == 202
 
 
-def test_a_repeated_request_starts_once(app: AppServer) -> None:
-    headers = {"Idempotency-Key": uuid.uuid4().hex, "Prefer": "wait=30"}
-    first = app.post("/open/sum-of-pair", {"pair": {"left": 1}}, headers)
-    second = app.post("/open/sum-of-pair", {"pair": {"left": 1}}, headers)
-    assert second.json == first.json
-    assert second.headers["Idempotent-Replayed"] == "true"
-    other = app.post("/open/sum-of-pair", {"pair": {"left": 2}}, headers)
-    assert (other.status, other.json["type"]) == (422, "urn:durably:problem:idempotency-key-reused")
-
-
 def test_refusals_name_what_is_wrong(app: AppServer, order: dict[str, object]) -> None:
     """``gateway/test_http.py`` has a table of the others."""
     invalid = app.post("/open/orders", {**order, "amount": -1, "lines": "none"})
@@ -114,24 +104,6 @@ def test_a_failed_workflow_shows_causes_without_details(app: AppServer, order: d
     assert (failed.status, failed.json["type"]) == (424, "urn:durably:problem:workflow-failed")
     assert [cause["type"] for cause in failed.json["failure"]] == ["ActivityError", "CardDeclined"]
     assert b"secret" not in failed.body
-
-
-def test_an_answer_of_another_type_is_an_error_of_the_app(app: AppServer) -> None:
-    owner = {"X-User": "owner"}
-    place = app.post("/guarded/mistyped", headers=owner).headers["Location"]
-    answers = [
-        app.get(f"{place}/queries/size", owner),
-        app.post(f"{place}/queries/size", {}, owner),
-        app.post(f"{place}/updates/finish", {}, owner),
-        app.get(f"{place}/result", owner, wait=30),
-        app.get(f"{place}/result", owner),
-    ]
-    for answer in answers:
-        assert (answer.status, answer.json["type"]) == (500, "urn:durably:problem:unfit-answer"), answer.body
-        assert "does not fit its declared type" in answer.json["detail"]
-        assert b"secret" not in answer.body
-    events = list(app.events(f"{place}/events", owner))
-    assert (events[-1]["event"], json.loads(events[-1]["data"])["status"]) == ("problem", 500)
 
 
 def test_authorize_decides_about_users(app: AppServer, order: dict[str, object]) -> None:

@@ -80,10 +80,6 @@ def offline(module: ModuleType = replayed_workflows, encryption: EncryptionCodec
     return temporal
 
 
-def test_histories_of_the_same_code_fit(histories: Path) -> None:
-    assert replay_histories(offline(), histories) == {"ReplayedWorkflow": 2}
-
-
 async def test_histories_are_replayed_in_asynchronous_tests_too(histories: Path) -> None:
     assert replay_histories(offline(), histories) == {"ReplayedWorkflow": 2}
 

@@ -2,7 +2,6 @@
 
 import importlib
 import signal
-import subprocess
 import sys
 import textwrap
 import uuid
@@ -123,19 +122,6 @@ TORNADO = """
     app = tornado.web.Application([(r"/", MainHandler), *routes(gateway, prefix="/api")])
 """
 APPS = {"fast_api": FAST_API, "flask": FLASK, "tornado": TORNADO}
-SHARES_IDS = """
-    from durably.temporal.gateway import FOR_OPERATORS
-    {orders}
-    @workflow.defn
-    class ShippingWorkflow:
-        @workflow.run
-        async def run(self, order_id: str) -> None: ...
-
-        @workflow.signal
-        def ship(self) -> None: ...
-
-    shared = expose(ShippingWorkflow, id="order-{order_id}", owner=str, signals="all", operations=FOR_OPERATORS)
-"""
 CALLS_A_SERVER = """
     import requests
     {orders}
@@ -250,14 +236,6 @@ def test_a_workflow_that_calls_another_server_fails_although_the_library_is_shar
     assert "Cannot access requests.get" in get_background_loop().run(run())
 
 
-def test_a_warning_of_a_single_file_app_is_not_repeated_for_each_workflow(
-    load: Callable[[str], ModuleType], caplog: pytest.LogCaptureFixture
-) -> None:
-    app = load(SHARES_IDS)
-    assert get_background_loop().run(run_workers(app, "OrderWorkflow", "1")) == "Processed order 1"
-    assert len([each for each in caplog.records if "signal-with-start" in each.getMessage()]) == 1
-
-
 def failure_of(app: ModuleType) -> str:
     with pytest.raises(TemporalWorkerError) as failed:
         get_background_loop().run(Workers(app.temporal).run())
@@ -277,24 +255,3 @@ def test_a_line_that_the_sandbox_forbids_is_named(load: Callable[[str], ModuleTy
     app = load("import secrets\nKEY = secrets.token_hex()\n{orders}")
     said = failure_of(app)
     assert f"At {app.__file__}, line 2: KEY = secrets.token_hex()" in said
-
-
-def test_a_line_of_a_script_is_named(directory: Path, server: DevServer, queue: str) -> None:
-    source = """
-    import secrets
-    KEY = secrets.token_hex()
-    {orders}
-    if __name__ == "__main__":
-        import asyncio
-        from durably.temporal import TemporalWorkerError, Workers
-        try:
-            asyncio.run(Workers(temporal).run())
-        except TemporalWorkerError as error:
-            print(error)
-    """
-    write_app(directory / "app.py", source, queue)
-    variables = environment() | {"TEMPORAL_ADDRESS": server.address}
-    done = subprocess.run(
-        [sys.executable, "app.py"], cwd=directory, env=variables, capture_output=True, text=True, timeout=90
-    )
-    assert "app.py, line 2: KEY = secrets.token_hex()" in done.stdout, done.stderr

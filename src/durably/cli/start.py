@@ -1,4 +1,4 @@
-"""``durably start``, an engine for production with its log and the sign-in of its dashboard, and ``durably worker``."""
+"""``durably start``, an engine for production with its log and the keys of its dashboard, and ``durably worker``."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,16 @@ import msgspec
 
 from durably.client import Client
 from durably.embedded.handle import InProcessHandle
-from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.sign_in import (
-    DashboardServer,
-    KeySignIn,
-    ProxySignIn,
-    SignIn,
-    check_header,
-    check_key,
-    read_network,
-)
+from durably.engine.api.dashboard.dashboard import DashboardKeys
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.core.run_state import standard_backoff
+from durably.engine.core.backoff import standard_backoff
+from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
-from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError
+from durably.protocol.engine_errors import DatabaseLostError, DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger, is_name, redact_url
 from durably.settings import (
@@ -90,6 +80,23 @@ def _address(text: str) -> tuple[str, int]:
     help="File that keeps the engine's state. This or --temporal is required.",
 )
 @click.option(
+    "--log",
+    "log_url",
+    envvar="DURABLY_LOG",
+    show_envvar=True,
+    metavar="URL",
+    help="Commit log that survives this machine: postgresql://… or s3://bucket/prefix. Each commit of --db is appended "
+    "to it before it is acknowledged. Other processes with the same log are standbys, each with a --db of its own.",
+)
+@click.option(
+    "--lease",
+    type=read_age,
+    default="5s",
+    show_default=True,
+    metavar="AGE",
+    help="With --log: the time after which a standby replaces a leader that is not heard of.",
+)
+@click.option(
     "--temporal",
     "temporal_address",
     metavar="HOST:PORT",
@@ -117,8 +124,7 @@ def _address(text: str) -> tuple[str, int]:
     envvar=DASHBOARD_KEY,
     show_envvar=True,
     metavar="KEY",
-    help="Serve the dashboard at /, for visitors who enter this key. Without this and --dashboard-proxy-header there "
-    "is none.",
+    help="Serve the dashboard at /, for visitors who enter this key as their password. Without it there is none.",
 )
 @click.option(
     "--dashboard-viewer-key",
@@ -126,20 +132,6 @@ def _address(text: str) -> tuple[str, int]:
     show_envvar=True,
     metavar="KEY",
     help="Another key, for visitors who may see all and change nothing.",
-)
-@click.option(
-    "--dashboard-proxy-header",
-    metavar="NAME",
-    help="Serve the dashboard at /, for visitors whom a proxy has signed in: its requests have this header, such as "
-    "X-Forwarded-User. The proxy must remove the header from its clients' requests.",
-)
-@click.option(
-    "--dashboard-proxy",
-    "dashboard_proxies",
-    multiple=True,
-    metavar="ADDRESS",
-    help="An address or network from which that header is accepted. May be repeated.  [default: this machine] "
-    "With --dashboard-key: a proxy whose X-Forwarded-For names the visitors who enter wrong keys.",
 )
 @click.option(
     "--metrics-address",
@@ -167,7 +159,8 @@ def _address(text: str) -> tuple[str, int]:
 def start(otel: bool, **given: Any) -> None:
     """Run an engine for production.
 
-    The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal.
+    The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal. With
+    --log, other machines have standbys that take over.
     Calls to apps and their answers are signed with the signing key, which the API requires too. Events need an event
     key. `durably keys` makes both. Apps are synced by `durably sync URL`, a part of their deployment, or every minute
     if -u names them. The log is on stderr, one JSON object a line.
@@ -188,12 +181,14 @@ def start(otel: bool, **given: Any) -> None:
     if database is not None and not database.resolve().parent.is_dir():
         raise CliError(f"--db {database}: there is no directory {database.resolve().parent}")
     if options.temporal_address is not None:
+        if options.log_url is not None:
+            raise CliError("--log cannot be used with --temporal, whose server survives machines itself")
         require_temporal()
         from durably.engine.temporal.support import UNUSED_SETTINGS
 
         if options.retention is not None:
             raise CliError(f"--retention cannot be used with --temporal: {UNUSED_SETTINGS['retention']}")
-    sign_in = read_sign_in(options)
+    dashboard_keys = read_dashboard_keys(options)
     write_log(options.log_format)
     warn_of_short_signing_keys((options.signing_key, options.signing_key_fallback), _logger)
     with open_tracing(otel) as tracing:
@@ -211,12 +206,23 @@ def start(otel: bool, **given: Any) -> None:
         )
         open_server: OpenServer
         if database is not None:
-            open_server, store = partial(serve_database, database, settings), {"database": str(database)}
+            store = {"database": str(database)}
+            log = None if options.log_url is None else CommitLog(options.log_url, lease=options.lease.total_seconds())
+            if log is not None:
+                store["log"] = log.store.name
+            open_server = partial(serve_database, database, settings, log=log)
         else:
-            from .temporal_client import server_on_temporal
+            from .temporal_client import engine_on_temporal
 
-            open_server, store = server_on_temporal(str(options.temporal_address), settings)
-        run_until_stopped(serve(options, open_server, store, sign_in))
+            open_engine, place = engine_on_temporal(str(options.temporal_address), settings)
+            open_server = partial(EngineServer.open, open_engine, settings)
+            store = {"temporal": place.address, "namespace": place.namespace}
+            _logger.info(
+                "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
+                "collect the logs and metrics of all"
+            )
+        serving = serve if options.log_url is None else _serve_after_standby
+        run_until_stopped(serving(options, open_server, store, dashboard_keys))
 
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,6 +231,8 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     database: Path | None
+    log_url: str | None
+    lease: dt.timedelta
     temporal_address: str | None
     signing_key: str | None
     signing_key_fallback: str | None
@@ -242,20 +250,30 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     dashboard_url: str | None
     dashboard_key: str | None
     dashboard_viewer_key: str | None
-    dashboard_proxy_header: str | None
-    dashboard_proxies: tuple[str, ...]
 
 
 OpenServer = Callable[..., Awaitable[EngineServer]]
 """Opens the server with the arguments of ``ServerOptions``."""
 
 
-async def serve(options: StartOptions, open_server: OpenServer, store: dict[str, str], sign_in: SignIn | None) -> None:
+async def _serve_after_standby(
+    options: StartOptions, open_server: OpenServer, store: dict[str, str], dashboard_keys: DashboardKeys | None
+) -> None:
+    """``serve`` with a commit log: again a standby after the loss of the database."""
+    notify_supervisor("READY=1")
+    while True:
+        with contextlib.suppress(DatabaseLostError):
+            await serve(options, open_server, store, dashboard_keys)
+
+
+async def serve(
+    options: StartOptions, open_server: OpenServer, store: dict[str, str], dashboard_keys: DashboardKeys | None
+) -> None:
     """Serve until cancelled. Raises the errors of ``open_server``.
 
     ``store`` names where the engine's state is, for the log.
     """
-    is_new = options.database is not None and not options.database.exists()
+    is_new = options.database is not None and options.log_url is None and not options.database.exists()
     log = SyncLog()
     server = await open_server(
         event_keys=options.event_keys,
@@ -264,7 +282,7 @@ async def serve(options: StartOptions, open_server: OpenServer, store: dict[str,
         metrics_address=options.metrics_address,
         limits=ConnectionLimits(max_connections=options.max_connections),
         on_sync=log.note,
-        sign_in=sign_in,
+        dashboard_keys=dashboard_keys,
     )
     try:
         with first_failure():
@@ -275,7 +293,7 @@ async def serve(options: StartOptions, open_server: OpenServer, store: dict[str,
                 if server.metrics_origin is not None:
                     started["metrics"] = f"{server.metrics_origin}{METRICS_PATH}"
                 log_fields(_logger, "engine started", **started)
-                if sign_in is not None:
+                if dashboard_keys is not None:
                     log_fields(_logger, "dashboard served", url=f"{server.origin}/")
                 notify_supervisor("READY=1")
                 for url in options.urls:
@@ -287,17 +305,19 @@ async def serve(options: StartOptions, open_server: OpenServer, store: dict[str,
                         warn=_logger.warning,
                     )
                     tasks.create_task(syncs)
-                tasks.create_task(_log_runs(server))
+                tasks.create_task(_log_runs(server, is_replaceable=options.log_url is not None))
                 await asyncio.Event().wait()  # Until it is cancelled, which a task's failure does, too.
     finally:
         notify_supervisor("STOPPING=1")
         _logger.info("engine stopped")
 
 
-async def _log_runs(server: EngineServer) -> None:
+async def _log_runs(server: EngineServer, *, is_replaceable: bool) -> None:
     with server.engine.watch_process() as updates:
         async for update in updates:
             log_update(update)
+    if is_replaceable and isinstance(server.engine.stop_error, DatabaseLostError):
+        raise server.engine.stop_error
     if isinstance(server.engine.stop_error, DatabaseReplacedError):
         # A restarted engine would create an empty database instead. A person must decide that.
         _logger.critical("the engine answers 503 until it is stopped: put its database back, then start it again")
@@ -333,8 +353,6 @@ class SyncLog:
                 modified=result.modified,
                 **{name: ids for name, ids in changes.items() if ids},
             )
-        if sync.conflict is not None and sync.is_news:
-            _logger.error("%s", sync.conflict)
 
 
 def notify_supervisor(state: str) -> None:
@@ -347,29 +365,14 @@ def notify_supervisor(state: str) -> None:
         sender.sendto(state.encode(), address)
 
 
-# the sign-in of the dashboard
+# the keys of the dashboard
 
 
-class _BehindPrefix:
-    """A dashboard whose proxy removes the beginning of its paths. Its links have it."""
-
-    def __init__(self, server: DashboardServer, prefix: str) -> None:
-        self._server, self._prefix = server, prefix
-
-    async def handle(self, request: DashboardRequest) -> DashboardResponse:
-        return await self._server.handle(replace(request, mount=self._prefix))
-
-
-def read_sign_in(options: StartOptions) -> SignIn | None:
-    """The sign-in of the dashboard, ``None`` if it is off. Raises ``CliError``."""
-    key, viewer_key, header = options.dashboard_key, options.dashboard_viewer_key, options.dashboard_proxy_header
+def read_dashboard_keys(options: StartOptions) -> DashboardKeys | None:
+    """The keys of the dashboard, ``None`` if it is off. Raises ``CliError``."""
+    key, viewer_key = options.dashboard_key, options.dashboard_viewer_key
     others = (options.signing_key, options.signing_key_fallback, *options.event_keys)
     for is_wrong, problem in (
-        (key and header, f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other"),
-        (
-            options.dashboard_proxies and not (key or header),
-            "--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets, or --dashboard-key",
-        ),
         (
             viewer_key and not key,
             "--dashboard-viewer-key needs --dashboard-key, the key of people who may change something",
@@ -383,28 +386,11 @@ def read_sign_in(options: StartOptions) -> SignIn | None:
     ):
         if is_wrong:
             raise CliError(problem)
-    if key is None and header is None:
-        return None
     try:
-        for given in (key, viewer_key):
-            if given is not None:
-                check_key(given)
-        if header is not None:
-            check_header(header)
-        networks = [read_network(text) for text in options.dashboard_proxies]
+        mount = urlsplit(options.dashboard_url or "").path.rstrip("/")
+        return None if key is None else DashboardKeys(key, viewer_key, mount)
     except EngineError as error:
         raise CliError(error.message) from None
-
-    prefix = urlsplit(options.dashboard_url or "").path.rstrip("/")
-
-    def sign_in(dashboard: Dashboard) -> DashboardServer:
-        if key is None:
-            server: DashboardServer = ProxySignIn(dashboard, header or "", networks)
-        else:
-            server = KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
-        return _BehindPrefix(server, prefix) if prefix else server
-
-    return sign_in
 
 
 # -- workers

@@ -350,8 +350,6 @@ class Syncer:
             ) from None
         headers = {Header.SYNC_KIND.value: SyncKind.OUT_OF_BAND.value}
         if response.status < HTTPStatus.BAD_REQUEST:
-            if isinstance(warning := answer.get("warning"), str) and warning:  # such as another app with the same id
-                self._app.logger.warning("the engine warns about this sync: %s", printable(warning))
             return CommResponse.from_json(answer, headers=headers)
         message = str(answer.get("error") or answer.get("message") or "the engine refused the sync").strip()
         app = self._app

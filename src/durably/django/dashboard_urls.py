@@ -157,7 +157,6 @@ def _read(request: Any, path: str) -> Any:
         is_secure=request.is_secure(),
         raw_request=request,
         call_blocking=_in_djangos_thread,
-        peer=request.META.get("REMOTE_ADDR"),
     )
 
 

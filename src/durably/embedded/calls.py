@@ -15,8 +15,8 @@ import msgspec
 
 from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
+from durably.engine.core.backoff import read_retry_after
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Returned, failed, job_id_of
-from durably.engine.core.run_state import read_retry_after
 from durably.engine.core.transition import encode_error
 from durably.engine.model.settings import Clock
 from durably.engine.sqlite.engine import SqliteEngine

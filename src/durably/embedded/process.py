@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from durably.comm import CommHandler
-from durably.engine.core.run_state import dev_backoff, standard_backoff
+from durably.engine.core.backoff import dev_backoff, standard_backoff
 from durably.engine.model.settings import EngineSettings
 from durably.errors import EngineNotStartedError, EngineStoppingError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop

@@ -132,7 +132,6 @@ class AppSyncBody(msgspec.Struct, kw_only=True):
     - ``version``: The ``app_version`` of the app's client.
     - ``previous_version``: The version of the previous sync.
     - ``previous_url``: The app's former URL, if it has changed.
-    - ``warning``: Reports another app with the same id.
     """
 
     app_id: str
@@ -145,7 +144,6 @@ class AppSyncBody(msgspec.Struct, kw_only=True):
     version: str | None = None
     previous_version: str | None = None
     previous_url: str | None = None
-    warning: str | None = None
 
 
 class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):

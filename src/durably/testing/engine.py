@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 from durably.client import Client
 from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
-from durably.engine.core.run_state import standard_backoff
+from durably.engine.core.backoff import standard_backoff
 from durably.engine.model.calls import Caller
 from durably.engine.model.runs import to_datetime, to_milliseconds
 from durably.engine.model.settings import Durability, EngineSettings

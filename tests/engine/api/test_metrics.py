@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from durably.engine.api.counters import EngineCounters
 from durably.engine.api.http.metrics import write_text
 from durably.engine.api.metrics import CATALOGUE, OTHER_FUNCTIONS, MetricKind
+from durably.engine.model.records import RunRow
 from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.subscriptions import Group, RunChange
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.tables.runs import RunRow
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, run_to_end, send, step_is
 from ..small_app import SmallApp, Steps
@@ -231,5 +231,5 @@ def test_names_follow_the_conventions() -> None:
 async def test_every_metric_of_the_catalogue_is_read(path: Path) -> None:
     async with opened(path) as engine:
         assert sorted(metric.name for metric in await engine.read_metrics()) == sorted(
-            family.name for family in CATALOGUE
+            family.name for family in CATALOGUE if not family.name.startswith("log_")
         )

@@ -10,6 +10,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
+from durably.engine.core.backoff import dev_backoff, standard_backoff, unreached_backoff
 from durably.engine.core.calls import (
     AnswerVerification,
     AttemptFailed,
@@ -21,7 +22,7 @@ from durably.engine.core.calls import (
     read_answer,
     to_sign,
 )
-from durably.engine.core.run_state import Call, dev_backoff, standard_backoff, unreached_backoff
+from durably.engine.core.run_state import Call
 from durably.protocol.signatures import SentSignatures, canonicalize, sign, sign_answer
 
 numbers = st.integers(-(2**53) + 1, 2**53 - 1) | st.floats(allow_nan=False, allow_infinity=False)

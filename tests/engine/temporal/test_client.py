@@ -31,7 +31,7 @@ async def test_an_update_in_a_cancelled_task_is_cancelled(engine: WorkflowEngine
     await client.start_workflow("Unknown", id=run_workflow_id(run_id), task_queue="without-workers")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(SECONDS):
-            await engine.skip_delays(run_id)
+            await engine._client.get_workflow_handle(run_workflow_id(run_id)).execute_update("checkpoint")
 
 
 async def test_an_update_with_start_in_a_cancelled_task_is_cancelled(engine: WorkflowEngine) -> None:

@@ -10,7 +10,7 @@ from temporalio.common import WorkflowIDConflictPolicy
 from durably.temporal import Temporal, TemporalSettingsError
 
 from ...waiting import eventually
-from ..workflows import TASK_QUEUE, Order, OrderWorkflow, Pair, Receipt, SumWorkflow
+from ..workflows import TASK_QUEUE, Order, OrderWorkflow, Receipt
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -45,13 +45,6 @@ def test_a_handle_to_an_existing_workflow(temporal: Temporal, order: Order) -> N
     started.cancel(reason="no")
     with pytest.raises(WorkflowFailureError):
         started.result()
-
-
-def test_a_workflow_with_several_arguments_is_executed(temporal: Temporal) -> None:
-    result = temporal.sync.execute_workflow(
-        SumWorkflow.run, args=[Pair(1, [2]), 3], id=uuid.uuid4().hex, task_queue=TASK_QUEUE
-    )
-    assert result == 9
 
 
 def test_lists_are_read_page_by_page(temporal: Temporal) -> None:

@@ -43,25 +43,6 @@ def check(server: DevServer, tmp_path: Path, code: str) -> None:
     run(server, tmp_path / "db.sqlite3", code, "", TOOLS)
 
 
-def test_rollbacks_and_savepoints(server: DevServer, tmp_path: Path) -> None:
-    code = """
-        inner, outer, alone = (next(ids) for _ in range(3))
-        with transaction.atomic():
-            start(outer)
-            try:
-                with transaction.atomic():
-                    start(inner)
-                    raise ZeroDivisionError
-            except ZeroDivisionError:
-                pass
-            assert not exists(outer)
-        assert [exists(id) for id in (inner, outer)] == [False, True]
-        start(alone)
-        assert exists(alone)
-    """
-    check(server, tmp_path, code)
-
-
 @pytest.mark.slow
 def test_async_views_start_workflows_at_the_commit(server: DevServer, tmp_path: Path) -> None:
     """Under an ASGI server and under WSGI, where Django runs the view on its own loop."""

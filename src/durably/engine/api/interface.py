@@ -1,24 +1,25 @@
 """``Engine``, the interface of engines.
 
-HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEngine`` is the first implementation,
-``HttpEngine`` reaches an engine over HTTP. To add an operation, declare it here with its line in ``SyncEngine``, and
-implement it in ``SqliteEngine``. Its route and its client are derived from that.
+HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEngine`` and ``WorkflowEngine`` implement
+them, ``HttpEngine`` reaches an engine over HTTP. To add an operation, declare it here with its line in ``SyncEngine``,
+and implement it in the engines, or here if it only combines what they have (``is_derived``). Its route and its client
+are derived from the declaration.
 """
 
-# The methods have no bodies: ``@Operation`` makes them.
+# Most methods have no bodies: ``@Operation`` makes them.
 # mypy: disable-error-code="empty-body"
 # pyright: reportReturnType=false
 
 import datetime as dt
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from durably.engine.model.events import decode_events
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
@@ -28,9 +29,11 @@ from durably.engine.model.overview import (
     ScheduleInfo,
     SyncResult,
 )
+from durably.engine.model.run_report import RunRows, report_attempts, report_run, report_steps
 from durably.engine.model.runs import (
     Attempt,
     BulkOperation,
+    EventFilter,
     EventPage,
     ExportedSpans,
     FromStep,
@@ -39,6 +42,7 @@ from durably.engine.model.runs import (
     MatchCount,
     Run,
     RunCall,
+    RunFilter,
     RunMetadata,
     RunPage,
     RunReport,
@@ -48,10 +52,11 @@ from durably.engine.model.runs import (
     Step,
     StoredEvent,
 )
+from durably.engine.model.settings import EngineSettings
 from durably.protocol.call import CheckpointRequest, LogLine
-from durably.protocol.engine_errors import EngineError, NotSupportedError
-from durably.protocol.events import EventReceipt, SendBody
-from durably.protocol.headers import Header
+from durably.protocol.engine_errors import EngineError, EventInvalidError, NotSupportedError
+from durably.protocol.events import Event, EventReceipt, InternalEvent, SendBody
+from durably.protocol.headers import Header, read_trace
 from durably.protocol.sync import SyncRequest
 
 from .metrics import Metric
@@ -145,7 +150,35 @@ class Engine:
             raise NotSupportedError(
                 f"this engine does not offer {operation.name.replace('_', ' ')}{advice and ': '}{advice}"
             )
-        raise NotImplementedError(f"{type(self).__name__} has no method {operation.name}")
+        if not operation.is_derived:
+            raise NotImplementedError(f"{type(self).__name__} has no method {operation.name}")
+        return await operation.method(self, **arguments)
+
+    # what derived operations need of an engine; an engine that overrides ``execute`` has none of these
+
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
+        """See ``search_runs``."""
+
+    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
+        """See ``count_runs``."""
+
+    async def _find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
+        """See ``search_events``."""
+
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
+        """The rows of a run. If it ``has_context``, with the events, parent, children and logs."""
+
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
+        """See ``invoke``."""
+
+    async def _start_cancellation(self, wanted: RunFilter) -> BulkOperation:
+        """See ``cancel_runs``."""
+
+    async def _start_replay(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
+        """See ``replay_runs``."""
+
+    async def _count_selected(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> MatchCount:
+        """See ``count_matching_runs``."""
 
     # events
 
@@ -184,7 +217,7 @@ class Engine:
         Stores all or none. Raises ``EventInvalidError``, ``EventTooLargeError``.
         """
 
-    @Operation("GET /v1/events", http_defaults={"limit": 20})
+    @Operation("GET /v1/events", http_defaults={"limit": 20}, is_derived=True)
     async def list_events(
         self,
         *,
@@ -196,8 +229,18 @@ class Engine:
         id_suffix: IdSuffix | None = None,
     ) -> list[StoredEvent]:
         """Events, newest first."""
+        wanted = EventFilter(
+            name=name, received_after=received_after, received_before=received_before, id=id_suffix, has_runs=False
+        )
+        events: list[StoredEvent] = []
+        while len(events) < limit:
+            page = await self._find_events(wanted, limit - len(events), cursor)
+            events += page.events
+            if (cursor := page.cursor) is None:
+                break
+        return events
 
-    @Operation("GET /v1/search/events", names={"if_exp": "if"})
+    @Operation("GET /v1/search/events", names={"if_exp": "if"}, is_derived=True)
     async def search_events(
         self,
         *,
@@ -220,6 +263,15 @@ class Engine:
         A search looks at a limited number of events: a page may have fewer events than ``limit``, or none, and a
         cursor. A page ends after 1 MiB. Raises ``SelectionInvalidError``.
         """
+        wanted = EventFilter(
+            name=name,
+            received_after=received_after,
+            received_before=received_before,
+            is_unmatched=is_unmatched,
+            if_exp=if_exp,
+            id=id or None,
+        )
+        return await self._find_events(wanted, limit, cursor)
 
     @Operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
     async def get_event(self, event_id: str) -> StoredEvent | None:
@@ -231,7 +283,7 @@ class Engine:
 
     # runs
 
-    @Operation("GET /v1/runs")
+    @Operation("GET /v1/runs", is_derived=True)
     async def list_runs(
         self,
         *,
@@ -243,8 +295,16 @@ class Engine:
         id_suffix: IdSuffix | None = None,
     ) -> list[Run]:
         """Runs, newest first. Outputs of more than 16 KiB are omitted: ``get_run`` has them."""
+        wanted = RunFilter(status=status, function_id=function_id, started_after=started_after, id=id_suffix)
+        runs: list[Run] = []
+        while len(runs) < limit:
+            page = await self._find_runs(wanted, limit - len(runs), cursor)
+            runs += page.runs
+            if (cursor := page.cursor) is None:
+                break
+        return runs
 
-    @Operation("GET /v1/search/runs", names={"if_exp": "if"})
+    @Operation("GET /v1/search/runs", names={"if_exp": "if"}, is_derived=True)
     async def search_runs(
         self,
         *,
@@ -268,8 +328,19 @@ class Engine:
         A search looks at a limited number of runs: a page may have fewer runs than ``limit``, or none, and a cursor.
         Outputs of more than 16 KiB are omitted. Raises ``SelectionInvalidError``.
         """
+        wanted = RunFilter(
+            status=status,
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=started_after,
+            started_before=started_before,
+            if_exp=if_exp,
+            id=id or None,
+        )
+        return await self._find_runs(wanted, limit, cursor)
 
-    @Operation("GET /v1/search/runs/counts")
+    @Operation("GET /v1/search/runs/counts", is_derived=True)
     async def count_runs(
         self,
         *,
@@ -283,6 +354,14 @@ class Engine:
 
         Counts may stop at 1,000 runs of a status, or after a limited number of other runs. They are then not complete.
         """
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=started_after,
+            started_before=started_before,
+        )
+        return await self._find_counts(wanted)
 
     @Operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
     async def get_run(self, run_id: str) -> Run | None:
@@ -292,13 +371,17 @@ class Engine:
     async def wait_for_run(self, run_id: str) -> Run:
         """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
 
-    @Operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
+    @Operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists, is_derived=True)
     async def run_steps(self, run_id: str) -> list[Step]:
         """Finished steps in the order of their ends, then steps under way."""
+        rows = await self._read_run(run_id, has_context=False)
+        return [] if rows is None else report_steps(rows)
 
-    @Operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
+    @Operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists, is_derived=True)
     async def run_attempts(self, run_id: str) -> list[Attempt]:
         """Attempts that failed and were repeated, the earliest first."""
+        rows = await self._read_run(run_id, has_context=False)
+        return [] if rows is None else report_attempts(rows)
 
     @Operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
     async def run_calls(self, run_id: str) -> list[RunCall]:
@@ -327,7 +410,7 @@ class Engine:
         ``FunctionNotFoundError``, ``FunctionPausedError``.
         """
 
-    @Operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True)
+    @Operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True, is_derived=True)
     async def invoke(
         self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
     ) -> InvokeReceipt:
@@ -335,6 +418,10 @@ class Engine:
 
         Returns when the run is stored. Raises ``FunctionNotFoundError``, ``EventInvalidError``.
         """
+        if data is not None and not isinstance(data, dict):
+            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+        return await self._start_invocation(function_id, event)
 
     @Operation(
         "POST /v1/signals",
@@ -349,12 +436,14 @@ class Engine:
         Returns its id, or ``None`` if no run waits.
         """
 
-    @Operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
+    @Operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN, is_derived=True)
     async def inspect_run(self, run_id: str) -> RunReport | None:
         """A run in full detail; ``None`` if it does not exist.
 
         It has steps with their spans of time and attempts, events, parent and children, and logs.
         """
+        rows = await self._read_run(run_id, has_context=True)
+        return None if rows is None else report_run(rows)
 
     # overviews
 
@@ -386,15 +475,11 @@ class Engine:
         counts, by default 24 hours ago. ``None`` if no app serves it.
         """
 
-    @Operation("GET /v1/reports/apps")
-    async def inspect_apps(self) -> list[AppReport]:
-        """The apps that have synced, by id, with their last syncs and connection errors."""
-
     @Operation("GET /v1/schedules")
     async def list_schedules(self) -> list[ScheduleInfo]:
         """The cron schedules of functions, with their next five ticks and last runs."""
 
-    @Operation("POST /v1/counts", names={"if_exp": "if"})
+    @Operation("POST /v1/counts", names={"if_exp": "if"}, is_derived=True)
     async def count_matching_runs(
         self,
         function_id: str,
@@ -408,6 +493,10 @@ class Engine:
 
         Looks at the newest 20,000 runs of the function. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
+        wanted = RunFilter(
+            function_id=function_id, started_after=started_after, started_before=started_before, if_exp=if_exp
+        )
+        return await self._count_selected(wanted, statuses)
 
     @Operation("GET /v1/changes")
     async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
@@ -453,7 +542,7 @@ class Engine:
 
     @Operation("GET /v1/apps")
     async def list_apps(self) -> list[App]:
-        """The apps that have synced, by id."""
+        """The apps that have synced, by id, with their last syncs and connection errors."""
 
     @Operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
@@ -461,7 +550,7 @@ class Engine:
 
     # bulk operations on the runs of a function
 
-    @Operation("POST /v1/cancellations", is_repeatable=False, names={"if_exp": "if"})
+    @Operation("POST /v1/cancellations", is_repeatable=False, names={"if_exp": "if"}, is_derived=True)
     async def cancel_runs(
         self,
         function_id: str,
@@ -481,14 +570,27 @@ class Engine:
 
         Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            started_after=started_after,
+            started_before=started_before,
+            if_exp=if_exp,
+        )
+        return await self._start_cancellation(wanted)
 
     @Operation("GET /v1/cancellations")
     async def list_cancellations(self) -> list[BulkOperation]:
         """Bulk cancellations, newest first, and their progress."""
 
-    @Operation("GET /v1/cancellations/{cancellation_id}", missing="no bulk cancellation has the id {cancellation_id!r}")
+    @Operation(
+        "GET /v1/cancellations/{cancellation_id}",
+        missing="no bulk cancellation has the id {cancellation_id!r}",
+        is_derived=True,
+    )
     async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
         """A bulk cancellation and its progress."""
+        return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
 
     @Operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
     async def delete_cancellation(self, cancellation_id: str) -> None:
@@ -497,7 +599,7 @@ class Engine:
         Runs that it has cancelled stay cancelled. Raises ``CancellationNotFoundError``.
         """
 
-    @Operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"})
+    @Operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"}, is_derived=True)
     async def replay_runs(
         self,
         function_id: str,
@@ -513,14 +615,23 @@ class Engine:
         ``started_before`` is by default now. The other arguments are those of ``cancel_runs``. Raises
         ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
         """
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            started_after=started_after,
+            started_before=started_before,
+            if_exp=if_exp,
+        )
+        return await self._start_replay(wanted, statuses)
 
     @Operation("GET /v1/replays")
     async def list_replays(self) -> list[BulkOperation]:
         """Bulk replays, newest first, and their progress."""
 
-    @Operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}")
+    @Operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}", is_derived=True)
     async def get_replay(self, replay_id: str) -> BulkOperation | None:
         """A bulk replay and its progress."""
+        return next((each for each in await self.list_replays() if each.id == replay_id), None)
 
     # for SDKs
 
@@ -585,6 +696,8 @@ class LocalEngine(Engine):
     It has the methods that its HTTP API needs in addition to the operations.
     """
 
+    _settings: EngineSettings
+
     @property
     def stop_error(self) -> EngineError | None:
         """The error that stopped the engine, unless ``close`` stopped it."""
@@ -609,6 +722,40 @@ class LocalEngine(Engine):
 
         Raises an error if it cannot.
         """
+
+    async def receive_events(
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
+    ) -> EventReceipt:
+        events = await decode_events(body, self._settings.max_event_bytes)
+        if traceparent is not None:
+            traceparent = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
+        tracing = self._settings.tracing
+        # The events of an untraced app's run continue the trace of the run.
+        if tracing is None or (sender is not None and traceparent is None):
+            return await self.accept_events(events, seed=seed, sender=sender, traceparent=traceparent)
+        with tracing.receiving([event.name for event in events], traceparent) as received:
+            return await self.accept_events(events, seed=seed, sender=sender, traceparent=received)
+
+    async def accept_events(
+        self,
+        events: Sequence[Event],
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+    ) -> EventReceipt:
+        """Store decoded events as ``receive_events`` does.
+
+        Raises ``EventInvalidError``.
+        """
+        raise NotImplementedError
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         """Replace the functions of an app.
@@ -658,7 +805,6 @@ class SyncEngine(Engine):
     overview_sync = blocking(Engine.overview)
     function_loads_sync = blocking(Engine.function_loads)
     inspect_function_sync = blocking(Engine.inspect_function)
-    inspect_apps_sync = blocking(Engine.inspect_apps)
     list_schedules_sync = blocking(Engine.list_schedules)
     count_matching_runs_sync = blocking(Engine.count_matching_runs)
     wait_for_changes_sync = blocking(Engine.wait_for_changes)

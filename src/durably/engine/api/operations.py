@@ -157,6 +157,7 @@ class Operation:
     - ``headers``: Arguments that are headers.
     - ``body``: The argument that is the whole body.
     - ``http_defaults``: Defaults of arguments over HTTP.
+    - ``is_derived``: The method has a body, over other methods of the engine. Engines need not override it.
     """
 
     route: str
@@ -171,6 +172,7 @@ class Operation:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str | None = None
     http_defaults: Mapping[str, Any] = field(default_factory=dict)
+    is_derived: bool = False
     method: Callable[..., Any] = field(init=False)
 
     def __call__(self, method: Method) -> Method:

@@ -19,7 +19,8 @@ from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op
 from durably.protocol.signatures import SignatureError, canonicalize, verify, verify_answer
 
-from .run_state import Call, Deferred, read_retry_after
+from .backoff import read_retry_after
+from .run_state import Call, Deferred
 
 _SDK_DECIDES = -1
 """The ``version`` that leaves the choice of the protocol's version to the app."""

@@ -13,10 +13,11 @@ from durably.protocol.engine_errors import OpInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 
+from .backoff import read_retry_after
 from .calls import ReportedOps
 from .expressions import ExpressionInvalidError, compile_expression
 from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
-from .run_state import Call, Deferred, RunStatus, Wait, read_retry_after
+from .run_state import Call, Deferred, RunStatus, Wait
 from .transition import Transition, data_memo, error_memo
 
 

@@ -6,11 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
-from durably.protocol.durations import parse_retry_after
 from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import (
-    BACKOFF_JITTER_SECONDS,
-    BACKOFF_SECONDS,
     DEFAULT_LONG_TIMEOUT,
     MAX_DEFERRED,
     MAX_DEFERRED_BYTES,
@@ -20,8 +17,6 @@ from durably.protocol.limits import (
     MAX_STEP_OUTPUT_BYTES,
     MAX_STEPS,
     MAX_WAIT,
-    RETRY_AFTER_MAX,
-    RETRY_AFTER_MIN,
 )
 from durably.protocol.opcodes import Opcode
 
@@ -204,10 +199,6 @@ def decode_origin(stored: bytes | None) -> Origin | None:
 _origin_decoder = msgspec.json.Decoder(Origin)
 
 
-Backoff = Callable[[int, float], dt.timedelta]
-"""Function of the failed attempt's number (from 0) and a random number in [0, 1). Returns the delay."""
-
-
 class Policy(msgspec.Struct, frozen=True):
     """The engine's settings that decide about runs. Times are milliseconds.
 
@@ -230,34 +221,3 @@ class Policy(msgspec.Struct, frozen=True):
     max_event_name_length: int = MAX_EVENT_NAME_LENGTH
     max_wait: dt.timedelta = MAX_WAIT
     default_timeout: dt.timedelta = DEFAULT_LONG_TIMEOUT
-
-
-def standard_backoff(attempt: int, jitter: float) -> dt.timedelta:
-    """The protocol's schedule, plus up to 30 s."""
-    seconds = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
-    return dt.timedelta(seconds=seconds + jitter * BACKOFF_JITTER_SECONDS)
-
-
-def dev_backoff(attempt: int, jitter: float) -> dt.timedelta:
-    """One second, two, four, and so on up to thirty: short delays for development."""
-    return dt.timedelta(seconds=min(2.0**attempt, 30.0) * (1 + jitter / 10))
-
-
-def unreached_backoff(failures: int, jitter: float) -> dt.timedelta:
-    """The delay after a call that did not reach the app.
-
-    It is half a second at first and ten seconds at most, plus up to a quarter for the jitter.
-    """
-    return dt.timedelta(seconds=min(0.5 * 2.0 ** min(failures, 10), 10.0) * (1 + jitter / 4))
-
-
-def read_retry_after(text: str | None, now: int) -> int | None:
-    """The retry time that an app requests, within the protocol's limits: one second and 24 hours from ``now``.
-
-    ``None`` if there is none. Both times are milliseconds since the epoch.
-    """
-    at = dt.datetime.fromtimestamp(now / 1000, dt.UTC)
-    wanted = parse_retry_after(text, at) if text else None
-    if wanted is None:
-        return None
-    return round(min(max(wanted, at + RETRY_AFTER_MIN), at + RETRY_AFTER_MAX).timestamp() * 1000)

@@ -7,13 +7,30 @@ import datetime as dt
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
 from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import redact_url
 
 from .runs import Run, RunStatus
 
 
+class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A sync of an app.
+
+    ``error`` is the reason of a failed sync. The other fields are ids of functions.
+    """
+
+    at: dt.datetime
+    error: str | None
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
 class App(msgspec.Struct, frozen=True, kw_only=True):
+    """An app that has synced, and the error if it does not answer."""
+
     id: str
     url: str
     sdk: str | None
@@ -21,6 +38,11 @@ class App(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None
     synced_at: dt.datetime
     function_count: int
+    last_sync: SyncReport | None = None
+    """The last one that succeeded or failed."""
+    unreached_since: dt.datetime | None = None
+    """``None`` also if the time is unknown."""
+    unreached_error: str | None = None
 
 
 class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +56,20 @@ class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
     app_id: str
     config: FunctionConfig
     is_paused: bool
+
+    @classmethod
+    def of(cls, function_id: str, app_id: str, config: FunctionConfig, is_paused: bool) -> "FunctionInfo":
+        steps = {
+            name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
+            for name, step in config.steps.items()
+        }
+        return cls(
+            id=function_id,
+            name=config.name or function_id,
+            app_id=app_id,
+            config=replace(config, steps=steps),
+            is_paused=is_paused,
+        )
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,12 +157,35 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
     since: dt.datetime | None
 
 
+class LogState(msgspec.Struct, frozen=True, kw_only=True):
+    """The commit log of an engine, and this process's part in it.
+
+    - ``role``: "leader" or "standby".
+    - ``sequence``: The number of the last entry that the local file contains.
+    - ``lag``: Entries of the log that the local file lacks. 0 for the leader.
+    - ``lease_remaining``: Seconds of the leader's lease, ``None`` if there was never a leader.
+    - ``leader``: The address of the leader for other machines, if it has one.
+    - ``log_bytes``: Bytes of the entries in the store.
+    - ``snapshot_age``: Seconds since the last snapshot, ``None`` if there is none.
+    """
+
+    store: str
+    role: str
+    sequence: int
+    lag: int
+    lease_remaining: float | None
+    leader: str
+    log_bytes: int
+    snapshot_age: float | None
+
+
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's state.
 
     ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
     for each status of runs that have not ended. ``retrying`` is how many of them have failed with their last attempt
-    since the engine's start, and are tried again; ``None`` on Temporal.
+    since the engine's start, and are tried again; ``None`` on Temporal. ``log`` is ``None`` without a commit log, or if
+    its store cannot be reached.
     """
 
     since: dt.datetime
@@ -137,6 +196,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     functions: list[FunctionLoad]
     concerns: list[Concern]
     retrying: int | None = None
+    log: LogState | None = None
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,31 +230,6 @@ class UnreachedApp(msgspec.Struct, frozen=True):
     """Milliseconds since the epoch."""
     error: str
     count: int
-
-
-class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A sync of an app.
-
-    ``error`` is the reason of a failed sync. The other fields are ids of functions.
-    """
-
-    at: dt.datetime
-    error: str | None
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-
-class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error if it does not answer.
-
-    ``unreached_since`` may be ``None`` then: the time is unknown.
-    """
-
-    app: App
-    last_sync: SyncReport | None
-    unreached_since: dt.datetime | None
-    unreached_error: str | None
 
 
 class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Rows of steps, attempts and waits, as every engine stores them, and how a change of a run makes them.
+"""Rows of runs, steps, attempts and waits, as engines store them, and how a change of a run makes them.
 
 They are made from data that the machine and the app have anyway. Only reports of runs read them. Times are milliseconds
 since the epoch, but ``ran_from`` and ``ran_for`` are microseconds: when the app began to execute a step, and how long
@@ -13,7 +13,7 @@ import msgspec
 
 from durably.engine.core.calls import ReportedOps
 from durably.engine.core.inputs import Answered, AnsweredTogether, Checkpointed, Input, MakeCall, MakeRequest, WriteMemo
-from durably.engine.core.run_state import RunState
+from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.core.transition import excerpt
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode, Timing, hash_step_id, read_timing
@@ -33,6 +33,24 @@ MAX_LOG_LINES, MAX_LOG_CHARACTERS = 5000, 2 * 1024 * 1024
 
 _logger = get_logger("durably.engine")
 _memo_decoder = msgspec.json.Decoder(dict[str, ErrorData])
+
+
+class RunRow(msgspec.Struct, frozen=True, gc=False):
+    """The row of a stored run.
+
+    ``event_key`` is the event that triggered the run, or the first event of a batch.
+    """
+
+    key: int
+    id: str
+    function_id: str
+    app_id: str
+    event_key: int
+    is_batch: bool
+    status: RunStatus
+    created_at: int
+    started_at: int | None
+    rerun_of: str | None
 
 
 class MemoTimes(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +109,23 @@ class AttemptRow(msgspec.Struct, frozen=True, gc=False):
     ran_for: int | None = None
     retry_at: int | None = None
     """When the next attempt was or is due."""
+
+
+class WaitRow(msgspec.Struct, frozen=True, gc=False):
+    """The row of a waiting step.
+
+    ``path`` and ``value`` are the key of an event wait in the wait index.
+    """
+
+    run_key: int
+    step_id: str
+    op: Opcode
+    topic: str | None = None
+    path: str | None = None
+    value: str | None = None
+    expression: str | None = None
+    due: int | None = None
+    called_at: int | None = None
 
 
 class WaitTimes(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -67,6 +67,8 @@ class RunRows(msgspec.Struct, frozen=True, kw_only=True):
     children: list[Run] = []
     has_more_children: bool = False
     logs: list[LogLine] = []
+    unavailable: str | None = None
+    """Why the engine cannot read the run's steps now."""
 
 
 def report_steps(rows: RunRows) -> list[Step]:
@@ -118,6 +120,7 @@ def report_run(rows: RunRows) -> RunReport:
         has_more_children=rows.has_more_children,
         logs=rows.logs,
         error=decode_error(run.output) if has_failed and run.output is not None else None,
+        unavailable=rows.unavailable,
     )
 
 

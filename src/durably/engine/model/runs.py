@@ -381,20 +381,40 @@ class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True, rename={"event_id
     """Repeats the HTTP status."""
 
 
-class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of a function, selected by creation time and event."""
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of a search, a count or a bulk operation."""
 
-    function_id: str
-    started_before: dt.datetime
-    """Selects runs that were created before it."""
+    status: RunStatus | None = None
+    function_id: str | None = None
+    app_id: str | None = None
+    event_name: str | None = None
     started_after: dt.datetime | None = None
-    """Selects runs that were created then or later."""
-    expression: str | None = None
-    """Is true for the event of a selected run."""
+    """With ``started_before``, a half-open interval of the time of creation."""
+    started_before: dt.datetime | None = None
+    if_exp: str | None = None
+    """A condition (CEL) over the run's event and, in a search, its output."""
+    id: str | None = None
+    """The id of the run or of one of its events, or the beginning or the end of such an id."""
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The events of a search."""
+
+    name: str | None = None
+    received_after: dt.datetime | None = None
+    """With ``received_before``, a half-open interval."""
+    received_before: dt.datetime | None = None
+    is_unmatched: bool | None = None
+    if_exp: str | None = None
+    """A condition (CEL) over ``event``."""
+    id: str | None = None
+    """The id of the engine or of the sender, or the beginning or the end of the engine's."""
+    has_runs: bool = True
+    """The events have the runs that they started."""
 
 
 class BulkOperation(msgspec.Struct, frozen=True, kw_only=True, rename={"expression": "if"}):
-    """A bulk cancellation or replay of a function's runs; see ``Selection``."""
+    """A bulk cancellation or replay of a function's runs; see ``RunFilter``."""
 
     id: str
     function_id: str

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from durably.engine.core.backoff import Backoff, dev_backoff, unreached_backoff
 from durably.engine.core.calls import Answer, CallData
-from durably.engine.core.run_state import Backoff, Policy, RunStatus, dev_backoff, unreached_backoff
+from durably.engine.core.run_state import Policy, RunStatus
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
 from durably.protocol.options import check_count, check_text, check_texts, check_time_span, check_type

@@ -6,36 +6,35 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.api.counters import EngineState, read_gauges
+from durably.engine.api.counters import EngineState, read_gauges, read_log_gauges
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics import Metric
-from durably.engine.core.expressions import Expression
 from durably.engine.model.calls import Caller, HttpCaller
-from durably.engine.model.events import CheckedEvent, IdSeed, check_event, decode_events
+from durably.engine.model.events import CheckedEvent, IdSeed, check_event
 from durably.engine.model.functions import UnmatchedEvents, read_sync
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    LogState,
     Overview,
     ScheduleInfo,
     SyncResult,
 )
-from durably.engine.model.run_report import RunRows, report_attempts, report_run, report_steps
+from durably.engine.model.run_report import RunRows
 from durably.engine.model.runs import (
-    Attempt,
     BulkOperation,
+    EventFilter,
     EventPage,
     ExportedSpans,
     FromStep,
@@ -44,24 +43,19 @@ from durably.engine.model.runs import (
     MatchCount,
     Run,
     RunCall,
+    RunFilter,
     RunMetadata,
     RunPage,
-    RunReport,
     RunStatus,
     RunUpdate,
-    Selection,
     StatusCounts,
-    Step,
     StoredEvent,
     to_datetime,
-    to_optional_milliseconds,
 )
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.subscriptions import Observer
 from durably.engine.sqlite.queries.search import Budget
 from durably.engine.sqlite.queries.searches import (
-    EventFilter,
-    RunFilter,
     count_by_status,
     count_matching_runs,
     search_events,
@@ -71,25 +65,24 @@ from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     ConfigInvalidError,
+    DatabaseUnavailableError,
     EngineError,
-    EventInvalidError,
     RunNotFoundError,
     StaleCallError,
 )
-from durably.protocol.events import Event, EventReceipt, InternalEvent
-from durably.protocol.headers import ServerKind, read_trace
+from durably.protocol.events import Event, EventReceipt
+from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 
 from .overviews import Overviews
 from .queries import functions, runs
 from .runtime import Runtime
-from .transactions import annotations, bulk_operations, event_routing, operations
-from .transactions.bulk_operations import BulkOperationKind, check_condition, check_selection, check_statuses
+from .transactions import bulk_operations, event_routing, operations
+from .transactions.bulk_operations import BulkOperationKind
 from .writer import CommitLog
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
-_MILLISECOND = timedelta(milliseconds=1)
 _PORTION_BYTES = 256 * 1024
 """Bytes of event data that are checked at a time, which takes about 1 ms."""
 
@@ -175,35 +168,18 @@ class SqliteEngine(LocalEngine):
     async def verify(self) -> None:
         """Check that the database still belongs to this engine.
 
-        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes.
+        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes. With a
+        commit log, raises ``DatabaseUnavailableError`` if the lease is not certain.
         """
         await self._transact(lambda transaction: None)
+        if self._runtime.log is not None:
+            self._runtime.log.check_lease()
 
     def observe(self, observer: Observer) -> None:
         """Report to ``observer`` what this engine does from now on."""
         self._runtime.observers.add(observer)
 
     # events
-
-    async def receive_events(
-        self,
-        body: bytes,
-        *,
-        seed: str | None = None,
-        sender: str | None = None,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-        baggage: str | None = None,
-    ) -> EventReceipt:
-        events = await decode_events(body, self._settings.max_event_bytes)
-        if traceparent is not None:
-            traceparent = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
-        tracing = self._settings.tracing
-        # The events of an untraced app's run continue the trace of the run.
-        if tracing is None or (sender is not None and traceparent is None):
-            return await self.accept_events(events, seed=seed, sender=sender, traceparent=traceparent)
-        with tracing.receiving([event.name for event in events], traceparent) as received:
-            return await self.accept_events(events, seed=seed, sender=sender, traceparent=received)
 
     async def send_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
@@ -219,10 +195,6 @@ class SqliteEngine(LocalEngine):
         sender: str | None = None,
         traceparent: str | None = None,
     ) -> EventReceipt:
-        """Store decoded events as ``receive_events`` does.
-
-        Raises ``EventInvalidError``.
-        """
         if len(events) == 1:
             checked = [check_event(events[0], self._settings.max_event_bytes)]
         else:
@@ -249,55 +221,7 @@ class SqliteEngine(LocalEngine):
                 size = 0
         return checked
 
-    async def list_events(
-        self,
-        *,
-        name: str | None = None,
-        received_after: datetime | None = None,
-        received_before: datetime | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        id_suffix: str | None = None,
-    ) -> list[StoredEvent]:
-        events: list[StoredEvent] = []
-        after = to_optional_milliseconds(received_after)
-        while len(events) < limit:
-            wanted = EventFilter(
-                name=name,
-                received_after=None if after is None else after + 1,
-                received_before=to_optional_milliseconds(received_before),
-                id=id_suffix,
-                has_runs=False,
-            )
-            page = await self._search_events(wanted, limit - len(events), cursor)
-            events += page.events
-            if (cursor := page.cursor) is None:
-                break
-        return events
-
-    async def search_events(
-        self,
-        *,
-        name: str | None = None,
-        received_after: datetime | None = None,
-        received_before: datetime | None = None,
-        is_unmatched: bool | None = None,
-        if_exp: str | None = None,
-        id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> EventPage:
-        wanted = EventFilter(
-            name=name,
-            received_after=to_optional_milliseconds(received_after),
-            received_before=to_optional_milliseconds(received_before),
-            is_unmatched=is_unmatched,
-            condition=await _read_condition(if_exp),
-            id=id or None,
-        )
-        return await self._search_events(wanted, limit, cursor)
-
-    async def _search_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
+    async def _find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
         return await self._read(search_events, wanted, limit, cursor, is_triggering, first_call_at, budget)
@@ -318,74 +242,11 @@ class SqliteEngine(LocalEngine):
 
     # runs
 
-    async def list_runs(
-        self,
-        *,
-        status: RunStatus | None = None,
-        function_id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        started_after: datetime | None = None,
-        id_suffix: str | None = None,
-    ) -> list[Run]:
-        found: list[Run] = []
-        while len(found) < limit:
-            page = await self.search_runs(
-                status=status,
-                function_id=function_id,
-                started_after=started_after and started_after + _MILLISECOND,
-                id=id_suffix,
-                limit=limit - len(found),
-                cursor=cursor,
-            )
-            found += page.runs
-            if (cursor := page.cursor) is None:
-                break
-        return found
-
-    async def search_runs(
-        self,
-        *,
-        status: RunStatus | None = None,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-        if_exp: str | None = None,
-        id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> RunPage:
-        wanted = RunFilter(
-            status=status,
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=to_optional_milliseconds(started_after),
-            started_before=to_optional_milliseconds(started_before),
-            condition=await _read_condition(if_exp, has_output=True),
-            id=id or None,
-        )
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         return await self._read(search_runs, wanted, limit, cursor, first_call_at, budget)
 
-    async def count_runs(
-        self,
-        *,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-    ) -> StatusCounts:
-        wanted = RunFilter(
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=to_optional_milliseconds(started_after),
-            started_before=to_optional_milliseconds(started_before),
-        )
+    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
         return await self._read(count_by_status, wanted, self._dispatcher.first_call_at)
 
     async def get_run(self, run_id: str) -> Run | None:
@@ -404,22 +265,10 @@ class SqliteEngine(LocalEngine):
                     return run
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
 
-    async def run_steps(self, run_id: str) -> list[Step]:
-        rows = await self._read_run_rows(run_id, has_context=False)
-        return [] if rows is None else report_steps(rows)
-
-    async def run_attempts(self, run_id: str) -> list[Attempt]:
-        rows = await self._read_run_rows(run_id, has_context=False)
-        return [] if rows is None else report_attempts(rows)
-
     async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._read(runs.run_calls, run_id, self._dispatcher.called_at)
 
-    async def inspect_run(self, run_id: str) -> RunReport | None:
-        rows = await self._read_run_rows(run_id, has_context=True)
-        return None if rows is None else report_run(rows)
-
-    async def _read_run_rows(self, run_id: str, *, has_context: bool) -> RunRows | None:
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
         first_call_at, called_at = self._dispatcher.first_call_at, self._dispatcher.called_at
         return await self._read(runs.read_run_rows, run_id, first_call_at, called_at, has_context)
 
@@ -432,12 +281,7 @@ class SqliteEngine(LocalEngine):
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         return await self._transact(operations.rerun, run_id, from_step)
 
-    async def invoke(
-        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
-    ) -> InvokeReceipt:
-        if data is not None and not isinstance(data, dict):
-            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
-        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
         check_event(event, self._settings.max_event_bytes, is_internal=True)
         return await self._transact(operations.invoke, function_id, event)
 
@@ -451,7 +295,16 @@ class SqliteEngine(LocalEngine):
         return EngineInfo(kind="SQLite")
 
     async def overview(self, *, since: datetime | None = None, until: datetime | None = None) -> Overview:
-        return await self._overviews.overview(since, until)
+        overview = await self._overviews.overview(since, until)
+        return replace(overview, log=await self._read_log())
+
+    async def _read_log(self) -> LogState | None:
+        """The state of the commit log, ``None`` if there is none or its store cannot be reached."""
+        log = self._runtime.log
+        if log is not None:
+            with contextlib.suppress(DatabaseUnavailableError):
+                return await asyncio.to_thread(log.state)
+        return None
 
     async def function_loads(
         self, *, since: datetime | None = None, until: datetime | None = None
@@ -462,30 +315,12 @@ class SqliteEngine(LocalEngine):
         function = next((each for each in await self.list_functions() if each.id == function_id), None)
         return None if function is None else await self._overviews.function_report(function, since)
 
-    async def inspect_apps(self) -> list[AppReport]:
-        return await self._overviews.app_reports()
-
     async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._overviews.schedules()
 
-    async def count_matching_runs(
-        self,
-        function_id: str,
-        *,
-        statuses: Collection[RunStatus],
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-        if_exp: str | None = None,
-    ) -> MatchCount:
-        if function_id not in self._transactions.registry.functions:
-            raise self._transactions.registry.not_found(function_id)
-        selection = self._select(function_id, None, started_after, started_before, None)
-        wanted = RunFilter(
-            function_id=function_id,
-            started_after=to_optional_milliseconds(selection.started_after),
-            started_before=to_optional_milliseconds(selection.started_before),
-            condition=await _read_condition(if_exp),
-        )
+    async def _count_selected(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> MatchCount:
+        if wanted.function_id not in self._transactions.registry.functions:
+            raise self._transactions.registry.not_found(wanted.function_id or "")
         budget, first_call_at = Budget(self._settings.clock.now()), self._dispatcher.first_call_at
         return await self._read(count_matching_runs, wanted, statuses, first_call_at, budget)
 
@@ -527,74 +362,27 @@ class SqliteEngine(LocalEngine):
         await self._transact(bulk_operations.resume, function_id)
 
     async def list_apps(self) -> list[App]:
-        return await self._read(functions.list_apps)
+        return await self._overviews.list_apps()
 
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         return await self._read(functions.list_app_functions, app_id)
 
     # bulk operations
 
-    async def cancel_runs(
-        self,
-        function_id: str,
-        *,
-        started_before: datetime,
-        started_after: datetime | None = None,
-        if_exp: str | None = None,
-        app_id: str | None = None,
-    ) -> BulkOperation:
-        selection = self._select(function_id, app_id, started_after, started_before, if_exp)
-        started = await self._transact(bulk_operations.cancel_runs, selection)
-        return functions.to_bulk_operation(started)
+    async def _start_cancellation(self, wanted: RunFilter) -> BulkOperation:
+        return functions.to_bulk_operation(await self._transact(bulk_operations.cancel_runs, wanted))
 
-    def _select(
-        self,
-        function_id: str,
-        app_id: str | None,
-        started_after: datetime | None,
-        started_before: datetime | None,
-        if_exp: str | None,
-    ) -> Selection:
-        if app_id and self._transactions.registry.functions.get(function_id) is None:
-            function_id = f"{app_id}-{function_id}"
-        selection = Selection(
-            function_id=function_id,
-            started_after=started_after,
-            started_before=started_before or to_datetime(self._settings.clock.now()),
-            expression=if_exp or None,
-        )
-        check_selection(selection)
-        return selection
+    async def _start_replay(self, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
+        return functions.to_bulk_operation(await self._transact(bulk_operations.replay_runs, wanted, statuses))
 
     async def list_cancellations(self) -> list[BulkOperation]:
         return await self._read(functions.list_bulk_operations, BulkOperationKind.CANCEL)
 
-    async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
-        return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
-
     async def delete_cancellation(self, cancellation_id: str) -> None:
         await self._transact(bulk_operations.delete_cancellation, cancellation_id)
 
-    async def replay_runs(
-        self,
-        function_id: str,
-        *,
-        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
-        started_after: datetime | None = None,
-        started_before: datetime | None = None,
-        if_exp: str | None = None,
-        app_id: str | None = None,
-    ) -> BulkOperation:
-        check_statuses(statuses)
-        selection = self._select(function_id, app_id, started_after, started_before, if_exp)
-        started = await self._transact(bulk_operations.replay_runs, selection, statuses)
-        return functions.to_bulk_operation(started)
-
     async def list_replays(self) -> list[BulkOperation]:
         return await self._read(functions.list_bulk_operations, BulkOperationKind.REPLAY)
-
-    async def get_replay(self, replay_id: str) -> BulkOperation | None:
-        return next((each for each in await self.list_replays() if each.id == replay_id), None)
 
     # for SDKs
 
@@ -609,23 +397,23 @@ class SqliteEngine(LocalEngine):
         return _raw(await self._read(runs.run_actions, run_id))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        return await self._transact(annotations.add_metadata, run_id, bytes(body))
+        return await self._transact(operations.add_metadata, run_id, bytes(body))
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
         if self._settings.server_kind is not ServerKind.DEV:
             return False
-        kept = await self._transact(annotations.add_run_logs, run_id, lines)
+        kept = await self._transact(operations.add_run_logs, run_id, lines)
         self._runtime.changes.note_run(run_id)
         return kept
 
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        return await self._read(annotations.list_metadata, run_id)
+        return await self._read(runs.list_metadata, run_id)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        return await self._transact(annotations.add_traces, content_type, body)
+        return await self._transact(operations.add_traces, content_type, body)
 
     async def run_traces(self, run_id: str) -> list[ExportedSpans]:
-        return await self._read(annotations.list_traces, run_id)
+        return await self._read(runs.list_traces, run_id)
 
     # metrics
 
@@ -639,22 +427,13 @@ class SqliteEngine(LocalEngine):
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
-        return [*counters.read(), *counters.read_store(), *gauges]
+        logged = [] if runtime.log is None else read_log_gauges(await self._read_log())
+        return [*counters.read(), *counters.read_store(), *gauges, *logged]
 
     # updates
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         return self._runtime.subscriptions.watch()
-
-
-async def _read_condition(text: str | None, *, has_output: bool = False) -> Expression | None:
-    """The condition of a search, compiled in a thread.
-
-    Raises ``SelectionInvalidError``.
-    """
-    if not text:
-        return None
-    return await asyncio.to_thread(check_condition, text, has_output=has_output)
 
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:

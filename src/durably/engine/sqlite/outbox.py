@@ -9,9 +9,9 @@ from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
 from durably.engine.model.functions import FunctionControls, SyncedFunction
+from durably.engine.model.records import RunRow
 from durably.engine.model.settings import EndedRun
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.sqlite.tables.runs import RunRow
 
 
 class ScheduledCall(msgspec.Struct, frozen=True, gc=False):

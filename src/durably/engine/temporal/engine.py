@@ -5,8 +5,8 @@ import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self
 from urllib.parse import quote
 
 import msgspec
@@ -18,51 +18,41 @@ from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.core.calls import Answer, CallData, Unreached, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
-from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
 from durably.engine.model.calls import HttpCaller
-from durably.engine.model.events import check_event, decode_events, make_id
+from durably.engine.model.events import check_event, make_id
 from durably.engine.model.functions import SyncedFunction, read_sync
 from durably.engine.model.overview import (
     App,
-    AppReport,
     Changes,
     EngineInfo,
     FunctionInfo,
-    ScheduleInfo,
     SyncResult,
 )
 from durably.engine.model.requests import OutboundClient
+from durably.engine.model.run_report import RunRows
 from durably.engine.model.runs import (
-    Attempt,
     FromStep,
     InvokeReceipt,
     LogPage,
-    MatchCount,
     Run,
     RunCall,
+    RunFilter,
     RunMetadata,
     RunPage,
-    RunReport,
     RunUpdate,
-    StatusCounts,
-    Step,
     StoredEvent,
-    to_datetime,
 )
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.apps import AppSync
+from durably.engine.temporal.apps import AppSync, FunctionLists
 from durably.engine.temporal.client import is_unreachable, with_cancellation
 from durably.engine.temporal.ids import HTTP_QUEUE, run_workflow_id, split_generation
+from durably.engine.temporal.index import RunLists, RunQuery, register_search_attributes, status_of
 from durably.engine.temporal.messages import CallInput, CheckpointInput
 from durably.engine.temporal.observers import ProcessMonitor
-from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
-from durably.engine.temporal.reports.function_lists import FunctionLists
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, status_of
-from durably.engine.temporal.reports.run_reports import RunReports
-from durably.engine.temporal.routing.router import EventReceiver, Router
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.run_reports import RunReports
 from durably.engine.temporal.runs.activities import ActivityCaller
-from durably.engine.temporal.runs.record import Annotation
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
@@ -70,7 +60,6 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
-from durably.engine.temporal.search_attributes import register_search_attributes
 from durably.engine.temporal.support import UNSUPPORTED, check_support
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
 from durably.engine.temporal.workflow_code import wall_clock
@@ -79,7 +68,6 @@ from durably.protocol.engine_errors import (
     CheckpointInvalidError,
     ConfigInvalidError,
     EngineError,
-    EventInvalidError,
     FunctionNotFoundError,
     FunctionPausedError,
     NotSupportedError,
@@ -89,11 +77,8 @@ from durably.protocol.engine_errors import (
     TooLargeError,
 )
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import Event, EventReceipt, InternalEvent
-from durably.protocol.headers import ServerKind, read_trace
+from durably.protocol.events import Event, EventReceipt
 from durably.protocol.sync import SyncRequest
-
-T = TypeVar("T", int, bool)
 
 _NOTES = [
     "Lists and counts come from Temporal's index, which lags behind, usually by less than a second.",
@@ -126,14 +111,11 @@ class WorkflowEngine(LocalEngine):
         )
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
-        self._events = EventReceiver(client, self._router, settings)
         self._lists = RunLists(client)
         self._reports = RunReports(client, self._router.records, self._lists)
-        self._functions = FunctionLists(client, self._router.records, self._lists)
-        self._changes = ChangePoll(client, self._lists)
+        self._functions = FunctionLists(client, self._router.records)
         self._monitor = ProcessMonitor(settings)
         self._has_search_attributes = False
-        self._closed = asyncio.Event()
         self._ui_url: str | None = None
         if (url := settings.temporal_ui) is not None:
             self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
@@ -152,7 +134,6 @@ class WorkflowEngine(LocalEngine):
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches. Stop the workers first."""
-        self._closed.set()
         await self._monitor.close()
         await self._outbound.close()
 
@@ -169,13 +150,8 @@ class WorkflowEngine(LocalEngine):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
-        """Starts and ends of runs, about a second later. Temporal's index has no steps."""
-        yield RunWatch(self._lists, self._closed)
-
-    def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """The updates of this process. Workflows report their changes to their process."""
+    def watch(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """The updates of runs that this process executes. Workflows report their changes to their process."""
         return self._monitor.watch()
 
     async def prepare(self) -> None:
@@ -198,35 +174,22 @@ class WorkflowEngine(LocalEngine):
             check_support(functions)
             await self.prepare()
             result = await self._apps.sync(request, functions, in_process=in_process)
-            self._events.has_synced = self._events.has_synced or bool(functions)
+            self._router.has_synced = self._router.has_synced or bool(functions)
             return result
         except ConfigInvalidError as error:
             await self._apps.note_refused(request.app_id, error.message)
             raise
 
-    async def receive_events(
+    async def accept_events(
         self,
-        body: bytes,
+        events: Sequence[Event],
         *,
         seed: str | None = None,
         sender: str | None = None,
         traceparent: str | None = None,
-        tracestate: str | None = None,
-        baggage: str | None = None,
     ) -> EventReceipt:
-        events = await decode_events(body, self._settings.max_event_bytes)
-        trace = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
-        tracing = self._settings.tracing
-        names = [event.name for event in events]
-        # The events of an untraced app's run continue the trace of the run.
-        receiving: contextlib.AbstractContextManager[str | None]
-        if tracing is None or (sender is not None and trace is None):
-            receiving = contextlib.nullcontext(trace)
-        else:
-            receiving = tracing.receiving(names, trace)
-        with receiving as received:
-            receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
-        self._monitor.note_events(names, receipt.unmatched)
+        receipt = await self._router.receive(events, seed=seed, sender=sender, traceparent=traceparent)
+        self._monitor.note_events([event.name for event in events], receipt.unmatched)
         return receipt
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
@@ -249,91 +212,25 @@ class WorkflowEngine(LocalEngine):
 
     # runs
 
-    async def list_runs(
-        self,
-        *,
-        status: RunStatus | None = None,
-        function_id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        started_after: dt.datetime | None = None,
-        id_suffix: str | None = None,
-    ) -> list[Run]:
-        """A page of runs. Lists lag, usually below a second."""
-        wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
-        return await self._lists.page(wanted, limit, cursor, id_suffix and id_suffix.upper())
+    async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
+        """Runs that have not ended first, then in the order of their ends. Lists lag, usually below a second.
 
-    async def search_runs(
-        self,
-        *,
-        status: RunStatus | None = None,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-        if_exp: str | None = None,
-        id: str | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> RunPage:
-        """A page of runs. ``event_name`` is that of the first event of a batch.
-
-        Raises ``NotSupportedError`` for an expression, and for a part of an id.
+        ``event_name`` is that of the first event of a batch. Raises ``NotSupportedError`` for an expression.
         """
-        if if_exp:
+        if wanted.if_exp:
             raise NotSupportedError(
                 f"an engine on Temporal has no search by expressions: {UNSUPPORTED['search_runs.if_exp']}"
             )
-        wanted = RunFilter(
-            status=status,
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=started_after,
-            started_before=started_before,
-        )
-        return await self._lists.search(wanted, id or None, limit, cursor)
-
-    async def count_runs(
-        self,
-        *,
-        function_id: str | None = None,
-        app_id: str | None = None,
-        event_name: str | None = None,
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-    ) -> StatusCounts:
-        """Numbers of runs. Running runs include scheduled ones.
-
-        Raises ``NotSupportedError`` if the server cannot count groups.
-        """
-        wanted = RunFilter(
-            function_id=function_id,
-            app_id=app_id,
-            event_name=event_name,
-            started_after=started_after,
-            started_before=started_before,
-        )
-        counts = await self._lists.count_by_status(wanted)
-        return StatusCounts(
-            counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
-        )
+        return await self._lists.search(RunQuery(**msgspec.structs.asdict(wanted)), limit, cursor)
 
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
-    async def run_steps(self, run_id: str) -> list[Step]:
-        return await self._reports.steps(run_id)
-
-    async def run_attempts(self, run_id: str) -> list[Attempt]:
-        return await self._reports.attempts(run_id)
+    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
+        return await self._reports.rows(run_id, has_context=has_context)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._reports.calls(run_id)
-
-    async def inspect_run(self, run_id: str) -> RunReport | None:
-        return await self._reports.report(run_id)
 
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
         return await self._reports.batch(run_id)
@@ -341,41 +238,16 @@ class WorkflowEngine(LocalEngine):
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
         return await self._reports.memos(run_id)
 
-    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
-        return await self._update_live(run_id, "skip_delays", step_id, 0)
-
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
-        return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
+        """Discard metadata."""
+        return False
+
+    async def run_metadata(self, run_id: str) -> list[RunMetadata]:
+        return []
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
-        if self._settings.server_kind is not ServerKind.DEV:
-            return False
-        return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
-
-    async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
-        """The result of an Update of a run, or ``of_ended`` if the run has ended.
-
-        Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
-        """
-        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        try:
-            result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
-        except (RPCError, WorkflowUpdateFailedError) as error:
-            if isinstance(error, RPCError) and error.status is RPCStatusCode.FAILED_PRECONDITION:
-                message = f"run {run_id}: Temporal accepts no further change of this run ({error.message})"
-                raise NotSupportedError(message) from None
-            has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
-            if not has_ended:
-                raise
-            if await self._lists.describe(run_id) is None:
-                raise RunNotFoundError(f"there is no run with the id {run_id!r}") from None
-            return of_ended
-        return result
-
-    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        record = await self._reports.record(run_id)
-        return None if record is None else record.metadata
+        """Discard lines, as each engine in production."""
+        return False
 
     async def list_logs(
         self,
@@ -385,10 +257,7 @@ class WorkflowEngine(LocalEngine):
         position: int | None = None,
         limit: int = 100,
     ) -> LogPage:
-        """Lines of one run. Raises ``NotSupportedError`` without ``run_id``."""
-        if run_id is None:
-            raise NotSupportedError("an engine on Temporal has the log lines of one run at a time: name a run")
-        return await self._reports.logs(run_id, position, limit)
+        return LogPage(entries=[], position=1)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
         """Discard spans. Apps need an OpenTelemetry exporter."""
@@ -421,12 +290,7 @@ class WorkflowEngine(LocalEngine):
             await asyncio.wait_for(self._lists.output(run_id), _CANCEL_SECONDS)
         return True
 
-    async def invoke(
-        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
-    ) -> InvokeReceipt:
-        if data is not None and not isinstance(data, dict):
-            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
-        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
         check_event(event, self._settings.max_event_bytes, is_internal=True)
         event_id = make_id(wall_clock(), os.urandom)
         return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
@@ -485,14 +349,8 @@ class WorkflowEngine(LocalEngine):
             run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
         )
 
-    async def inspect_apps(self) -> list[AppReport]:
-        return await self._functions.app_reports()
-
-    async def list_schedules(self) -> list[ScheduleInfo]:
-        return await self._functions.schedules(wall_clock())
-
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
-        return await self._changes.wait(after, run_id)
+        return await self._lists.wait_for_changes(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
         """Counts of this process. Temporal and its workers have their own metrics."""
@@ -542,7 +400,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         return engine
 
     async def close(self) -> None:
-        self._closed.set()  # Streams of changes must end before calls do.
+        self._monitor.end_updates()  # Streams of changes must end before calls do.
         await self._workers.stop()
         await self._caller.close()
         await super().close()

@@ -61,7 +61,7 @@ _WAITS = {
 }
 
 
-class RunReport(msgspec.Struct, frozen=True, gc=False):
+class ReportedChange(msgspec.Struct, frozen=True, gc=False):
     """A change of a run.
 
     ``key`` is the same in each report of the change. The end of a run has ``ended``.
@@ -125,7 +125,7 @@ class RunChanges:
             return
         at = now()
         written = len(self._record.steps) - sum(type(command) is WriteMemo for command in commands)
-        reports: list[RunReport] = []
+        reports: list[ReportedChange] = []
         for command in commands:
             match command:
                 case WriteMemo(step_id=step_id):
@@ -171,11 +171,11 @@ class RunChanges:
             rerun_of=self._input.rerun_of,
             error=None if is_completed else msgspec.json.decode(end.output, type=ErrorData).name,
         )
-        monitor.note([RunReport(_key_of_end(workflow.info().run_id), change, ended)])
+        monitor.note([ReportedChange(_key_of_end(workflow.info().run_id), change, ended)])
 
-    def _report(self, change: RunChange, part: str | int = "") -> RunReport:
+    def _report(self, change: RunChange, part: str | int = "") -> ReportedChange:
         """Report a change. ``part`` is the changed part of the run: a step, or a call."""
-        return RunReport(hash((workflow.info().run_id, change.kind, part)), change)
+        return ReportedChange(hash((workflow.info().run_id, change.kind, part)), change)
 
 
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
@@ -197,7 +197,7 @@ class ProcessMonitor:
         self._in_flight = Counter[str]()
         self._started_at = time.time()
         self._tracing = settings.tracing
-        self._ends: dict[int, RunReport] = {}
+        self._ends: dict[int, ReportedChange] = {}
         """Ends that the server may not have accepted. It refuses the task that ends a run if an event arrives during
         it, and the run may then end in another way."""
         self._known = set[int]()
@@ -220,7 +220,7 @@ class ProcessMonitor:
 
     # called by workflows and workers, in threads
 
-    def note(self, reports: list[RunReport]) -> None:
+    def note(self, reports: list[ReportedChange]) -> None:
         self._call(self._note, reports)
 
     def note_eviction(self, key: int, eviction: Eviction) -> None:
@@ -234,7 +234,7 @@ class ProcessMonitor:
 
     # on the event loop
 
-    def _note(self, reports: list[RunReport]) -> None:
+    def _note(self, reports: list[ReportedChange]) -> None:
         changes: list[RunChange] = []
         for report in reports:
             if report.key in self._known:
@@ -259,7 +259,7 @@ class ProcessMonitor:
             case Eviction.OTHER:
                 asyncio.get_running_loop().call_later(_UNCONFIRMED_SECONDS, self._publish_end, report)
 
-    def _publish_end(self, report: RunReport) -> None:
+    def _publish_end(self, report: ReportedChange) -> None:
         """Publish an end, unless the workflow was executed again and reported another."""
         if self._ends.get(report.key) is not report:
             return
@@ -325,8 +325,10 @@ class ProcessMonitor:
             Metric("build_info", [Sample((version("durably"),), 1)]),
         ]
 
+    def end_updates(self) -> None:
+        self._updates.close()
+
     async def close(self) -> None:
-        """End the updates."""
         self._stop()
         for report in list(self._ends.values()):
             self._publish_end(report)

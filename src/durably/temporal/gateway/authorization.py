@@ -45,8 +45,8 @@ def check_principal(principal: Any) -> Any:
     """
     if principal.__class__ is type(None):
         return None
-    is_lazy = inspect.isawaitable(principal) or inspect.isgenerator(principal) or inspect.isasyncgen(principal)
-    if is_lazy or inspect.isroutine(principal):
+    kinds = (inspect.isawaitable, inspect.isgenerator, inspect.isasyncgen, inspect.isroutine)
+    if any(is_kind(principal) for is_kind in kinds):
         if inspect.iscoroutine(principal):
             principal.close()
         raise UnknownPrincipalError(
@@ -111,12 +111,8 @@ def _plain(principal: Any, value: Any, name: str) -> list[str]:
             f"the {name} of a principal of the class {_class_of(principal)} is not a string, number or UUID that "
             f"distinguishes it from others: it is {found}. {_REMEDY}"
         )
-    # A member of an enumeration may have its own ``__str__``.
-    if isinstance(value, str):
-        return ["str", str.__str__(value)]
-    if isinstance(value, int):
-        return ["int", int.__repr__(value)]
-    return ["UUID", str(value)]
+    kind = next(kind for kind in (str, int, UUID) if isinstance(value, kind))
+    return [kind.__name__, str(value)]
 
 
 def _class_of(principal: Any) -> str:
@@ -128,25 +124,18 @@ def _class_of(principal: Any) -> str:
 def is_anonymous(principal: Any) -> bool:
     """Whether the principal is ``None`` or an object that is marked as anonymous.
 
-    The users of Django, flask-login and Starlette have these attributes. In older libraries and in classes of apps they
-    may be methods. Raises ``UnknownPrincipalError`` for a method that does not return a boolean.
+    The users of Django, flask-login and Starlette have these attributes. Raises ``UnknownPrincipalError`` for a method,
+    which would count as true.
     """
     if principal is None:
         return True
     for name, anonymous in (("is_anonymous", True), ("is_authenticated", False)):
         value = getattr(principal, name, None)
         if callable(value):
-            try:
-                value = value()
-            except TypeError:
-                value = None
-            if not isinstance(value, bool):
-                if inspect.iscoroutine(value):
-                    value.close()
-                raise UnknownPrincipalError(
-                    f"{name} of a principal of the class {_class_of(principal)} must be True or False, or a plain "
-                    "method without arguments that returns one of them"
-                )
+            raise UnknownPrincipalError(
+                f"{name} of a principal of the class {_class_of(principal)} is a method: it must be True or False, "
+                "such as a property"
+            )
         # An attribute of another type has another meaning, such as a database column of that name.
         if isinstance(value, bool):
             return value is anonymous

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from http import HTTPStatus
-from types import NoneType
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -26,7 +25,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.headers import is_of_another_site
-from durably.protocol.options import check_function, check_text, check_type
+from durably.protocol.options import check_function
 from durably.temporal.client.connection import Temporal
 from durably.temporal.compat import PAUSED
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
@@ -112,8 +111,6 @@ class Gateway:
         docs: bool | str = False,
     ) -> None:
         check_function(identify, "Gateway: identify", TemporalSettingsError)
-        check_text(owner_attribute, "Gateway: owner_attribute", TemporalSettingsError)
-        check_type(limits, "Gateway: limits", (Limits, NoneType), "Limits(…)", TemporalSettingsError)
         self._guard = Guard(authorize, allow_anonymous)
         self.temporal, self.allow_anonymous = temporal, allow_anonymous
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}

@@ -23,7 +23,7 @@ class SmallEngine(Engine):
     unsupported = frozenset(
         {"cancel_runs", "replay_runs", "list_cancellations", "list_replays", "delete_cancellation", "count_runs"}
         | {"count_matching_runs", "overview", "function_loads", "inspect_function", "search_runs.if_exp"}
-        | {"search_runs.status.Scheduled", "search_events", "list_schedules", "inspect_apps", "wait_for_changes"}
+        | {"search_runs.status.Scheduled", "search_events", "list_schedules", "list_apps", "wait_for_changes"}
     )
     alternative = f"its own UI ({UI})"
 

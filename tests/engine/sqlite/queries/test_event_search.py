@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from durably.engine.api.http.codec import HttpEngine
-from durably.engine.core.expressions import compile_expression
-from durably.engine.model.runs import StoredEvent
+from durably.engine.model.runs import EventFilter, StoredEvent, to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search
 from durably.engine.sqlite.queries.search import Budget
-from durably.engine.sqlite.queries.searches import EventFilter, search_events
+from durably.engine.sqlite.queries.searches import search_events
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ...conftest import only_run, send, step_is
@@ -58,20 +57,20 @@ def test_search_finds_the_same_as_a_scan_of_all_events(tmp_path: Path, portion: 
 
     for _ in range(40):
         condition = maybe(["event.data.n > 2"])
-        times = [event.received_at for event in history.events]
+        times = [to_datetime(event.received_at) for event in history.events]
         wanted = EventFilter(
             name=maybe(["order/created", "order/paid", "rare", "none"]),
             received_after=maybe(times),
             received_before=maybe(times),
             is_unmatched=maybe([True, False]),
-            condition=None if condition is None else compile_expression(condition),
+            if_exp=condition,
         )
         expected = {
             event.id: runs_of(history, event)
             for event in reversed(history.events)
             if wanted.name in (None, event.name)
-            and (wanted.received_after is None or event.received_at >= wanted.received_after)
-            and (wanted.received_before is None or event.received_at < wanted.received_before)
+            and (wanted.received_after is None or to_datetime(event.received_at) >= wanted.received_after)
+            and (wanted.received_before is None or to_datetime(event.received_at) < wanted.received_before)
             and (condition is None or event.n > 2)
             and wanted.is_unmatched in (None, not runs_of(history, event) and event.name not in TRIGGERING)
         }

@@ -64,28 +64,28 @@ async def test_an_app_is_reported_with_its_last_sync(engine: SqliteEngine, app: 
     def two(steps: Any) -> None: ...
 
     await engine.sync_app(app.sync_request())
-    (report,) = await client.inspect_apps()
-    assert report.app == (await engine.list_apps())[0]
+    (report,) = await client.list_apps()
+    assert report == (await engine.list_apps())[0]
     assert (report.unreached_since, report.unreached_error) == (None, None)
     assert report.last_sync is not None
     assert (report.last_sync.error, report.last_sync.added) == (None, ("app-one", "app-two"))
     del app.functions["app-two"]
     app.functions["app-one"] = (one, {"triggers": [{"event": "other"}]})
     await engine.sync_app(app.sync_request())
-    sync = (await client.inspect_apps())[0].last_sync
+    sync = (await client.list_apps())[0].last_sync
     assert sync is not None
     assert (sync.added, sync.changed, sync.removed) == ((), ("app-one",), ("app-two",))
     app.functions["app-one"] = (one, {"triggers": [{"cron": "no cron"}]})
     with pytest.raises(ConfigInvalidError):
         await engine.sync_app(app.sync_request())
-    sync = (await client.inspect_apps())[0].last_sync
+    sync = (await client.list_apps())[0].last_sync
     assert sync is not None
     assert sync.error is not None
     assert "triggers.cron" in sync.error
     unknown = replace(app.sync_request(), app_name="unknown")
     with pytest.raises(ConfigInvalidError):
         await engine.sync_app(unknown)
-    assert [each.app.id for each in await client.inspect_apps()] == ["app"]
+    assert [each.id for each in await client.list_apps()] == ["app"]
 
 
 async def test_an_app_that_does_not_answer_is_reported_until_it_syncs(engine: SqliteEngine, app: SmallApp) -> None:
@@ -95,13 +95,13 @@ async def test_an_app_that_does_not_answer_is_reported_until_it_syncs(engine: Sq
     url, app.url = app.url, "http://127.0.0.1:9/api/inngest"
     await engine.sync_app(app.sync_request())
     await send(engine, "one")
-    while (report := (await engine.inspect_apps())[0]).unreached_since is None:
+    while (report := (await engine.list_apps())[0]).unreached_since is None:
         await engine.wait_for_changes(after=(await engine.wait_for_changes()).position)
     assert report.unreached_error
     app.url = url
     await engine.sync_app(app.sync_request())
     # A call that began before the sync may still report the old address.
-    while (await engine.inspect_apps())[0].unreached_since is not None:
+    while (await engine.list_apps())[0].unreached_since is not None:
         await engine.wait_for_changes(after=(await engine.wait_for_changes()).position)
 
 

@@ -11,13 +11,12 @@ import msgspec
 import pytest
 
 from durably.engine.api.http.codec import HttpEngine
-from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.runs import MatchCount, Run
+from durably.engine.model.runs import MatchCount, Run, RunFilter, to_datetime, to_optional_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search, searches
 from durably.engine.sqlite.queries.search import Budget
-from durably.engine.sqlite.queries.searches import RunFilter, count_by_status, search_runs
+from durably.engine.sqlite.queries.searches import count_by_status, search_runs
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ...conftest import only_run, run_to_end, send
@@ -58,8 +57,8 @@ def matches(run: PastRun, wanted: RunFilter, condition: str | None) -> bool:
         and wanted.function_id in (None, run.function_id)
         and wanted.app_id in (None, run.app_id)
         and (wanted.event_name is None or wanted.event_name in {event.name for event in run.events})
-        and (wanted.started_after is None or run.created_at >= wanted.started_after)
-        and (wanted.started_before is None or run.created_at < wanted.started_before)
+        and (wanted.started_after is None or to_datetime(run.created_at) >= wanted.started_after)
+        and (wanted.started_before is None or to_datetime(run.created_at) < wanted.started_before)
         and (condition is None or CONDITIONS[condition](run))
     )
 
@@ -75,9 +74,9 @@ def random_filter(history: RandomHistory, chosen: random.Random) -> tuple[RunFil
         function_id=maybe(["shop-1", "mail-2", "idle-0", "none"]),
         app_id=maybe(["shop", "mail", "idle", "none"]),
         event_name=maybe(["order/created", "rare", "none"]),
-        started_after=maybe(times),
-        started_before=maybe(times),
-        condition=None if condition is None else compile_expression(condition, has_output=True),
+        started_after=to_optional_datetime(maybe(times)),
+        started_before=to_optional_datetime(maybe(times)),
+        if_exp=condition,
     ), condition
 
 
@@ -109,7 +108,7 @@ def test_counts_are_those_of_a_look_at_each_run_or_less(
     connection = history.write(tmp_path / "engine.db")
     chosen, complete = random.Random(5), 0
     for _ in range(100):
-        wanted = msgspec.structs.replace(random_filter(history, chosen)[0], status=None, condition=None)
+        wanted = msgspec.structs.replace(random_filter(history, chosen)[0], status=None, if_exp=None)
         expected = Counter(run.status for run in history.runs if matches(run, wanted, None))
         counts = count_by_status(connection, wanted, lambda key: None).counts
         assert [*counts] == [*RunStatus]
@@ -154,7 +153,7 @@ def test_an_expensive_expression_ends_a_page_early(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(search, "MOST_EVALUATED", 10)
     history = RandomHistory(3)
     connection = history.write(tmp_path / "engine.db")
-    wanted = RunFilter(condition=compile_expression("event.data.n == 99"))
+    wanted = RunFilter(if_exp="event.data.n == 99")
     page = search_runs(connection, wanted, 50, None, lambda key: None, Budget(0))
     tenth = history.runs[-10]
     assert page.runs == []
@@ -170,8 +169,8 @@ def test_large_outputs_are_left_out_of_a_page(tmp_path: Path) -> None:
     large = b'{"total": "' + b"x" * searches.LONGEST_OUTPUT + b'"}'
     ended = next(run for run in history.runs if run.status is RunStatus.COMPLETED)
     connection.execute("UPDATE runs SET output = ? WHERE key = ?", (large, ended.key))
-    for condition in (None, compile_expression("output.total != 1", has_output=True)):
-        runs = {run.id: run for run in find_all(connection, RunFilter(condition=condition, status=ended.status), 500)}
+    for condition in (None, "output.total != 1"):
+        runs = {run.id: run for run in find_all(connection, RunFilter(if_exp=condition, status=ended.status), 500)}
         assert runs.pop(ended.id).output is None
         assert all(run.output is not None for run in runs.values())
     connection.close()

@@ -15,7 +15,7 @@ async def test_events_are_listed_in_pages(engine: SqliteEngine) -> None:
     view = await engine.get_event(ids[0])
     assert view is not None
     assert await engine.list_events(received_before=view.received_at) == []
-    assert ids[0] not in [event.id for event in await engine.list_events(received_after=view.received_at)]
+    assert len(await engine.list_events(received_after=view.received_at)) == 4
 
 
 async def test_triggers_by_name_pattern_and_expression(engine: SqliteEngine, app: SmallApp) -> None:

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import WorkflowHandle
 from ulid import ULID
 
 from durably import Batch, Cancel, Context, Debounce, Function, RateLimit, Singleton, StepError
@@ -16,8 +16,6 @@ from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.model.runs import RunStatus
-from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import bucket as bucket_module
 from durably.engine.temporal.routing import router
@@ -258,19 +256,3 @@ async def test_terminated_buckets_continue_with_their_state(world: World, caplog
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
     assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2
-
-
-async def test_starting_process_continues_terminated_buckets_without_events(world: World) -> None:
-    world.recording("work", batch_events=Batch(max_size=2, timeout=MINUTE))
-    await world.open()
-    await world.send("work", n=0)
-    bucket = bucket_of(world, "work", BucketKind.BATCH)
-    await bucket.terminate()
-
-    async def restart() -> WorkflowExecutionStatus | None:
-        await WorkflowEngine(world.temporal, EngineSettings()).sync_app(world.sync_request(), in_process=True)
-        return (await bucket.describe()).status
-
-    await async_eventually(
-        restart, "the bucket runs again", is_right=lambda status: status is WorkflowExecutionStatus.RUNNING
-    )

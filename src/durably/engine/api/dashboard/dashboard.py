@@ -1,22 +1,25 @@
-"""``Dashboard``, which answers requests: checks, pages, and streams of changes.
+"""``Dashboard``, which answers requests: checks, pages, and streams of changes; ``KeySignIn`` in production.
 
 The checks come before each page and action. By the streams, which are server-sent events, pages stay up to date.
 """
 
 import asyncio
+import base64
+import hmac
 import inspect
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+
+import msgspec
 
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import ArgumentInvalidError
 from durably.engine.model.overview import EngineInfo
 from durably.protocol import engine_errors as errors
 from durably.protocol.errors import Error
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, printable
 
 from . import events, functions, overview, run, runs
 from .messages import HEADERS, Action, DashboardRequest, DashboardResponse, Finding, FindingOf, describe_forgery
@@ -38,6 +41,7 @@ _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
 
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Control characters, and bytes that are not UTF-8. No id has them."""
+LEAST_KEY_LENGTH = 16
 _RETRY_MILLISECONDS = 2_000
 _POLL_MILLISECONDS = 5_000
 _STREAM_HEADERS = [
@@ -57,7 +61,7 @@ def name_permission(action: str) -> str:
 
 
 class DashboardConfigError(errors.EngineError):
-    """A dashboard has no policy, or two."""
+    """A dashboard has no policy, or two, or a key that could be guessed."""
 
 
 class Dashboard:
@@ -95,15 +99,6 @@ class Dashboard:
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
         )
 
-    def for_viewers(self) -> "Dashboard":
-        """The dashboard of the same engine, for people who may see all and change nothing."""
-        return Dashboard(
-            self._engine,
-            authorize=lambda action: not action.is_change,
-            permission_of=lambda action: f"the key of operators, for the action {action},",
-            finding_of=self._finding_of,
-        )
-
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The answer to a request."""
         try:
@@ -115,18 +110,13 @@ class Dashboard:
 
     async def show_error(self, request: DashboardRequest, error: PageError) -> DashboardResponse:
         """The answer to a request that is refused."""
-        return await self.show_page(replace(request, query=""), "error.html", error.status, error=error)
-
-    async def show_page(
-        self, request: DashboardRequest, template: str, status: int = 200, **values: Any
-    ) -> DashboardResponse:
-        """A page that needs no permission, and no data of the engine."""
 
         async def may_nothing(action: str, subject: str | None) -> bool:
             return False
 
-        visit = Visit(self._engine, request, may_nothing, info=self._info or EngineInfo(kind=""))
-        return _protected(await visit.page(template, status=status, **values))
+        request, info = replace(request, query=""), self._info or EngineInfo(kind="")
+        visit = Visit(self._engine, request, may_nothing, info=info)
+        return _protected(await visit.page("error.html", status=error.status, error=error))
 
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
         if request.path.startswith(ASSETS):
@@ -207,6 +197,75 @@ class Dashboard:
         # Before the page is read, so that a change during its reading updates it.
         changes = await self._engine.wait_for_changes(after=None, run_id=run_id)
         return visit.url("/live", after=changes.position, run=run_id)
+
+
+class DashboardKeys(msgspec.Struct, frozen=True):
+    """The keys of visitors of an engine's dashboard.
+
+    With the ``viewer_key`` they see all, and change nothing. ``mount`` is the beginning of the dashboard's paths that a
+    proxy removes. Raises ``DashboardConfigError`` for a key that could be guessed.
+    """
+
+    key: str
+    viewer_key: str | None = None
+    mount: str = ""
+
+    def __post_init__(self) -> None:
+        if min(len(each.strip()) for each in (self.key, self.viewer_key) if each is not None) < LEAST_KEY_LENGTH:
+            raise DashboardConfigError(
+                f"the dashboard's key must have {LEAST_KEY_LENGTH} characters or more, because it could be guessed "
+                "otherwise: `durably keys --dashboard` makes one"
+            )
+
+
+class KeySignIn:
+    """The dashboard of an engine in production, for visitors with a key.
+
+    Browsers ask for it (HTTP Basic authentication, RFC 7617): it is the password, and the user's name is ignored. A
+    proxy that signs users in can send it for them.
+    """
+
+    def __init__(self, engine: Engine, keys: DashboardKeys, finding_of: FindingOf) -> None:
+        self._mount = keys.mount
+        self._dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
+        self._by_key = [(keys.key, self._dashboard)]
+        if keys.viewer_key is not None:
+            for_viewers = Dashboard(
+                engine,
+                authorize=lambda action: not action.is_change,
+                permission_of=lambda action: f"the key of operators, for the action {action},",
+                finding_of=finding_of,
+            )
+            self._by_key.append((keys.viewer_key, for_viewers))
+
+    async def handle(self, request: DashboardRequest) -> DashboardResponse:
+        """The answer to a request, which is 401 without a key."""
+        request = replace(request, mount=self._mount)
+        password = _read_password(request.headers.get("authorization", ""))
+        # Each key is compared, so that the time does not depend on which one is right.
+        found = [each for key, each in self._by_key if hmac.compare_digest(_as_bytes(key.strip()), password)]
+        if found or request.path.startswith(ASSETS):
+            return await (found or [self._dashboard])[0].handle(request)
+        if password:
+            _logger.warning("a wrong key was given to the dashboard, from %s", printable(request.peer or "unknown"))
+        error = PageError(401, "You are not signed in", "The password is the key of the engine's dashboard.")
+        response = await self._dashboard.show_error(request, error)
+        challenge = ("www-authenticate", 'Basic realm="Durably", charset="UTF-8"')
+        return replace(response, headers=[*response.headers, challenge])
+
+
+def _read_password(authorization: str) -> bytes:
+    """The password of an Authorization header, empty if there is none."""
+    scheme, _, credentials = authorization.partition(" ")
+    try:
+        user_and_password = base64.b64decode(credentials, validate=True) if scheme.lower() == "basic" else b""
+    except ValueError:
+        return b""
+    return user_and_password.partition(b":")[2]
+
+
+def _as_bytes(key: str) -> bytes:
+    return key.encode(errors="surrogateescape")
 
 
 def _protected(response: DashboardResponse) -> DashboardResponse:

@@ -30,10 +30,9 @@ class DashboardRequest:
     percent-decoded. ``query`` is the undecoded query string without the question mark. Names of ``headers`` are in
     lower case. ``is_secure``: the browser uses HTTPS. ``raw_request`` is the framework's own request, for
     ``authorize``. ``call_blocking`` runs a synchronous ``authorize`` in a thread of the framework; by default in any
-    thread. ``peer`` is the address of the client or of the last proxy. ``stream_seconds`` is how long a stream may
-    last before the browser opens another, so that one without a reader is not kept; 0 if the server's worker cannot
-    answer others during that time (WSGI). ``sign_out`` is the path of the form that ends the visitor's session, if
-    there is one.
+    thread. ``peer`` is the address of the client, for the log. ``stream_seconds`` is how long a stream may last before
+    the browser opens another, so that one without a reader is not kept; 0 if the server's worker cannot answer others
+    during that time (WSGI).
     """
 
     method: str
@@ -47,7 +46,6 @@ class DashboardRequest:
     call_blocking: CallBlocking | None = field(default=None, repr=False)
     peer: str | None = None
     stream_seconds: float = 300.0
-    sign_out: str | None = None
 
     @property
     def may_wait(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.model.overview import (
-    AppReport,
+    App,
     Concern,
     ConcernKind,
     FunctionInfo,
@@ -226,10 +226,10 @@ def _example_event(functions: Sequence[FunctionInfo]) -> str | None:
 
 
 async def show_apps(visit: Visit) -> DashboardResponse:
-    reports: list[AppReport] = await visit.engine.inspect_apps()
+    apps: list[App] = await visit.engine.list_apps()
     functions = await visit.engine.list_functions()
-    by_app = {report.app.id: [each for each in functions if each.app_id == report.app.id] for report in reports}
-    return await visit.page("apps.html", reports=reports, by_app=by_app, chosen=visit.query.get("app"))
+    by_app = {app.id: [each for each in functions if each.app_id == app.id] for app in apps}
+    return await visit.page("apps.html", apps=apps, by_app=by_app, chosen=visit.query.get("app"))
 
 
 _ZONE = re.compile(r"(?:CRON_)?TZ=(\S+)\s+(.+)")
@@ -327,6 +327,6 @@ async def show_cron(visit: Visit) -> DashboardResponse:
 
 ROUTES = (
     Route("GET", "/", show_overview, live=Live.ALL),
-    Route("GET", "/apps", show_apps, live=Live.ALL, needs="inspect_apps"),
+    Route("GET", "/apps", show_apps, live=Live.ALL, needs="list_apps"),
     Route("GET", "/cron", show_cron, live=Live.ALL, needs="list_schedules"),
 )

@@ -3,7 +3,6 @@
 The page has the waterfall, steps, events, logs and related runs. Actions cancel the run, wake it, run it again, or send
 its event again."""
 
-import asyncio
 import datetime as dt
 from typing import Any
 
@@ -14,7 +13,6 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from .messages import DashboardResponse
-from .run_as_test import write_test
 from .values import answer_value, build_tree, tree_of
 from .visit import Live, PageError, Route, Visit
 from .waterfall import KIND_WORDS, Waterfall, lay_out
@@ -130,18 +128,6 @@ def _growth(report: RunReport, waterfall: Waterfall) -> int | None:
     return round(max(5.0, length / 50) if is_idle else max(2.0, length / 100))
 
 
-async def show_test(visit: Visit) -> DashboardResponse:
-    report = await read_report(visit)
-    try:
-        # In a thread: the event loop may be the app's own, and the event may have megabytes.
-        code = await asyncio.to_thread(write_test, report)
-    except RecursionError:
-        raise PageError(
-            400, "The run cannot be copied as a test", "A value of it is nested too deeply to be written as code."
-        ) from None
-    return await visit.page("run_test.html", run=report.run, code=code)
-
-
 # values
 
 
@@ -230,7 +216,6 @@ async def send_event(visit: Visit) -> DashboardResponse:
 
 ROUTES = (
     Route("GET", "/runs/{run_id}", show_run, live=Live.RUN),
-    Route("GET", "/runs/{run_id}/test", show_test),
     Route("GET", "/runs/{run_id}/value", show_value),
     Route("POST", "/runs/{run_id}/cancel", cancel, action="cancel_run", subject="run_id"),
     Route("POST", "/runs/{run_id}/wake", skip_delays, action="skip_delays", subject="run_id"),

@@ -87,7 +87,7 @@ NAVIGATION = (
     NavigationEntry("Runs", "/runs", "r", "search_runs"),
     NavigationEntry("Functions", "/functions", "f", "list_functions"),
     NavigationEntry("Events", "/events", "e", "search_events"),
-    NavigationEntry("Apps", "/apps", "a", "inspect_apps"),
+    NavigationEntry("Apps", "/apps", "a", "list_apps"),
     NavigationEntry("Cron", "/cron", "c", "list_schedules"),
 )
 

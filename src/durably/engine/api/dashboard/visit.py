@@ -217,7 +217,6 @@ class Visit:
             "live": self.live,
             "info": self.info,
             "finding": self.finding,
-            "sign_out": self.request.sign_out,
         }
         # A page of a thousand steps takes tens of milliseconds. The event loop may be the app's own.
         body = await asyncio.to_thread(render, template, common | values)

@@ -17,9 +17,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
-from durably.engine.api.dashboard.dashboard import SEGMENTS
+from durably.engine.api.dashboard.dashboard import SEGMENTS, Dashboard, KeySignIn
 from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.api.interface import Engine, LocalEngine
 from durably.engine.api.operations import Access, Operation, operations_of
 from durably.engine.model.events import decode_json, explain_json_error
@@ -47,7 +46,7 @@ from .requests import (
     json_response,
     read_body,
 )
-from .syncs import AcceptedSync, AppConflicts, AppUnreachedError, NoAppError, OnSync, SyncAt, SyncFailedError
+from .syncs import AcceptedSync, AppUnreachedError, NoAppError, OnSync, SyncAt, SyncFailedError
 
 READY_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = 15.0
@@ -71,7 +70,6 @@ class ApiState:
     server_kind: ServerKind
     on_sync: OnSync
     sync_at: SyncAt | None
-    conflicts: AppConflicts
     has_limits: bool = True
 
     def headers(self) -> dict[str, str]:
@@ -91,11 +89,6 @@ class Route:
 
 
 # operations
-
-
-def operation_route(operation: Operation) -> Route:
-    handle = _SPECIAL.get(operation.name) or partial(_execute, operation)
-    return Route(operation.http_method, operation.path, operation.access, handle)
 
 
 async def _execute(operation: Operation, api: ApiState, request: web.Request) -> web.Response:
@@ -222,10 +215,9 @@ async def _register(api: ApiState, request: web.Request) -> web.Response:
     if expected and expected != api.server_kind:
         raise ApiError(400, f"the app expected an engine in {expected} mode, and this one is in {api.server_kind} mode")
     sync = decode_json(await read_body(request), decode_sync)
-    accepted = await api.conflicts.accept(sync, request.query.get(Query.DEPLOY_ID))
-    api.on_sync(accepted)
-    answer = {"ok": True, "status": 200, "modified": accepted.result.modified, "app_id": accepted.result.app_id}
-    return json_response(answer | ({} if accepted.conflict is None else {"warning": accepted.conflict}))
+    result = await api.engine.sync_app(sync)
+    api.on_sync(AcceptedSync(sync, result, request.query.get(Query.DEPLOY_ID)))
+    return json_response({"ok": True, "status": 200, "modified": result.modified, "app_id": result.app_id})
 
 
 class _SyncApp(msgspec.Struct):
@@ -243,7 +235,12 @@ async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
     url = decode_json(await read_body(request), _sync_app_decoder.decode).url
     if api.sync_at is None:
         raise ApiError(400, "this engine runs in its app's own processes, and syncs whenever they start")
-    if not _is_http_url(url):
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
         raise ApiError(400, "the body's url must be a URL like http://127.0.0.1:8000/api/inngest")
     try:
         accepted = await api.sync_at(url)
@@ -251,20 +248,8 @@ async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
         raise ApiError(502, error.message) from None
     except (NoAppError, SyncFailedError) as error:
         raise ApiError(422, error.message) from None
-    return data_response(_describe_sync(accepted))
-
-
-def _is_http_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
     result = accepted.result
-    return AppSyncBody(
+    body = AppSyncBody(
         app_id=result.app_id,
         url=redact_url(accepted.request.url),
         version=result.version,
@@ -275,8 +260,8 @@ def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
         changed=list(result.changed),
         removed=list(result.removed),
         previous_url=None if result.previous_url is None else redact_url(result.previous_url),
-        warning=accepted.conflict,
     )
+    return data_response(body)
 
 
 # what the engine lacks
@@ -357,25 +342,12 @@ SERVER_ROUTES = (
 UNROUTED = Route(hdrs.METH_ANY, "/{path:(?s:.*)}", Access.SIGNING_KEY, _answer_unrouted)
 
 
-def unsupported_routes() -> list[Route]:
-    last_logged: dict[str, float] = {}
-    return [
-        Route(hdrs.METH_ANY, path, Access.SIGNING_KEY, _refuse_feature(feature, last_logged))
-        for path, feature in UNSUPPORTED.items()
-    ]
-
-
 _LOCAL = AllowedHosts()
 _EVENTS = "/e/"
 
 
 def ignore_sync(sync: AcceptedSync) -> None:
     """The default of ``on_sync``."""
-
-
-async def _is_never_alive(url: str) -> bool:
-    """The answer of an engine that does not reach its apps by URL."""
-    return False
 
 
 def create_api(
@@ -385,8 +357,7 @@ def create_api(
     hosts: AllowedHosts = _LOCAL,
     on_sync: OnSync = ignore_sync,
     sync_at: SyncAt | None = None,
-    conflicts: AppConflicts | None = None,
-    dashboard: DashboardServer | None = None,
+    dashboard: Dashboard | KeySignIn | None = None,
     routes: Sequence[Route] = (),
     has_limits: bool = True,
 ) -> web.Application:
@@ -401,12 +372,19 @@ def create_api(
     - ``has_limits``: ``False`` allows lists of any length, for clients in processes of the same app.
     """
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
-    conflicts = conflicts or AppConflicts(engine, _is_never_alive)
-    api = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts, has_limits)
+    api = ApiState(engine, keys.server_kind, on_sync, sync_at, has_limits)
     access = AccessCheck(keys, hosts)
-    operations = [operation_route(operation) for operation in operations_of(Engine).values()]
+    operations = [
+        Route(each.http_method, each.path, each.access, _SPECIAL.get(each.name) or partial(_execute, each))
+        for each in operations_of(Engine).values()
+    ]
+    last_logged: dict[str, float] = {}
+    unsupported = [
+        Route(hdrs.METH_ANY, path, Access.SIGNING_KEY, _refuse_feature(feature, last_logged))
+        for path, feature in UNSUPPORTED.items()
+    ]
     pages = [] if dashboard is None else _dashboard_routes(dashboard)
-    for route in (*SERVER_ROUTES, *routes, *operations, *pages, *unsupported_routes(), UNROUTED):
+    for route in (*SERVER_ROUTES, *routes, *operations, *pages, *unsupported, UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
             endpoint = _endpoint(api, access, route)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
@@ -451,18 +429,20 @@ def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
 # the dashboard
 
 
-def _dashboard_routes(dashboard: DashboardServer) -> list[Route]:
+def _dashboard_routes(dashboard: Dashboard | KeySignIn) -> list[Route]:
     """The paths that the dashboard answers. Other paths belong to the API.
 
     An engine in dev mode checks hosts and origins before any route, and in cloud mode the dashboard has a sign-in.
     """
     handle = partial(_answer_dashboard, dashboard)
-    names = "|".join(sorted(SEGMENTS - {""} | {SIGN_IN[1:], SIGN_OUT[1:]}))
+    names = "|".join(sorted(SEGMENTS - {""}))
     paths = ("/", f"/{{segment:(?:{names})}}{{rest:(?:/.*)?}}")
     return [Route(method, path, Access.OPEN, handle) for path in paths for method in ("GET", "POST")]
 
 
-async def _answer_dashboard(dashboard: DashboardServer, api: ApiState, request: web.Request) -> web.StreamResponse:
+async def _answer_dashboard(
+    dashboard: Dashboard | KeySignIn, api: ApiState, request: web.Request
+) -> web.StreamResponse:
     answer = await dashboard.handle(
         DashboardRequest(
             method=request.method,

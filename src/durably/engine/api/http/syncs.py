@@ -1,15 +1,9 @@
-"""Syncs: conflicts of two apps with one id, and syncs by URL, for which the engine asks an app for its functions.
+"""Syncs by URL, for which the engine asks an app for its functions, as ``durably dev -u URL`` does (spec §4.3).
 
-Two apps with one id remove each other's functions, so both get a warning. An app that moves, is redeployed or reloaded
-also syncs other functions, or from another URL. It is a conflict only if the app at the earlier URL still answers, and
-either has no function in common with the new app, or had itself replaced the new app within the last hour.
-
-A sync by URL is that of ``durably dev -u URL`` (spec §4.3). Out of band, the engine sends a PUT, and the app posts its
-functions to the engine's ``/fn/register``. In cloud mode the engine requests them in the signed answer, and uses the
-other way if the app declines.
+Out of band, the engine sends a PUT, and the app posts its functions to the engine's ``/fn/register``. In cloud mode the
+engine requests them in the signed answer, and uses the other way if the app declines.
 """
 
-import asyncio
 import contextlib
 import os
 import time
@@ -17,7 +11,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -35,114 +28,22 @@ from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
-PROBE_SECONDS = 2.0
-_BACK_SECONDS = 3600.0
-_SAY_AGAIN_SECONDS = 600.0
-_MOST_NAMED = 5
-_LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
-
 
 @dataclass(frozen=True)
 class AcceptedSync:
     """A sync that the engine has stored, with its request.
 
-    ``deploy_id`` is the id that the engine sent with its request, if any. ``conflict`` describes another app with the
-    same id, and ``is_news`` unless it was reported recently.
+    ``deploy_id`` is the id that the engine sent with its request, if any.
     """
 
     request: SyncRequest
     result: SyncResult
-    deploy_id: str | None
-    conflict: str | None = None
-    is_news: bool = False
+    deploy_id: str | None = None
 
 
 OnSync = Callable[[AcceptedSync], None]
 SyncAt = Callable[[str], Awaitable[AcceptedSync]]
 """Asks the app at a URL to sync."""
-
-
-class Served(msgspec.Struct, frozen=True):
-    """An app's sync: its URL, and its functions."""
-
-    url: str
-    function_ids: frozenset[str]
-
-    @property
-    def place(self) -> tuple[str, int | None, str]:
-        """The part of the URL that identifies the server."""
-        try:
-            parts = urlsplit(self.url)
-            host, port = (parts.hostname or "").lower(), parts.port
-        except ValueError:  # Each function has its own URL; this one may be arbitrary.
-            return self.url, None, ""
-        return _LOCAL.get(host, host), port, parts.path.rstrip("/")
-
-
-class AppConflicts:
-    """Stores syncs, and detects conflicts of two apps with one id.
-
-    ``is_alive`` returns whether an app answers at a URL.
-    """
-
-    def __init__(self, engine: LocalEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
-        self._engine = engine
-        self._is_alive = is_alive
-        self._replaced: dict[tuple[str, object, object], float] = {}
-        self._said: dict[str, float] = {}
-
-    async def accept(self, request: SyncRequest, deploy_id: str | None = None) -> AcceptedSync:
-        """Store an app's sync. Raises the errors of ``LocalEngine.sync_app``."""
-        before = await self._served(request.app_id)
-        result = await self._engine.sync_app(request)
-        now = Served(request.url, frozenset(function.id for function in request.functions))
-        if before is None or not await self._is_conflict(request.app_id, before, now):
-            return AcceptedSync(request, result, deploy_id)
-        conflict = describe_conflict(request.app_id, before, now)
-        is_new = time.monotonic() - self._said.get(request.app_id, -_SAY_AGAIN_SECONDS) >= _SAY_AGAIN_SECONDS
-        if is_new:
-            self._said[request.app_id] = time.monotonic()
-        return AcceptedSync(request, result, deploy_id, conflict, is_new)
-
-    async def _served(self, app_id: str) -> Served | None:
-        functions = await self._engine.list_app_functions(app_id)
-        url = next((app.url for app in await self._engine.list_apps() if app.id == app_id), None)
-        return None if functions is None or url is None else Served(url, frozenset(one.id for one in functions))
-
-    async def _is_conflict(self, app_id: str, before: Served, now: Served) -> bool:
-        if before.place == now.place or not before.function_ids - now.function_ids:
-            return False
-        has_come_back = self._note_replacement(app_id, before, now)
-        is_other_app = now.function_ids.isdisjoint(before.function_ids)
-        if not (is_other_app and now.function_ids) and not has_come_back:
-            return False
-        others = [app.url for app in await self._engine.list_apps() if app.id != app_id]
-        if any(Served(url, frozenset()).place == before.place for url in others):
-            return False  # Another app has replaced it since.
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                return await self._is_alive(before.url)
-        except TimeoutError:
-            return False
-
-    def _note_replacement(self, app_id: str, before: Served, now: Served) -> bool:
-        """Record a replacement.
-
-        Returns whether the replaced app had recently replaced the new one.
-        """
-        at = time.monotonic()
-        self._replaced = {key: since for key, since in self._replaced.items() if at - since < _BACK_SECONDS}
-        self._replaced[app_id, before.place, now.place] = at
-        return (app_id, now.place, before.place) in self._replaced
-
-
-def describe_conflict(app_id: str, before: Served, now: Served) -> str:
-    removed = sorted(before.function_ids - now.function_ids)
-    named = ", ".join(removed[:_MOST_NAMED]) + (", …" if len(removed) > _MOST_NAMED else "")
-    return (
-        f"two apps have the id {app_id!r} and remove each other's functions: the one at {redact_url(now.url)} has just "
-        f"removed {named} of the one at {redact_url(before.url)}, which is alive; give each its own app_id"
-    )
 
 
 TIMEOUT_SECONDS = 10.0
@@ -166,10 +67,9 @@ class SyncFailedError(EngineError):
 
 
 class Inspection(msgspec.Struct):
-    """The fields of an inspection response that the engine reads (spec §4.5)."""
+    """The field of an inspection response that the engine reads (spec §4.5)."""
 
     mode: str | None = None
-    function_count: int | None = None
 
 
 class InBandSync(msgspec.Struct):
@@ -209,7 +109,6 @@ class AppDiscovery:
 
     def __init__(self, engine: LocalEngine, settings: EngineSettings, *, origin: str, on_sync: OnSync) -> None:
         self._engine, self._settings, self._origin, self._on_sync = engine, settings, origin, on_sync
-        self.conflicts = AppConflicts(engine, self._is_alive)
         self._awaited: dict[str, AcceptedSync | None] = {}
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
@@ -225,24 +124,19 @@ class AppDiscovery:
             self._awaited[sync.deploy_id] = sync
         self._on_sync(sync)
 
-    async def _is_alive(self, url: str) -> bool:
-        """Whether an app with functions answers at a URL."""
-        try:
-            return (await self.inspect(url)).function_count != 0
-        except EngineError:
-            return False
-
     async def sync(self, url: str) -> AcceptedSync:
         """The app's sync, after it is stored.
 
         Raises ``AppUnreachedError``, ``NoAppError``, ``SyncFailedError``.
         """
-        await self.inspect(url)
+        await self._inspect(url)
         if self._settings.server_kind is ServerKind.CLOUD:
             return await self._sync_in_band(url)
-        return await self._sync_out_of_band(url)
+        with self._awaiting() as deploy_id:
+            await self._put(url, deploy_id, b"{}", {})
+            return self._posted_sync(url, deploy_id)
 
-    async def inspect(self, url: str) -> Inspection:
+    async def _inspect(self, url: str) -> None:
         """GET the URL, to check that an app of the engine's mode answers there."""
         status, headers, body = await self._request("GET", url, headers=self._signed(b""))
         if Header.SDK not in headers:
@@ -256,18 +150,12 @@ class AppDiscovery:
             inspection = Inspection()
         mode = self._settings.server_kind
         if status == 403 or (inspection.mode or mode) != mode:
-            raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {self._mode_advice()}")
-        return inspection
-
-    def _mode_advice(self) -> str:
-        if self._settings.server_kind is ServerKind.DEV:
-            return f"start it with DURABLY_DEV={self._origin} in its environment (other SDKs: INNGEST_DEV)"
-        return "start it without DURABLY_DEV and INNGEST_DEV, and with the engine's DURABLY_SIGNING_KEY"
-
-    async def _sync_out_of_band(self, url: str) -> AcceptedSync:
-        with self._awaiting() as deploy_id:
-            await self._put(url, deploy_id, b"{}", {})
-            return self._posted_sync(url, deploy_id)
+            advice = (
+                f"start it with DURABLY_DEV={self._origin} in its environment (other SDKs: INNGEST_DEV)"
+                if mode is ServerKind.DEV
+                else "start it without DURABLY_DEV and INNGEST_DEV, and with the engine's DURABLY_SIGNING_KEY"
+            )
+            raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {advice}")
 
     async def _sync_in_band(self, url: str) -> AcceptedSync:
         request = msgspec.json.encode({"url": url})
@@ -277,7 +165,7 @@ class AppDiscovery:
             if headers.get(Header.SYNC_KIND) != SyncKind.IN_BAND:
                 return self._posted_sync(url, deploy_id)
         sync = self._read_in_band(url, headers, body)
-        accepted = await self.conflicts.accept(sync)
+        accepted = AcceptedSync(sync, await self._engine.sync_app(sync))
         _tell_other_origins(url, sync)
         self.note_sync(accepted)
         return accepted

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from ulid import ULID
 
-from durably.engine.core.expressions import Expression
+from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.model.runs import to_datetime
 from durably.protocol.engine_errors import SelectionInvalidError
 
@@ -34,6 +34,20 @@ AFTER_KEYS, AFTER_IDS = 2**62, "~"
 """Positions after all keys, and after all ids."""
 _CLOCK_STEP_MILLISECONDS = 10_000
 """Keys grow with time, except if the clock was set back. Steps of up to 10 s do not hide rows from a search by time."""
+
+
+def check_condition(text: str, *, has_output: bool = False) -> Expression:
+    """A condition over ``event`` and, if it ``has_output``, ``output``.
+
+    Raises ``SelectionInvalidError``.
+    """
+    try:
+        expression = compile_expression(text, has_async=False, has_output=has_output)
+    except ExpressionInvalidError as error:
+        raise SelectionInvalidError(f"the expression is not valid: {error}") from error
+    if expression.missing_field:
+        raise SelectionInvalidError(f"the expression `{text}` {expression.missing_field}")
+    return expression
 
 
 class Walk(msgspec.Struct, frozen=True, kw_only=True):

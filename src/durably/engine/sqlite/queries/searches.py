@@ -11,13 +11,22 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.runs import EventPage, MatchCount, Run, RunPage, StatusCounts, StoredEvent
+from durably.engine.model.runs import (
+    EventFilter,
+    EventPage,
+    MatchCount,
+    Run,
+    RunFilter,
+    RunPage,
+    StatusCounts,
+    StoredEvent,
+    to_optional_milliseconds,
+)
 from durably.protocol.events import INTERNAL_PREFIX
 
 from .runs import RUN_COLUMNS, FirstCallAt, runs_of_keys, to_event, to_run
-from .search import AFTER_IDS, Budget, Search, Walk, farthest, given, listed_walk, match_ids
+from .search import AFTER_IDS, Budget, Search, Walk, check_condition, farthest, given, listed_walk, match_ids
 
 LONGEST_OUTPUT = 16 * 1024
 """Bytes of the longest output on a page of runs."""
@@ -44,30 +53,16 @@ _HAS_RARE_END = "ended_at IS NOT NULL AND status <> 'Completed'"
 _JOINED_EVENTS = "CROSS JOIN events ON events.key = runs.event_key"
 
 
-class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The filter of a search for runs."""
-
-    status: RunStatus | None = None
-    function_id: str | None = None
-    app_id: str | None = None
-    event_name: str | None = None
-    started_after: int | None = None
-    """With ``started_before``, a half-open interval of the time of creation, in milliseconds since the epoch."""
-    started_before: int | None = None
-    condition: Expression | None = None
-    """Over event and output."""
-    id: str | None = None
-    """The id of the run or of one of its events, or the beginning or the end of such an id."""
-
-
 class _RunSearch(Search[Run]):
     table, column = "runs", "created_at"
 
     def __init__(
         self, connection: sqlite3.Connection, wanted: RunFilter, first_call_at: FirstCallAt, budget: Budget
     ) -> None:
-        super().__init__(connection, (wanted.started_after, wanted.started_before), budget)
-        self._wanted = wanted
+        interval = to_optional_milliseconds(wanted.started_after), to_optional_milliseconds(wanted.started_before)
+        super().__init__(connection, interval, budget)
+        self._wanted, self._interval = wanted, interval
+        self._condition = check_condition(wanted.if_exp, has_output=True) if wanted.if_exp else None
         self._first_call_at = first_call_at
 
     def read(self, walk: Walk, end: int, high: int) -> Iterable[Any]:
@@ -90,8 +85,8 @@ class _RunSearch(Search[Run]):
                 "status = ?": status if status is not None and status.has_ended else None,
                 "function_id = ?": wanted.function_id,
                 "app_id = ?": wanted.app_id,
-                "created_at >= ?": wanted.started_after,
-                "created_at < ?": wanted.started_before,
+                "created_at >= ?": self._interval[0],
+                "created_at < ?": self._interval[1],
                 _HAS_EVENT_NAME: None if name is None else (name, name),
             }
         )
@@ -105,7 +100,7 @@ class _RunSearch(Search[Run]):
         *columns, output, event = row
         if not self.has_status(row[0], row[7]):
             return None
-        condition = self._wanted.condition
+        condition = self._condition
         if condition is not None and not self.budget.matches(condition, event, output):
             return None
         shown = output if output is not None and len(output) <= LONGEST_OUTPUT else None
@@ -159,7 +154,7 @@ class _RunSearch(Search[Run]):
     def count(self, most: int, portion: int) -> MatchCount:
         """The number of runs of a filter with a status, up to ``most``, from a portion of an index."""
         walk, end = farthest(self.connection, self.walks(), self.low, self.high, portion)
-        condition, count = self._wanted.condition, 0
+        condition, count = self._condition, 0
         needs_event = condition is not None or self._wanted.event_name is not None
         body, output = ("NULL", "NULL") if condition is None else ("events.body", "output")
         columns, joins = f"runs.key, started_at, {body}, {output}", _JOINED_EVENTS if needs_event else ""
@@ -214,7 +209,7 @@ def search_runs(
 
 
 def count_by_status(connection: sqlite3.Connection, wanted: RunFilter, first_call_at: FirstCallAt) -> StatusCounts:
-    """Count the runs of a filter that has no ``status``, ``condition`` and ``id``."""
+    """Count the runs of a filter that has no ``status``, ``if_exp`` and ``id``."""
     portion = COUNTED_PORTION if wanted.event_name is None else COUNTED_ROWS_PORTION
     counts = {
         status: _RunSearch(connection, replace(wanted, status=status), first_call_at, Budget(0)).count(
@@ -232,7 +227,9 @@ def count_matching_runs(
     first_call_at: FirstCallAt,
     budget: Budget,
 ) -> MatchCount:
-    """The number of runs of a filter that have one of the statuses."""
+    """The number of runs of a filter that have one of the statuses. The filter's condition is over ``event``."""
+    if wanted.if_exp:
+        check_condition(wanted.if_exp)
     counts = [
         _RunSearch(connection, replace(wanted, status=status), first_call_at, budget).count(MOST_MATCHED, MOST_MATCHED)
         for status in statuses
@@ -258,22 +255,6 @@ IsTriggering = Callable[[str], bool]
 """Returns whether events of a name trigger a function now."""
 
 
-class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The filter of a search for events."""
-
-    name: str | None = None
-    received_after: int | None = None
-    """With ``received_before``, a half-open interval, in milliseconds since the epoch."""
-    received_before: int | None = None
-    is_unmatched: bool | None = None
-    condition: Expression | None = None
-    """Over ``event``."""
-    id: str | None = None
-    """The id of the engine or of the sender, or the beginning or the end of the engine's."""
-    has_runs: bool = True
-    """The events have the runs that they started."""
-
-
 class _EventSearch(Search[StoredEvent]):
     table, column = "events", "received_at"
 
@@ -285,8 +266,10 @@ class _EventSearch(Search[StoredEvent]):
         first_call_at: FirstCallAt,
         budget: Budget,
     ) -> None:
-        super().__init__(connection, (wanted.received_after, wanted.received_before), budget)
-        self._wanted = wanted
+        interval = to_optional_milliseconds(wanted.received_after), to_optional_milliseconds(wanted.received_before)
+        super().__init__(connection, interval, budget)
+        self._wanted, self._interval = wanted, interval
+        self._condition = check_condition(wanted.if_exp) if wanted.if_exp else None
         self._is_triggering = is_triggering
         self._first_call_at = first_call_at
 
@@ -295,8 +278,8 @@ class _EventSearch(Search[StoredEvent]):
         clauses, values = given(
             {
                 "name = ?": wanted.name,
-                "received_at >= ?": wanted.received_after,
-                "received_at < ?": wanted.received_before,
+                "received_at >= ?": self._interval[0],
+                "received_at < ?": self._interval[1],
             }
         )
         if wanted.is_unmatched:
@@ -316,7 +299,7 @@ class _EventSearch(Search[StoredEvent]):
         wanted, is_unmatched = self._wanted, bool(has_no_effect) and not self._is_triggering(name)
         if wanted.is_unmatched not in (None, is_unmatched):
             return None
-        if wanted.condition is not None and not self.budget.matches(wanted.condition, body):
+        if self._condition is not None and not self.budget.matches(self._condition, body):
             return None
         runs: list[Run] = []
         if wanted.has_runs and not has_no_effect:

@@ -16,30 +16,12 @@ from durably.engine.core.run_state import (
     encode_origin,
     encode_run_state,
 )
-from durably.engine.model.records import AttemptRow, MemoTimes, UnfinishedStep, WaitTimes
+from durably.engine.model.records import AttemptRow, MemoTimes, RunRow, UnfinishedStep, WaitRow, WaitTimes
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.opcodes import Opcode
 
 _RUN_COLUMNS = "key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of"
 """Columns in the order of ``RunRow``."""
-
-
-class RunRow(msgspec.Struct, frozen=True, gc=False):
-    """The row of a stored run.
-
-    ``event_key`` is the event that triggered the run, or the first event of a batch.
-    """
-
-    key: int
-    id: str
-    function_id: str
-    app_id: str
-    event_key: int
-    is_batch: bool
-    status: RunStatus
-    created_at: int
-    started_at: int | None
-    rerun_of: str | None
 
 
 class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -63,23 +45,6 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     is_runnable: bool = False
     step_input: bytes | None = None
     app_version: str | None = None
-
-
-class WaitRow(msgspec.Struct, frozen=True, gc=False):
-    """The row of a waiting step.
-
-    ``path`` and ``value`` are the key of an event wait in the wait index.
-    """
-
-    run_key: int
-    step_id: str
-    op: Opcode
-    topic: str | None = None
-    path: str | None = None
-    value: str | None = None
-    expression: str | None = None
-    due: int | None = None
-    called_at: int | None = None
 
 
 def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, WaitTimes]:

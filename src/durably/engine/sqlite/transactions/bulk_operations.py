@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
+from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.functions import (
     CANCELLED_IN_BULK,
@@ -21,8 +21,9 @@ from durably.engine.model.functions import (
     FunctionControls,
     SyncedFunction,
 )
-from durably.engine.model.runs import Selection, to_milliseconds
+from durably.engine.model.runs import RunFilter, to_milliseconds, to_optional_milliseconds
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged
+from durably.engine.sqlite.queries.search import check_condition
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 
 from . import triggers
@@ -98,51 +99,34 @@ def _paused_functions(connection: sqlite3.Connection) -> set[str]:
     return {function_id for (function_id,) in connection.execute("SELECT function_id FROM pauses")}
 
 
-def check_selection(selection: Selection) -> None:
-    """Check a selection. Raises ``SelectionInvalidError``."""
-    if selection.started_after is not None and selection.started_after >= selection.started_before:
-        raise SelectionInvalidError("started_after must be before started_before")
-    if selection.expression:
-        check_condition(selection.expression)
-
-
-def check_condition(text: str, *, has_output: bool = False) -> Expression:
-    """A condition over ``event`` and, if it ``has_output``, ``output``.
-
-    Raises ``SelectionInvalidError``.
-    """
-    try:
-        expression = compile_expression(text, has_async=False, has_output=has_output)
-    except ExpressionInvalidError as error:
-        raise SelectionInvalidError(f"the expression is not valid: {error}") from error
-    if expression.missing_field:
-        raise SelectionInvalidError(f"the expression `{text}` {expression.missing_field}")
-    return expression
-
-
-def check_statuses(statuses: Collection[RunStatus]) -> None:
-    """Check the statuses of a replay. Raises ``SelectionInvalidError``."""
-    if not statuses or not all(status.has_ended for status in statuses):
-        raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
-
-
-def cancel_runs(transaction: Transaction, selection: Selection) -> BulkOperation:
-    """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
-    if transaction.registry.functions.get(selection.function_id) is None:
-        raise transaction.registry.not_found(selection.function_id)
-    operation = _begin(transaction, BulkOperationKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
-    _publish_controls(transaction, selection.function_id)
+def cancel_runs(transaction: Transaction, wanted: RunFilter) -> BulkOperation:
+    """Begin to cancel runs. Raises ``FunctionNotFoundError`` and ``SelectionInvalidError``."""
+    function_id = _find_function_id(transaction, wanted)
+    if transaction.registry.functions.get(function_id) is None:
+        raise transaction.registry.not_found(function_id)
+    operation = _begin(transaction, BulkOperationKind.CANCEL, function_id, wanted, statuses=None, until_key=_ALL_RUNS)
+    _publish_controls(transaction, function_id)
     return operation
 
 
-def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> BulkOperation:
+def replay_runs(transaction: Transaction, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
     """Begin to rerun finished runs.
 
-    Raises ``FunctionNotFoundError`` and ``FunctionPausedError``.
+    Raises ``FunctionNotFoundError``, ``FunctionPausedError`` and ``SelectionInvalidError``.
     """
-    refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
+    if not statuses or not all(status.has_ended for status in statuses):
+        raise SelectionInvalidError("only runs that have ended can be replayed: give at least one such status")
+    function_id = _find_function_id(transaction, wanted)
+    refuse_paused(transaction, transaction.registry.get_active(function_id))
     (last_key,) = transaction.connection.execute("SELECT coalesce(max(key), 0) FROM runs").fetchone()
-    return _begin(transaction, BulkOperationKind.REPLAY, selection, tuple(statuses), until_key=last_key)
+    return _begin(transaction, BulkOperationKind.REPLAY, function_id, wanted, tuple(statuses), until_key=last_key)
+
+
+def _find_function_id(transaction: Transaction, wanted: RunFilter) -> str:
+    """The id of the function, which may be the one within the app."""
+    function_id = wanted.function_id or ""
+    is_known = not wanted.app_id or function_id in transaction.registry.functions
+    return function_id if is_known else f"{wanted.app_id}-{function_id}"
 
 
 def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
@@ -206,17 +190,26 @@ def _publish_controls(transaction: Transaction, function_id: str) -> None:
 def _begin(
     transaction: Transaction,
     kind: BulkOperationKind,
-    selection: Selection,
+    function_id: str,
+    wanted: RunFilter,
     statuses: tuple[RunStatus, ...] | None,
     until_key: int,
 ) -> BulkOperation:
+    """Store an operation. ``started_before`` is by default now. Raises ``SelectionInvalidError``."""
+    started_after, started_before = to_optional_milliseconds(wanted.started_after), transaction.now
+    if wanted.started_before is not None:
+        started_before = to_milliseconds(wanted.started_before)
+    if started_after is not None and started_after >= started_before:
+        raise SelectionInvalidError("started_after must be before started_before")
+    if wanted.if_exp:
+        check_condition(wanted.if_exp)
     operation = BulkOperation(
         id=transaction.new_id(),
         kind=kind,
-        function_id=selection.function_id,
-        started_after=None if selection.started_after is None else to_milliseconds(selection.started_after),
-        started_before=to_milliseconds(selection.started_before),
-        expression=selection.expression or None,
+        function_id=function_id,
+        started_after=started_after,
+        started_before=started_before,
+        expression=wanted.if_exp or None,
         statuses=statuses,
         created_at=transaction.now,
         until_key=until_key,

@@ -16,9 +16,9 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin
 from durably.engine.model.events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
 from durably.engine.model.functions import Registry, SyncedFunction, explain_unmatched
+from durably.engine.model.records import RunRow
 from durably.engine.model.runs import StoredEvent, to_milliseconds
 from durably.engine.sqlite.outbox import EventsStored
-from durably.engine.sqlite.tables.runs import RunRow
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD

@@ -52,6 +52,8 @@ from durably.engine.model.events import (
     run_end_events,
 )
 from durably.engine.model.records import (
+    RunRow,
+    WaitRow,
     arguments_to_keep,
     failed_call_row,
     failed_request_row,
@@ -61,7 +63,6 @@ from durably.engine.model.records import (
 from durably.engine.model.runs import END_UPDATES
 from durably.engine.model.subscriptions import RunChange
 from durably.engine.sqlite.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
-from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.protocol.engine_errors import DatabaseCorruptError, EngineError, EventInvalidError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
@@ -412,7 +413,9 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     transaction.outbox.append(RunEnded(row.key))
     began = live.began if row.started_at is None else row.started_at
     completed = command.status == RunStatus.COMPLETED
-    trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
+    trigger_events = (
+        [live.trigger] if live.trigger else [transaction.event(key) for key in transaction.store.event_keys(row)]
+    )
     ended = RunChange(
         END_UPDATES[command.status],
         transaction.now,
@@ -461,10 +464,6 @@ def _abort_deferred(transaction: Transaction, live: LiveRun, command: AbortDefer
 
 def _refuse_deferred(transaction: Transaction, live: LiveRun, command: RefuseDeferred) -> None:
     _logger.warning("run %s cannot defer %r: %s; it continues without", live.row.id, command.name, command.reason)
-
-
-def _read_triggers(transaction: Transaction, row: RunRow) -> list[ReceivedEvent]:
-    return [transaction.event(event_key) for event_key in transaction.store.event_keys(row)]
 
 
 def _wait(transaction: Transaction, live: LiveRun, name: str, wait: WaitRow) -> None:

@@ -17,11 +17,11 @@ from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.run_state import Call, Origin, Policy, RunState, RunStatus, origin_of
 from durably.engine.model.events import Entropy, ReceivedEvent, make_id, make_internal_event
 from durably.engine.model.functions import Registry
-from durably.engine.model.records import CallTimes, WaitTimes
+from durably.engine.model.records import CallTimes, RunRow, WaitTimes
 from durably.engine.model.settings import EndedRun, EngineTracing, trace_of_run
 from durably.engine.sqlite.outbox import Outbox, ThrottleTimer, schedule_call
 from durably.engine.sqlite.tables.flow import FlowStore, SqliteQueueRows
-from durably.engine.sqlite.tables.runs import RunRow, RunStore
+from durably.engine.sqlite.tables.runs import RunStore
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode

@@ -36,11 +36,12 @@ from durably.engine.core.run_state import Origin, RunStatus, describe_chain, exp
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.model.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from durably.engine.model.functions import CANCELLED_IN_BULK, SyncedFunction
+from durably.engine.model.records import RunRow
 from durably.engine.model.runs import END_UPDATES, FromStep, UpdateKind
 from durably.engine.model.subscriptions import RunChange
 from durably.engine.sqlite.outbox import BucketTimer, DeadlineTimer, schedule_call
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
-from durably.engine.sqlite.tables.runs import NewRun, RunRow
+from durably.engine.sqlite.tables.runs import NewRun
 from durably.protocol.engine_errors import StepNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.opcodes import hash_step_id

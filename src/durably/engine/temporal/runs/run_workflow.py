@@ -13,6 +13,7 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from durably.engine.core.backoff import standard_backoff, unreached_backoff
 from durably.engine.core.flow.admission import FINISHED_LATE
 from durably.engine.core.flow.config import deadline
 from durably.engine.core.inputs import (
@@ -24,7 +25,6 @@ from durably.engine.core.inputs import (
     CloseWait,
     Command,
     Defer,
-    DelaysSkipped,
     EndRun,
     Input,
     Invoke,
@@ -35,8 +35,8 @@ from durably.engine.core.inputs import (
     WaitResolved,
     WriteMemo,
 )
-from durably.engine.core.machine import advance, find_delays
-from durably.engine.core.run_state import Policy, RunStatus, origin_of, standard_backoff, unreached_backoff
+from durably.engine.core.machine import advance
+from durably.engine.core.run_state import Policy, RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
@@ -59,7 +59,6 @@ from durably.engine.temporal.runs.activities import CANCEL, COPY_MEMOS, LOCAL_TI
 from durably.engine.temporal.runs.calls import RunCalls
 from durably.engine.temporal.runs.context import RunContext
 from durably.engine.temporal.runs.record import (
-    Annotation,
     RecordPage,
     RunRecord,
     StepsPage,
@@ -225,17 +224,6 @@ class RunWorkflow:
         return msgspec.structs.replace(page, events=[msgspec.Raw(event) for event in content.events], step_input=given)
 
     # reports
-
-    @workflow.update(name="skip_delays")
-    def _skip_delays(self, step_id: str | None) -> int:
-        """The number of sleeps and delayed attempts."""
-        sleeps, calls = find_delays(self._context.state, step_id, now())
-        self._apply(DelaysSkipped(step_id))
-        return len(sleeps) + len(calls)
-
-    @workflow.update(name="annotate")
-    def _annotate(self, annotation: Annotation) -> bool:
-        return self._record.annotate(annotation)
 
     @workflow.query(name="record")
     def _read_record(self, after: int) -> RecordPage:

@@ -26,6 +26,7 @@ from durably.engine.core.inputs import (
 from durably.engine.core.run_state import origin_of
 from durably.engine.core.transition import data_memo, error_memo
 from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.index import search_attributes_of
 from durably.engine.temporal.messages import (
     RUN_MEMO,
     Delivery,
@@ -43,7 +44,6 @@ from durably.engine.temporal.routing.waits import LEAVE, WAIT_FOR_EVENT, WAIT_FO
 from durably.engine.temporal.routing.workflows import cancel_position, cancel_waits, condition_of, wait_key
 from durably.engine.temporal.runs.activities import FIND_LOST, LOCAL_TIMEOUT, READ_END, terminated_error
 from durably.engine.temporal.runs.context import RunContext, stop
-from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 

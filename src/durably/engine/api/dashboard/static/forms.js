@@ -1,6 +1,6 @@
 // Forms: filters without empty fields in the URL, questions before changes, no change sent twice; and buttons to copy.
 
-const COPIES = "[data-copy], [data-copy-of], [data-copy-before]";
+const COPIES = "[data-copy], [data-copy-before]";
 
 let isListening = false;
 
@@ -75,8 +75,7 @@ function allowSending() {
 
 function textToCopy(button) {
   if ("copyBefore" in button.dataset) return button.previousElementSibling.textContent;
-  const source = button.dataset.copyOf;
-  return source ? document.getElementById(source).textContent : button.dataset.copy;
+  return button.dataset.copy;
 }
 
 async function onClick(event) {

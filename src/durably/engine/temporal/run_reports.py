@@ -15,25 +15,20 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.calls import join_memos
 from durably.engine.model.records import AttemptRow, StepRow
-from durably.engine.model.run_report import RunRows, report_attempts, report_calls, report_run, report_steps, run_wait
+from durably.engine.model.run_report import RunRows, report_calls, run_wait
 from durably.engine.model.runs import (
-    Attempt,
     FromStep,
-    LogEntry,
-    LogPage,
     Run,
     RunCall,
-    RunReport,
     RunStatus,
-    Step,
     to_datetime,
     to_milliseconds,
     to_optional_datetime,
 )
 from durably.engine.temporal.ids import CALL_ID_PREFIX, run_workflow_id
+from durably.engine.temporal.index import RunLists, RunQuery, memo_of, status_of, stored_event
 from durably.engine.temporal.messages import CopiedMemos, MemoRecord, RunInput
 from durably.engine.temporal.records import Records
-from durably.engine.temporal.reports.lists import RunFilter, RunLists, memo_of, status_of, stored_event
 from durably.engine.temporal.runs.record import RecordPage, StepsPage
 from durably.protocol.engine_errors import RunUnavailableError, StepNotFoundError
 from durably.protocol.opcodes import hash_step_id
@@ -67,19 +62,6 @@ class RunReports:
             return run
         return _live_run(run, record, _calls_under_way(described))
 
-    async def steps(self, run_id: str) -> list[Step]:
-        rows = await self._rows(run_id)
-        return [] if rows is None else report_steps(rows)
-
-    async def attempts(self, run_id: str) -> list[Attempt]:
-        rows = await self._rows(run_id)
-        return [] if rows is None else report_attempts(rows)
-
-    async def _rows(self, run_id: str) -> RunRows | None:
-        """The rows of a run without its events, parent and children. Raises ``RunUnavailableError``."""
-        described = await self._lists.describe(run_id)
-        return None if described is None else await self._read(described, await self._lists.view(described))
-
     async def calls(self, run_id: str) -> list[RunCall]:
         described = await self._lists.describe(run_id)
         if described is None:
@@ -90,21 +72,28 @@ class RunReports:
         assert record.state is not None
         return report_calls(run_id, record.state, _calls_under_way(described))
 
-    async def report(self, run_id: str) -> RunReport | None:
-        """Without a worker, it has only the server's data, and is marked so."""
+    async def rows(self, run_id: str, *, has_context: bool) -> RunRows | None:
+        """The rows of a run. If it ``has_context``, with its events, parent and children.
+
+        Without a worker, rows with a context have only the server's data, and are marked so; others raise
+        ``RunUnavailableError``.
+        """
         described = await self._lists.describe(run_id)
         if described is None:
             return None
-        unavailable = None
+        run = await self._lists.view(described)
         try:
-            rows = await self._read(described, await self._lists.view(described))
+            rows = await self._read(described, run)
         except RunUnavailableError as error:
-            rows = RunRows(run=await self._lists.view(described), calls=_calls_under_way(described))
-            unavailable = error.message
+            if not has_context:
+                raise
+            rows = RunRows(run=run, calls=_calls_under_way(described), unavailable=error.message)
+        if not has_context:
+            return rows
         children, has_more = await self._children(run_id)
         function = await self._records.find_function(rows.run.function_id)
         given = await self._lists.input(run_id)
-        rows = msgspec.structs.replace(
+        return msgspec.structs.replace(
             rows,
             function_name=(function.config.name if function is not None else None) or rows.run.function_id,
             app_version=(await memo_of(described)).app_version,
@@ -113,26 +102,6 @@ class RunReports:
             children=children,
             has_more_children=has_more,
         )
-        return msgspec.structs.replace(report_run(rows), unavailable=unavailable)
-
-    async def record(self, run_id: str) -> RecordPage | None:
-        """The record of a run without its steps, or ``None`` if the run does not exist."""
-        if await self._lists.describe(run_id) is None:
-            return None
-        record, _ = await self._read_record(run_id)
-        return record
-
-    async def logs(self, run_id: str, position: int | None, limit: int) -> LogPage:
-        """Lines from ``position`` on (1 is the first); by default the latest."""
-        record = await self.record(run_id)
-        described = await self._lists.describe(run_id)
-        if record is None or described is None:
-            return LogPage(entries=[], position=1)
-        function_id = (await memo_of(described)).function_id
-        first = max(len(record.logs) - limit, 0) if position is None else position - 1
-        lines = record.logs[first : first + limit]
-        entries = [LogEntry(run_id=run_id, function_id=function_id, line=line) for line in lines]
-        return LogPage(entries=entries, position=first + len(lines) + 1)
 
     async def batch(self, run_id: str) -> msgspec.Raw | None:
         """The run's events in the protocol's form."""
@@ -202,7 +171,6 @@ class RunReports:
             state=None if run.status.has_ended else record.state,
             waits=record.waits,
             calls=calls,
-            logs=record.logs,
         )
 
     async def _read_record(self, run_id: str) -> tuple[RecordPage, list[AttemptRow]]:
@@ -234,7 +202,7 @@ class RunReports:
 
     async def _children(self, run_id: str) -> tuple[list[Run], bool]:
         """The runs that a run started, the earliest first, and whether there are more."""
-        started = await self._lists.read(RunFilter(parent=run_id))
+        started = await self._lists.read(RunQuery(parent=run_id))
         links = [await self._lists.link(each) for each in itertools.islice(reversed(started), _MOST_CHILDREN)]
         return links, len(started) > _MOST_CHILDREN
 

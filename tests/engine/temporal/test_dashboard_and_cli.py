@@ -18,10 +18,10 @@ from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.headers import ServerKind
 
-from ....ports import free_port
-from ....temporal.dev_server import DevServer
-from ....waiting import async_eventually
-from ..running_apps import ended_runs, make_client, send, serving
+from ...ports import free_port
+from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
+from .running_apps import ended_runs, make_client, send, serving
 
 UI = "http://temporal.example"
 
@@ -82,7 +82,7 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         # Operations that this engine refuses are not offered.
         assert ('value="Running"' in runs, 'value="Scheduled"' in runs) == (True, False)
         assert app.app_id in await page("/apps")
-        await page("/cron")
+        await page("/cron", 501)
         of_run = await page(f"/runs/{run.id}")
         assert "greet" in of_run
         assert f"{UI}/namespaces/default/workflows/durably%2Frun%2F{run.id}" in of_run
