@@ -56,6 +56,28 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def s3_bucket() -> Iterator[str]:
+    """A bucket of moto's server, to which the environment leads."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        }.items():
+            patch.setitem(os.environ, name, value)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "bucket"
+    server.stop()
+
+
 @pytest.fixture(autouse=True)
 def _log_levels_are_restored() -> Iterator[None]:
     """Commands of the CLI set up the log of their process, which here is the process of the tests."""

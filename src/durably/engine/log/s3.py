@@ -70,7 +70,7 @@ class S3Log(LogStore):
     def _s3(self) -> Any:
         # The caller repeats requests, because it knows which may be repeated.
         config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
-        return boto3.client("s3", config=config)
+        return boto3.session.Session().client("s3", config=config)  # boto3's own session is for one thread.
 
     def _call(self, request: Callable[..., T], *accepted: int, **arguments: Any) -> T | int:
         """The response, or its status if that is one of ``accepted``."""
