@@ -378,8 +378,11 @@ class LogSender:
         with self._lock:
             pending, self._pending = self._pending, {}
         for run_id, of_run in pending.items():
+            if of_run.dropped:
+                note = f"{of_run.dropped} more lines are not kept: at most {MAX_LINES} of a run at a time"
+                of_run.lines.append(LogLine(at=of_run.lines[-1].at, level="WARNING", message=note))
             with contextlib.suppress(Exception):
-                await self._send(run_id, [*of_run.lines, *_note_of_dropped(of_run)])
+                await self._send(run_id, of_run.lines)
 
     async def _send(self, run_id: str, lines: list[LogLine]) -> None:
         app = self._app
@@ -407,10 +410,3 @@ def line_keeper(app: App, run_id: str, attempt: int) -> KeepLine | None:
     if sender is None:
         sender = _senders[app] = LogSender(app)
     return partial(sender.add, run_id, attempt)
-
-
-def _note_of_dropped(pending: _Pending) -> list[LogLine]:
-    if not pending.dropped:
-        return []
-    message = f"{pending.dropped} more lines are not kept: at most {MAX_LINES} of a run at a time"
-    return [LogLine(at=pending.lines[-1].at, level="WARNING", message=message)]

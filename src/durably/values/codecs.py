@@ -150,8 +150,9 @@ def type_name(typ: Any) -> str:
 
 def is_plain(typ: Any, seen: frozenset[int] = frozenset()) -> bool:
     """Whether values of the type are stored unchanged, without a check."""
-    if _is_in(typ, _PLAIN):
-        return True
+    with contextlib.suppress(TypeError):  # not hashable
+        if typ in _PLAIN:
+            return True
     origin = get_origin(typ)
     if isinstance(typ, TypeVar):
         return True
@@ -173,13 +174,6 @@ def is_plain(typ: Any, seen: frozenset[int] = frozenset()) -> bool:
     if origin in _PLAIN_LISTS:
         return is_plain(args[0], seen)
     return origin in _PLAIN_DICTS and args[0] in (str, Any) and is_plain(args[1], seen)
-
-
-def _is_in(typ: Any, types: frozenset[Any]) -> bool:
-    try:
-        return typ in types
-    except TypeError:  # not hashable
-        return False
 
 
 def is_typed_dict(typ: Any) -> bool:

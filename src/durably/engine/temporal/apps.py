@@ -52,7 +52,7 @@ from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.sync import SyncRequest
-from durably.protocol.text import get_logger, redact_url
+from durably.protocol.text import get_logger
 
 _logger = get_logger("durably.engine")
 
@@ -307,7 +307,7 @@ class FunctionLists:
     async def _of_app(self, app_id: str, app: AppRecord) -> list[FunctionInfo]:
         records = await asyncio.gather(*(self._function(function_id) for function_id in app.functions))
         return [
-            function_view(function_id, record)
+            FunctionInfo.of(function_id, record.app_id, record.config, record.is_paused)
             for function_id, record in zip(app.functions, records, strict=True)
             if record is not None and record.is_active and record.app_id == app_id
         ]
@@ -339,24 +339,6 @@ class FunctionLists:
 
     async def apps(self) -> list[App]:
         return [app_view(app_id, record) for app_id, record in await self.app_records()]
-
-
-def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:
-    config = record.config
-    # URLs may contain an app's password.
-    steps = {
-        name: msgspec.structs.replace(
-            step, runtime=msgspec.structs.replace(step.runtime, url=redact_url(step.runtime.url))
-        )
-        for name, step in config.steps.items()
-    }
-    return FunctionInfo(
-        id=function_id,
-        name=config.name or function_id,
-        app_id=record.app_id,
-        config=msgspec.structs.replace(config, steps=steps),
-        is_paused=record.is_paused,
-    )
 
 
 def app_view(app_id: str, record: AppRecord) -> App:
