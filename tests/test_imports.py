@@ -163,7 +163,7 @@ def test_the_engine_knows_apps_by_the_protocol_only() -> None:
     allowed = ("durably.engine", "durably.protocol")
     # Its lists use search attributes, which a Temporal server must know; private parts of temporalio are in one module.
     of_temporal = re.compile(
-        r"engine/temporal/(search_attributes.py imports durably.temporal.namespace|"
+        r"engine/temporal/(index.py imports durably.temporal.namespace|"
         r".* imports durably.temporal.compat)"
     )
     found = violations(modules("engine"), lambda m: not is_ours(m) or is_within(m, *allowed))

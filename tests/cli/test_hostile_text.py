@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import durably
 from durably.cli import text
-from durably.cli.events import _state, _triggers, describe_failure
+from durably.cli.events import describe_failure, function_row
 from durably.cli.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run, draw
 from durably.cli.service import JsonFormatter, TextFormatter
 from durably.cli.text import CliError, Console
@@ -224,8 +224,7 @@ def test_lines_of_the_production_log(message: str, field: str) -> None:
 def test_function_lists_escape_control_characters(name: str) -> None:
     config = FunctionConfig(id=name, triggers=[Trigger(event=name or "e")], steps={})
     function = FunctionInfo(id=name, name=name, config=config, app_id=name, is_paused=True)
-    row = [function.id, function.app_id, _triggers(function), _state(function)]
-    assert_fit(text.table(["A", "B", "C", "D"], [row]), lines=2)
+    assert_fit(text.table(["A", "B", "C", "D"], [function_row(function)]), lines=2)
 
 
 def sources(*packages: str) -> list[Path]:

@@ -73,26 +73,25 @@ def test_events_are_listed_and_shown_with_their_runs(ask: Run, dev: Command) -> 
     assert (unknown.status, "no event has the id 'nosuchevent'" in unknown.stderr) == (1, True)
 
 
-def test_runs_and_events_are_followed(ask: Run, dev: Command, start: Start) -> None:
+def test_runs_are_followed(ask: Run, dev: Command, start: Start) -> None:
     runs = start("runs", "list", "--follow", "--function", "shop-ship", DURABLY_DEV=dev.origin, PYTHONUNBUFFERED="1")
-    events = start("events", "list", "--follow", "--json", "--limit", "1", DURABLY_DEV=dev.origin, PYTHONUNBUFFERED="1")
     runs.until("following runs")
-    events.until('"name":')
     completed_run(ask, dev, "order/shipped", '{"followed": true}')
     runs.until("shop-ship .* run completed")
-    events.until('"followed":true')
     assert "order/billed" not in runs.output
 
 
-def test_a_follower_ends_with_its_engine(start: Start) -> None:
+def test_followers_end_with_their_engine(start: Start) -> None:
     engine = start("dev", "--port", "0")
-    origin = engine.origin
-    follower = start("runs", "list", "--follow", DURABLY_DEV=origin)
-    follower.until("following runs")
+    followers = [start(*command, "--follow", DURABLY_DEV=engine.origin) for command in (("runs", "list"), ("logs",))]
+    for follower in followers:
+        follower.until("following")
     assert engine.stop() == 0
-    assert follower.wait() == 1
-    assert "the engine stopped" in follower.output
-    assert "Traceback" not in follower.output
+    for follower in followers:
+        assert follower.wait() == 1
+        # The stream of updates ends, or a request for lines is refused, whichever is first.
+        assert re.search("Error: (the engine stopped|the engine is closed|no engine answers)", follower.output)
+        assert "Traceback" not in follower.output
 
 
 def test_lines_of_the_logger_are_printed_and_followed(ask: Run, dev: Command, start: Start) -> None:
@@ -128,9 +127,7 @@ def test_changes_of_runs_are_printed_as_json(ask: Run, dev: Command) -> None:
 def test_followed_logs_have_starts_failures_and_ends_of_runs(ask: Run, dev: Command, start: Start) -> None:
     variables = {"DURABLY_DEV": dev.origin, "PYTHONUNBUFFERED": "1"}
     everything = start("logs", "--follow", **variables)
-    placed = start("logs", "--follow", "--function", "shop-place", "--lines-only", **variables)
     everything.until("following lines")
-    placed.until("following lines")
     _, billed = completed_run(ask, dev, "order/billed", '{"total": 43}')
     failed = ask("invoke", "shop-place", "--data", '{"total": 51, "fail": true}').stderr.split()[1]
     everything.until(rf"{billed[-6:]}  shop-bill +▶  run started +{billed}")
@@ -145,11 +142,8 @@ def test_followed_logs_have_starts_failures_and_ends_of_runs(ask: Run, dev: Comm
         ("run started", None),
         ("run failed", "ValueError: out of stock"),
     ]
-    assert "shop-place" not in placed.output
     unknown = ask("logs", "--follow", "--function", "shop-plcae")
     assert (unknown.status, "did you mean 'shop-place'?" in unknown.stderr) == (1, True)
-    refused = ask("logs", "--lines-only")
-    assert (refused.status, "--lines-only is for --follow" in refused.stderr) == (2, True)
 
 
 def test_the_log_of_a_live_run_is_followed_to_its_end(ask: Run, dev: Command, start: Start) -> None:
@@ -165,14 +159,3 @@ def test_the_log_of_a_live_run_is_followed_to_its_end(ask: Run, dev: Command, st
     )
     assert follower.output.count("run cancelled") == follower.output.count("run started") == 1
     assert other not in follower.output
-
-
-def test_followed_logs_end_with_their_engine(start: Start) -> None:
-    engine = start("dev", "--port", "0")
-    follower = start("logs", "--follow", DURABLY_DEV=engine.origin)
-    follower.until("following lines")
-    assert engine.stop() == 0
-    assert follower.wait() == 1
-    assert "Traceback" not in follower.output
-    # The stream of updates ends, or a request for lines is refused, whichever is first.
-    assert re.search("Error: (the engine stopped|the engine is closed|no engine answers)", follower.output)

@@ -227,10 +227,11 @@ class DevServer:
         options = self.options
         if options.temporal_address is not None:
             require_temporal()
-            from .temporal_client import dev_engine_on_temporal
+            from .temporal_client import engine_on_temporal
 
-            open_engine, where = dev_engine_on_temporal(options.temporal_address, settings)
-            return partial(EngineServer.open, open_engine, settings), f"state on {where}"
+            open_engine, place = engine_on_temporal(options.temporal_address, settings)
+            where = f"state on the Temporal server at {place.address}, namespace {place.namespace}"
+            return partial(EngineServer.open, open_engine, settings), where
         if options.database == IN_MEMORY:
             # The engine has several connections. An in-memory database of SQLite has only one.
             directory = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="durably-dev-"))

@@ -2,7 +2,6 @@
 
 import datetime as dt
 import time
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -21,7 +20,6 @@ from .text import (
     describe_facts,
     echo,
     echo_json,
-    echo_json_line,
     fit,
     format_json,
     format_local,
@@ -66,10 +64,16 @@ def send(
     runs, notes = ([], []) if unmatched is not None else _read_runs(client, event_id)
     if as_json:
         echo_json({"id": event_id, "unmatched": unmatched, "runs": runs, "notes": notes})
-    elif unmatched is not None:
-        echo(f"it starts nothing: {unmatched}", err=True)
-    elif runs is not None and notes is not None:
-        _report_runs(runs, notes)
+        return
+    for run in runs or ():
+        verb = "skipped" if run.status == "Skipped" else "started"
+        echo(f"{verb} run {run.id} of {run.function_id}", err=True)
+    if unmatched is not None:
+        notes = [f"it starts nothing: {unmatched}"]
+    elif runs == [] == notes:
+        notes = ["it has started no run yet"]
+    for note in notes or ():
+        echo(note, err=True)
 
 
 def _read_runs(client: EngineClient, event_id: str) -> tuple[list[Run] | None, list[str] | None]:
@@ -91,16 +95,6 @@ def _read_runs(client: EngineClient, event_id: str) -> tuple[list[Run] | None, l
         raise
 
 
-def _report_runs(runs: list[Run], notes: list[str]) -> None:
-    for run in runs:
-        verb = "skipped" if run.status == "Skipped" else "started"
-        echo(f"{verb} run {run.id} of {run.function_id}", err=True)
-    for note in notes:
-        echo(note, err=True)
-    if not runs and not notes:
-        echo("it has started no run yet", err=True)
-
-
 @click.command()
 @click.argument("name")
 @click.option("--data", metavar="JSON|@FILE|-", help="The result of the waiting step: JSON, a file, or - for stdin.")
@@ -119,11 +113,6 @@ def signal(client: EngineClient, name: str, data: str | None, as_json: bool) -> 
         echo(run_id)
 
 
-_PAGE = 100
-_POLL_SECONDS = 1.0
-_DATA_WIDTH = 60
-
-
 @click.group()
 def events() -> None:
     """List and show received events."""
@@ -138,28 +127,22 @@ def events() -> None:
     help="Only events received since: RFC 3339, or how long ago, like 2h.",
 )
 @click.option(
-    "--limit", default=20, show_default=True, type=click.IntRange(1, _PAGE), help="The largest number of events."
+    "--limit", default=20, show_default=True, type=click.IntRange(1, 100), help="The largest number of events."
 )
-@click.option("--follow", is_flag=True, help="Continue with new events as they arrive, until Ctrl-C.")
-@json_option("an array; with --follow an object per line")
+@json_option("an array in place of the table")
 @client_options
-def list_events(
-    client: EngineClient, name: str | None, since: dt.datetime | None, limit: int, follow: bool, as_json: bool
-) -> None:
-    """List events, newest first; with --follow the newest comes last."""
+def list_events(client: EngineClient, name: str | None, since: dt.datetime | None, limit: int, as_json: bool) -> None:
+    """List events, newest first."""
     found = client.list_events_sync(name=name, received_after=since, limit=limit)
-    if follow:
-        for event in _followed(client, name, found):
-            if as_json:
-                echo_json_line(event)
-            else:
-                echo("  ".join(map(fit, _row(event))))
-    elif as_json:
+    if as_json:
         echo_json(found)
     elif not found:
         echo("no events", err=True)
     else:
-        echo(table(["EVENT", "NAME", "RECEIVED", "DATA"], [_row(event) for event in found]))
+        rows = [
+            [each.id, each.name, format_local(each.received_at), shorten(format_json(each.data), 60)] for each in found
+        ]
+        echo(table(["EVENT", "NAME", "RECEIVED", "DATA"], rows))
         echo_notes(client)
 
 
@@ -203,49 +186,6 @@ def _find_event(client: EngineClient, text: str) -> StoredEvent:
     return existing(client.get_event_sync(only_id("event", text, [event.id for event in found])))
 
 
-def _followed(client: EngineClient, name: str | None, found: list[StoredEvent]) -> Iterator[StoredEvent]:
-    """``found``, oldest first, then each new event."""
-    while True:
-        yield from reversed(found)
-        last = found[0].id if found else _newest_id(client, name)
-        found = []
-        while not found:
-            time.sleep(_POLL_SECONDS)
-            found = _newer(client, name, last)
-
-
-def _newest_id(client: EngineClient, name: str | None) -> str | None:
-    """The id of the newest event of that name."""
-    newest = client.list_events_sync(name=name, received_after=None, limit=1)
-    return newest[0].id if newest else None
-
-
-def _newer(client: EngineClient, name: str | None, last: str | None) -> list[StoredEvent]:
-    """All events after the event with the id ``last``, newest first.
-
-    Reads as many pages as needed.
-    """
-    found: list[StoredEvent] = []
-    while True:
-        cursor = found[-1].id if found else None
-        page = client.list_events_sync(name=name, received_after=None, limit=_PAGE, cursor=cursor)
-        for event in page:
-            if event.id == last:
-                return found
-            found.append(event)
-        if len(page) < _PAGE:
-            return found
-
-
-def _row(event: StoredEvent) -> list[str]:
-    return [
-        event.id,
-        event.name,
-        format_local(event.received_at),
-        shorten(format_json(event.data), _DATA_WIDTH),
-    ]
-
-
 @click.group()
 def functions() -> None:
     """List, pause and resume functions."""
@@ -262,8 +202,13 @@ def list_functions(client: EngineClient, as_json: bool) -> None:
     elif not found:
         echo("no functions", err=True)
     else:
-        rows = [[function.id, function.app_id, _triggers(function), _state(function)] for function in found]
-        echo(table(["FUNCTION", "APP", "TRIGGERS", "STATE"], rows))
+        echo(table(["FUNCTION", "APP", "TRIGGERS", "STATE"], [function_row(each) for each in found]))
+
+
+def function_row(function: FunctionInfo) -> list[str]:
+    triggers = [trigger.event or trigger.cron or "" for trigger in function.config.triggers]
+    state = style("paused", fg="yellow") if function.is_paused else style("active", fg="green")
+    return [function.id, function.app_id, ", ".join(triggers) or "invoked only", state]
 
 
 @functions.command()
@@ -292,23 +237,9 @@ def resume(client: EngineClient, function_id: str, as_json: bool) -> None:
 
 def _report_state(client: EngineClient, function_id: str, state: str, as_json: bool) -> None:
     if as_json:
-        found = (each for each in client.list_functions_sync() if each.id == function_id)
-        echo_json(next(found, None))
+        echo_json(next((each for each in client.list_functions_sync() if each.id == function_id), None))
     else:
         echo(f"{fit(function_id)} is {state}")
-
-
-def _triggers(function: FunctionInfo) -> str:
-    triggers = (trigger.event or trigger.cron or "" for trigger in function.config.triggers)
-    return ", ".join(triggers) or "invoked only"
-
-
-def _state(function: FunctionInfo) -> str:
-    return style("paused", fg="yellow") if function.is_paused else style("active", fg="green")
-
-
-_FIRST_POLL_SECONDS = 0.02
-_LONGEST_POLL_SECONDS = 1.0
 
 
 @click.command()
@@ -332,22 +263,16 @@ def invoke(client: EngineClient, function_id: str, data: str | None, no_wait: bo
             echo(receipt.run_id)
         return
     echo(f"run {receipt.run_id}", err=True)
-    run = _wait_for_end(client, receipt.run_id)
+    pause = 0.02
+    while (run := existing(client.get_run_sync(receipt.run_id))).ended_at is None:
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1.0)
     if as_json:
         echo_json(run)
     if run.status != "Completed":
         raise CliError(describe_failure(run))
     if not as_json:
         echo(format_json(run.decode_output()))
-
-
-def _wait_for_end(client: EngineClient, run_id: str) -> Run:
-
-    pause = _FIRST_POLL_SECONDS
-    while (run := existing(client.get_run_sync(run_id))).ended_at is None:
-        time.sleep(pause)
-        pause = min(pause * 1.5, _LONGEST_POLL_SECONDS)
-    return run
 
 
 def describe_failure(run: Run) -> str:

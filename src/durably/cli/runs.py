@@ -367,7 +367,6 @@ _SHOWN = {UpdateKind.RUN_STARTED, *END_UPDATES.values(), *_FAILED_ATTEMPTS}
     is_flag=True,
     help="Print lines as they arrive, and starts, failures and ends of runs, until the RUN has ended or Ctrl-C.",
 )
-@click.option("--lines-only", is_flag=True, help="With --follow: lines of ctx.logger and nothing else.")
 @click.option(
     "--limit", default=100, show_default=True, type=click.IntRange(1, 500), help="Of all runs: the last lines."
 )
@@ -378,7 +377,6 @@ def logs(
     run_id: str | None,
     function_id: str | None,
     follow: bool,
-    lines_only: bool,
     limit: int,
     as_json: bool,
 ) -> None:
@@ -390,8 +388,6 @@ def logs(
 
     if run_id is not None and function_id is not None:
         raise click.UsageError("--function is for the lines of all runs, not of one RUN")
-    if lines_only and not follow:
-        raise click.UsageError("--lines-only is for --follow; without it, lines are all that is printed")
     run = None
     if run_id is None:
         if function_id is not None:
@@ -425,15 +421,15 @@ def logs(
 
     report = partial(echo, style("following lines; Ctrl-C ends", dim=True), err=True)
     sources: list[Iterator[LogEntry | RunUpdate]] = [_followed_lines(client, run_id, function_id, page)]
-    if lines_only or (run is not None and run.status.has_ended):
+    if run is not None and run.status.has_ended:
         report()
     else:
         sources.append(_followed_updates(client, run, function_id, on_connected=report))
-    if run is not None and not lines_only:
+    if run is not None:
         show(RunUpdate.started(run))
     for value in _merge(sources):
         show(value)
-    if run is not None and not lines_only:
+    if run is not None:
         show(RunUpdate.ended(existing(client.get_run_sync(run.id))))
 
 

@@ -8,7 +8,6 @@ from typing import Any, NoReturn, TypeVar
 from temporalio.service import RPCError
 
 from durably.engine.api.http.codec import status_of
-from durably.engine.api.http.server import EngineServer
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.operations import Operation
 from durably.engine.model.runs import RunUpdate
@@ -20,10 +19,11 @@ from durably.errors import Error
 from durably.io.background_loop import get_background_loop
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import AppSyncBody
+from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger, printable
-from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachableError
+from durably.temporal import Temporal, TemporalUnreachableError
 from durably.temporal.client.connect_failures import connect_with_retries, explain_refusal
-from durably.temporal.errors import SearchAttributeError
+from durably.temporal.settings import ConnectionSettings
 
 from .client import TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
 from .text import CliError
@@ -85,18 +85,11 @@ class TemporalClient(EngineClient):
             self._explain(error, "health")
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
-        """See ``EngineClient``. They are starts and ends of runs."""
-        self.check_ready()
-        assert self._engine is not None
-        with self._engine.watch() as updates:
-            on_connected()
-            while True:
-                try:
-                    update = get_background_loop().run(anext(updates))
-                except RPCError as error:
-                    self._explain(error, "updates")
-                if function_id in (None, update.function_id):
-                    yield update
+        """Raises ``CliError``: changes of runs are known in the processes that execute them."""
+        raise CliError(
+            "a Temporal server reports no changes of runs: see its UI and the logs of the processes that execute the "
+            "runs, or give the URL of `durably start --temporal`, by --url"
+        )
 
     async def _connected(self) -> WorkflowEngine:
         if self._engine is None:
@@ -123,58 +116,25 @@ class TemporalClient(EngineClient):
         raise error
 
 
-def server_on_temporal(
+def engine_on_temporal(
     address: str, settings: EngineSettings
-) -> tuple[Callable[..., Awaitable[EngineServer]], dict[str, str]]:
-    """A function that opens the server, and the server's names for the log.
+) -> tuple[Callable[[], Awaitable[LocalEngine]], ConnectionSettings]:
+    """A function that opens the engine, and the settings of its connection.
 
-    Raises ``CliError`` for invalid settings of the connection.
+    In production it waits until a server answers; in development it raises ``TemporalUnreachableError``. Raises
+    ``TemporalSettingsError``.
     """
-    temporal = _connection_to(address)
+    temporal = Temporal(address, data_converter=DATA_CONVERTER)
+    known: set[str] = set()
 
     def note(error: TemporalUnreachableError) -> None:
         if str(error) not in known:
             _logger.warning("%s Trying again until it answers.", error.message)
             known.add(str(error))
 
-    known: set[str] = set()
-
     async def open_engine() -> LocalEngine:
-        return await HttpWorkflowEngine.open(await connect_with_retries(temporal.connect, note), settings)
+        if settings.server_kind is ServerKind.CLOUD:
+            return await HttpWorkflowEngine.open(await connect_with_retries(temporal.connect, note), settings)
+        return await HttpWorkflowEngine.open(await temporal.connect(interceptors=()), settings)
 
-    async def open_server(**options: Any) -> EngineServer:
-        server = await EngineServer.open(open_engine, settings, **options)
-        _logger.info(
-            "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
-            "collect the logs and metrics of all"
-        )
-        return server
-
-    return open_server, {"temporal": temporal.settings.address, "namespace": temporal.settings.namespace}
-
-
-def dev_engine_on_temporal(address: str, settings: EngineSettings) -> tuple[Callable[[], Awaitable[LocalEngine]], str]:
-    """A function that opens the engine, and the place of its state in words.
-
-    Raises ``CliError`` for invalid settings of the connection. The function raises it if no server answers.
-    """
-    temporal = _connection_to(address)
-
-    async def open_engine() -> LocalEngine:
-        try:
-            return await HttpWorkflowEngine.open(await temporal.connect(interceptors=()), settings)
-        except (TemporalUnreachableError, SearchAttributeError) as error:
-            raise CliError(error.message) from None
-
-    where = f"the Temporal server at {temporal.settings.address}, namespace {temporal.settings.namespace}"
-    return open_engine, where
-
-
-def _connection_to(address: str) -> Temporal:
-    """Raises ``CliError`` for invalid settings."""
-    temporal = Temporal(address, data_converter=DATA_CONVERTER)
-    try:
-        _ = temporal.settings
-    except TemporalSettingsError as error:
-        raise CliError(error.message) from None
-    return temporal
+    return open_engine, temporal.settings

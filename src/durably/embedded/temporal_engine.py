@@ -70,6 +70,10 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
         return f"a test run does not connect to {self.name}"
 
     @property
+    def keeps_logs(self) -> bool:
+        return False
+
+    @property
     def _needs_threads(self) -> bool:
         return False
 

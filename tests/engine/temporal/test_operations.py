@@ -37,10 +37,6 @@ async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServe
         assert {each.id for each in functions} <= {each.id for each in await engine.list_functions()}
         assert await engine.list_app_functions("unknown") is None
 
-        schedules = [each for each in await engine.list_schedules() if each.function_id == f"{app.app_id}-daily"]
-        assert [each.schedule for each in schedules] == ["0 3 * * *"]
-        assert [tick.hour for tick in schedules[0].next_ticks] == [3] * 5
-
         await engine.pause_function(f"{app.app_id}-go")
         (paused,) = [each for each in await engine.list_functions() if each.id == f"{app.app_id}-go"]
         assert paused.is_paused
@@ -93,10 +89,5 @@ async def test_cancellations_and_invocations_return_the_run(server: DevServer) -
         run_id = receipt.run_id
         assert await async_eventually(lambda: engine.get_run(run_id), "the engine knows the run")
         assert await engine.cancel_run(run_id)
-        run = await engine.get_run(run_id)
-        assert run is not None
-        assert run.status is RunStatus.CANCELLED
-        assert "cancelled by request" in run.decode_output()["message"]
-        assert not await engine.cancel_run(run_id)
         with pytest.raises(RunNotFoundError, match="unknown"):
             await engine.cancel_run("unknown")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import hashlib
-import time
+import itertools
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,14 +15,13 @@ from temporalio import activity, workflow
 from temporalio.client import Client, ScheduleAlreadyRunningError, WorkflowUpdateFailedError
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.backoff import standard_backoff
 from durably.engine.core.flow.config import Schedule, read_flow
 from durably.engine.model.events import make_internal_event, tick_data
 from durably.engine.model.functions import SyncedFunction
-from durably.engine.model.overview import SyncResult
-from durably.engine.model.runs import to_milliseconds
+from durably.engine.model.overview import App, FunctionInfo, SyncReport, SyncResult
+from durably.engine.model.runs import to_datetime, to_milliseconds
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import ignoring_not_found, update_with_start
 from durably.engine.temporal.ids import (
@@ -43,15 +42,14 @@ from durably.engine.temporal.records import (
     AppWorkflow,
     FunctionWorkflow,
     Records,
-    Restorer,
     is_same_sync,
     result_of_sync,
 )
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.waits import Waits
-from durably.engine.temporal.routing.workflows import path_of
+from durably.engine.temporal.routing.workflows import wait_key
 from durably.engine.temporal.workflow_code import wall_clock
-from durably.protocol.engine_errors import ConfigInvalidError
+from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
@@ -59,10 +57,7 @@ from durably.protocol.text import get_logger
 _logger = get_logger("durably.engine")
 
 _PARALLEL_REQUESTS = 20
-_LONGEST_ERROR = 2000
 _MILLISECOND = dt.timedelta(milliseconds=1)
-_CHECK_SECONDS = 600.0
-"""Seconds between two checks of an app. Apps may repeat a sync every few seconds."""
 _PAUSED, _RESUMED = "the function is paused", "the function is resumed"
 
 
@@ -72,8 +67,7 @@ class AppSync:
         self._settings = settings
         self._records = Records(client)
         self._waits = Waits(client)
-        self._restorer = Restorer(client)
-        self._checked_at: dict[str, float] = {}
+        self._synced: set[str] = set()
 
     async def has_synced(self, app_id: str) -> bool:
         """Whether an app has ever synced, so that events find its triggers."""
@@ -82,17 +76,12 @@ class AppSync:
     async def sync(self, request: SyncRequest, functions: Sequence[SyncedFunction], *, in_process: bool) -> SyncResult:
         """Replace the functions of an app. Raises ``ConfigInvalidError``."""
         sync = _sync_input(request, functions, in_process, self._settings)
-        is_check_due = self._is_check_due(sync.app_id)
-        if is_check_due:
-            await self._restorer.restore_all()
         before = await self._records.read(app_workflow_id(sync.app_id), APP, AppRecord)
-        if before is not None and is_same_sync(before, sync.app):
-            if not is_check_due or await self._is_intact(sync):
-                return result_of_sync(sync, before)
-            _logger.warning(
-                "functions, triggers or schedules of the app %r were deleted on Temporal, and are restored", sync.app_id
-            )
+        if sync.app_id not in self._synced:
+            # The first sync of a process restores what a user has deleted on Temporal.
             sync = msgspec.structs.replace(sync, restores=True)
+        elif before is not None and is_same_sync(before, sync.app):
+            return result_of_sync(sync, before)
         try:
             result: SyncResult = await update_with_start(
                 self._client,
@@ -108,6 +97,7 @@ class AppSync:
             if isinstance(error.cause, ApplicationError) and error.cause.type == SYNC_REFUSED:
                 raise ConfigInvalidError(error.cause.message) from None
             raise
+        self._synced.add(sync.app_id)
         if before is not None and before.in_process != in_process:
             places = ["at its URL", "in its own processes"]
             _logger.warning(
@@ -118,35 +108,6 @@ class AppSync:
                 places[before.in_process],
             )
         return result
-
-    def _is_check_due(self, app_id: str) -> bool:
-        """Whether to look for workflows that a user has terminated or deleted."""
-        checked_at = self._checked_at.get(app_id)
-        if checked_at is not None and time.monotonic() - checked_at < _CHECK_SECONDS:
-            return False
-        self._checked_at[app_id] = time.monotonic()
-        return True
-
-    async def _is_intact(self, sync: SyncInput) -> bool:
-        """Whether events find the functions of an app. A user may have deleted workflows."""
-        known = await self._records.find_functions(record.config.id for record in sync.functions)
-        if any(known.get(record.config.id) is None for record in sync.functions):
-            return False
-        triggers = _triggers_by_name(sync.functions)
-        topics = await self._records.find_topics(triggers)
-        wanted = {(name, trigger) for name, each in triggers.items() for trigger in each}
-        if wanted - {
-            (name, trigger) for name, topic in zip(triggers, topics, strict=True) for trigger in topic.triggers
-        }:
-            return False
-        for each in sync.app.schedules:
-            try:
-                await self._client.get_schedule_handle(each).describe()
-            except RPCError as error:
-                if error.status is not RPCStatusCode.NOT_FOUND:
-                    raise
-                return False
-        return True
 
     @activity.defn(name=APPLY_SYNC)
     async def apply(self, applied: AppliedSync) -> None:
@@ -188,7 +149,7 @@ class AppSync:
     async def _configure(self, wanted: tuple[str, FunctionRecord]) -> None:
         function_id, record = wanted
         for cancel in record.config.cancel or ():
-            await self._waits.add_path(cancel.event, path_of(cancel.if_exp))
+            await self._waits.add_path(cancel.event, wait_key(cancel.if_exp, {}).path)
         known = await self._records.find_function(function_id)
         if known is not None and record == msgspec.structs.replace(known, is_paused=False, paused_at=None):
             return
@@ -228,12 +189,6 @@ class AppSync:
         if is_paused:
             await _each(update, schedules)
 
-    async def note_refused(self, app_id: str, error: str) -> None:
-        """Store the reason why a later sync of an app was refused."""
-        handle = self._client.get_workflow_handle(app_workflow_id(app_id))
-        with ignoring_not_found():
-            await handle.signal("note_refused", error[:_LONGEST_ERROR])
-
     async def _store(self, function_id: str, record: FunctionRecord) -> None:
         await update_with_start(
             self._client,
@@ -272,7 +227,10 @@ def _sync_input(
     )
     app = AppRecord(
         url=request.url,
-        functions={record.config.id: _digest(record) for record in records},
+        functions={
+            record.config.id: hashlib.sha256(msgspec.json.encode((record.config, record.policy))).hexdigest()[:16]
+            for record in records
+        },
         sdk=request.sdk,
         framework=request.framework,
         version=request.app_version,
@@ -298,10 +256,6 @@ def _policy_of(settings: EngineSettings, max_attempts: int) -> RunPolicy:
     )
 
 
-def _digest(record: FunctionRecord) -> str:
-    return hashlib.sha256(msgspec.json.encode((record.config, record.policy))).hexdigest()[:16]
-
-
 def _triggers_by_name(functions: Iterable[FunctionRecord]) -> Mapping[str, list[TriggerRecord]]:
     found: dict[str, list[TriggerRecord]] = {}
     for record in functions:
@@ -319,6 +273,83 @@ def _schedules_of(functions: Iterable[FunctionRecord]) -> dict[str, tuple[str, S
         for schedule in read_flow(record.config).schedules:
             found[schedule_id(record.config.id, schedule.text, schedule.jitter)] = record.config.id, schedule
     return found
+
+
+# lists
+
+
+class FunctionLists:
+    """The functions and apps that have synced. Temporal's index, which lags, lists the apps."""
+
+    def __init__(self, client: Client, records: Records) -> None:
+        self._client = client
+        self._records = records
+        self._slots = asyncio.Semaphore(_PARALLEL_REQUESTS)
+
+    async def functions(self) -> list[FunctionInfo]:
+        """The active functions, ordered by app and by position in the app."""
+        apps = await self.app_records()
+        found = await asyncio.gather(*(self._of_app(app_id, record) for app_id, record in apps))
+        return list(itertools.chain.from_iterable(found))
+
+    async def of_app(self, app_id: str) -> list[FunctionInfo] | None:
+        record = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
+        return None if record is None else await self._of_app(app_id, record)
+
+    async def _of_app(self, app_id: str, app: AppRecord) -> list[FunctionInfo]:
+        records = await asyncio.gather(*(self._function(function_id) for function_id in app.functions))
+        return [
+            FunctionInfo.of(function_id, record.app_id, record.config, record.is_paused)
+            for function_id, record in zip(app.functions, records, strict=True)
+            if record is not None and record.is_active and record.app_id == app_id
+        ]
+
+    async def _function(self, function_id: str) -> FunctionRecord | None:
+        async with self._slots:
+            return await self._records.find_function(function_id)
+
+    async def get(self, function_id: str) -> FunctionRecord:
+        """An active function. Raises ``FunctionNotFoundError``."""
+        record = await self._records.find_function(function_id)
+        if record is None or not record.is_active:
+            raise FunctionNotFoundError(
+                f"no app has synced a function with the id {function_id!r}: its id is its app's id, a hyphen, and its "
+                "own"
+            )
+        return record
+
+    async def app_records(self) -> list[tuple[str, AppRecord]]:
+        """The apps that have synced, by id."""
+        query = "WorkflowType = 'durably.App' AND ExecutionStatus = 'Running'"
+        ids = [each.id.removeprefix(app_workflow_id("")) async for each in self._client.list_workflows(query)]
+        records = await asyncio.gather(*(self._app(app_id) for app_id in ids))
+        return sorted((app_id, record) for app_id, record in zip(ids, records, strict=True) if record is not None)
+
+    async def _app(self, app_id: str) -> AppRecord | None:
+        async with self._slots:
+            return await self._records.read(app_workflow_id(app_id), APP, AppRecord)
+
+    async def apps(self) -> list[App]:
+        return [app_view(app_id, record) for app_id, record in await self.app_records()]
+
+
+def app_view(app_id: str, record: AppRecord) -> App:
+    return App(
+        id=app_id,
+        url=record.url,
+        sdk=record.sdk,
+        framework=record.framework,
+        version=record.version,
+        synced_at=to_datetime(record.synced_at),
+        function_count=len(record.functions),
+        last_sync=SyncReport(
+            at=to_datetime(record.synced_at),
+            error=record.error,
+            added=record.added,
+            changed=record.changed,
+            removed=record.removed,
+        ),
+    )
 
 
 # cron schedules

@@ -5,8 +5,8 @@ import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Self
 from urllib.parse import quote
 
 import msgspec
@@ -27,7 +27,6 @@ from durably.engine.model.overview import (
     Changes,
     EngineInfo,
     FunctionInfo,
-    ScheduleInfo,
     SyncResult,
 )
 from durably.engine.model.requests import OutboundClient
@@ -36,30 +35,24 @@ from durably.engine.model.runs import (
     FromStep,
     InvokeReceipt,
     LogPage,
-    MatchCount,
     Run,
     RunCall,
     RunFilter,
     RunMetadata,
     RunPage,
     RunUpdate,
-    StatusCounts,
     StoredEvent,
-    to_datetime,
 )
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.apps import AppSync
+from durably.engine.temporal.apps import AppSync, FunctionLists
 from durably.engine.temporal.client import is_unreachable, with_cancellation
 from durably.engine.temporal.ids import HTTP_QUEUE, run_workflow_id, split_generation
+from durably.engine.temporal.index import RunLists, RunQuery, register_search_attributes, status_of
 from durably.engine.temporal.messages import CallInput, CheckpointInput
 from durably.engine.temporal.observers import ProcessMonitor
-from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
-from durably.engine.temporal.reports.function_lists import FunctionLists
-from durably.engine.temporal.reports.lists import RunLists, RunQuery, status_of
-from durably.engine.temporal.reports.run_reports import RunReports
-from durably.engine.temporal.routing.router import EventReceiver, Router
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.run_reports import RunReports
 from durably.engine.temporal.runs.activities import ActivityCaller
-from durably.engine.temporal.runs.record import Annotation
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
@@ -67,14 +60,12 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
-from durably.engine.temporal.search_attributes import register_search_attributes
 from durably.engine.temporal.support import UNSUPPORTED, check_support
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     CheckpointInvalidError,
-    ConfigInvalidError,
     EngineError,
     FunctionNotFoundError,
     FunctionPausedError,
@@ -86,10 +77,7 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, EventReceipt
-from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
-
-T = TypeVar("T", int, bool)
 
 _NOTES = [
     "Lists and counts come from Temporal's index, which lags behind, usually by less than a second.",
@@ -122,14 +110,11 @@ class WorkflowEngine(LocalEngine):
         )
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
-        self._events = EventReceiver(client, self._router, settings)
         self._lists = RunLists(client)
         self._reports = RunReports(client, self._router.records, self._lists)
-        self._functions = FunctionLists(client, self._router.records, self._lists)
-        self._changes = ChangePoll(client, self._lists)
+        self._functions = FunctionLists(client, self._router.records)
         self._monitor = ProcessMonitor(settings)
         self._has_search_attributes = False
-        self._closed = asyncio.Event()
         self._ui_url: str | None = None
         if (url := settings.temporal_ui) is not None:
             self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
@@ -148,7 +133,6 @@ class WorkflowEngine(LocalEngine):
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches. Stop the workers first."""
-        self._closed.set()
         await self._monitor.close()
         await self._outbound.close()
 
@@ -165,13 +149,8 @@ class WorkflowEngine(LocalEngine):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
-        """Starts and ends of runs, about a second later. Temporal's index has no steps."""
-        yield RunWatch(self._lists, self._closed)
-
-    def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """The updates of this process. Workflows report their changes to their process."""
+    def watch(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """The updates of runs that this process executes. Workflows report their changes to their process."""
         return self._monitor.watch()
 
     async def prepare(self) -> None:
@@ -189,16 +168,12 @@ class WorkflowEngine(LocalEngine):
         return await self._apps.has_synced(app_id)
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
-        try:
-            functions = read_sync(request, in_process=in_process)
-            check_support(functions)
-            await self.prepare()
-            result = await self._apps.sync(request, functions, in_process=in_process)
-            self._events.has_synced = self._events.has_synced or bool(functions)
-            return result
-        except ConfigInvalidError as error:
-            await self._apps.note_refused(request.app_id, error.message)
-            raise
+        functions = read_sync(request, in_process=in_process)
+        check_support(functions)
+        await self.prepare()
+        result = await self._apps.sync(request, functions, in_process=in_process)
+        self._router.has_synced = self._router.has_synced or bool(functions)
+        return result
 
     async def accept_events(
         self,
@@ -208,7 +183,7 @@ class WorkflowEngine(LocalEngine):
         sender: str | None = None,
         traceparent: str | None = None,
     ) -> EventReceipt:
-        receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=traceparent)
+        receipt = await self._router.receive(events, seed=seed, sender=sender, traceparent=traceparent)
         self._monitor.note_events([event.name for event in events], receipt.unmatched)
         return receipt
 
@@ -233,25 +208,15 @@ class WorkflowEngine(LocalEngine):
     # runs
 
     async def _find_runs(self, wanted: RunFilter, limit: int, cursor: str | None) -> RunPage:
-        """A page of runs. ``event_name`` is that of the first event of a batch.
+        """Runs that have not ended first, then in the order of their ends. Lists lag, usually below a second.
 
-        Raises ``NotSupportedError`` for an expression.
+        ``event_name`` is that of the first event of a batch. Raises ``NotSupportedError`` for an expression.
         """
         if wanted.if_exp:
             raise NotSupportedError(
                 f"an engine on Temporal has no search by expressions: {UNSUPPORTED['search_runs.if_exp']}"
             )
         return await self._lists.search(RunQuery(**msgspec.structs.asdict(wanted)), limit, cursor)
-
-    async def _find_counts(self, wanted: RunFilter) -> StatusCounts:
-        """Numbers of runs. Running runs include scheduled ones.
-
-        Raises ``NotSupportedError`` if the server cannot count groups.
-        """
-        counts = await self._lists.count_by_status(RunQuery(**msgspec.structs.asdict(wanted)))
-        return StatusCounts(
-            counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
-        )
 
     async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
@@ -268,41 +233,16 @@ class WorkflowEngine(LocalEngine):
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
         return await self._reports.memos(run_id)
 
-    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
-        return await self._update_live(run_id, "skip_delays", step_id, 0)
-
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
-        return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
+        """Discard metadata."""
+        return False
+
+    async def run_metadata(self, run_id: str) -> list[RunMetadata]:
+        return []
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
-        if self._settings.server_kind is not ServerKind.DEV:
-            return False
-        return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
-
-    async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
-        """The result of an Update of a run, or ``of_ended`` if the run has ended.
-
-        Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
-        """
-        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        try:
-            result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
-        except (RPCError, WorkflowUpdateFailedError) as error:
-            if isinstance(error, RPCError) and error.status is RPCStatusCode.FAILED_PRECONDITION:
-                message = f"run {run_id}: Temporal accepts no further change of this run ({error.message})"
-                raise NotSupportedError(message) from None
-            has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
-            if not has_ended:
-                raise
-            if await self._lists.describe(run_id) is None:
-                raise RunNotFoundError(f"there is no run with the id {run_id!r}") from None
-            return of_ended
-        return result
-
-    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        record = await self._reports.record(run_id)
-        return None if record is None else record.metadata
+        """Discard lines, as each engine in production."""
+        return False
 
     async def list_logs(
         self,
@@ -312,10 +252,7 @@ class WorkflowEngine(LocalEngine):
         position: int | None = None,
         limit: int = 100,
     ) -> LogPage:
-        """Lines of one run. Raises ``NotSupportedError`` without ``run_id``."""
-        if run_id is None:
-            raise NotSupportedError("an engine on Temporal has the log lines of one run at a time: name a run")
-        return await self._reports.logs(run_id, position, limit)
+        return LogPage(entries=[], position=1)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
         """Discard spans. Apps need an OpenTelemetry exporter."""
@@ -407,11 +344,8 @@ class WorkflowEngine(LocalEngine):
             run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
         )
 
-    async def list_schedules(self) -> list[ScheduleInfo]:
-        return await self._functions.schedules(wall_clock())
-
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
-        return await self._changes.wait(after, run_id)
+        return await self._lists.wait_for_changes(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
         """Counts of this process. Temporal and its workers have their own metrics."""
@@ -461,7 +395,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         return engine
 
     async def close(self) -> None:
-        self._closed.set()  # Streams of changes must end before calls do.
+        self._monitor.end_updates()  # Streams of changes must end before calls do.
         await self._workers.stop()
         await self._caller.close()
         await super().close()

@@ -100,11 +100,6 @@ def topic_workflow_id(event_name: str) -> str:
     return f"durably/topic/{_bounded(event_name)}"
 
 
-def topic_name_of(workflow_id: str) -> str:
-    """The event name of a topic's workflow."""
-    return workflow_id.removeprefix(topic_workflow_id(""))
-
-
 def schedule_id(function_id: str, text: str, jitter: int) -> str:
     """The id of a cron schedule, as the app wrote it. A Schedule with this id never changes."""
     digest = _digest(f"{text}\n{jitter}")

@@ -325,8 +325,10 @@ class ProcessMonitor:
             Metric("build_info", [Sample((version("durably"),), 1)]),
         ]
 
+    def end_updates(self) -> None:
+        self._updates.close()
+
     async def close(self) -> None:
-        """End the updates."""
         self._stop()
         for report in list(self._ends.values()):
             self._publish_end(report)

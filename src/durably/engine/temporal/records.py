@@ -25,7 +25,6 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
-from temporalio.service import RPCError
 
 from durably.engine.model.overview import SyncResult
 from durably.engine.temporal.client import ENDED_BY_HAND, SharedReads, describe, ignoring_not_found
@@ -103,12 +102,6 @@ class AppWorkflow:
         synced_at = int(workflow.now().timestamp() * 1000)
         changes = {"added": result.added, "changed": result.changed, "removed": result.removed}
         self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, **changes))
-
-    @workflow.signal(name="note_refused")
-    def note_refused(self, error: str) -> None:
-        """Store the reason why a sync was refused before it was applied."""
-        if self._record is not None:
-            self._put(msgspec.structs.replace(self._record, error=error))
 
     def _put(self, record: AppRecord) -> None:
         self._record = record
@@ -218,10 +211,6 @@ _logger = get_logger("durably.engine")
 _ENDLESS: Mapping[str, Any] = {APP: AppWorkflow.run, FUNCTION: FunctionWorkflow.run, TOPIC: TopicWorkflow.run}
 """Workflows that never end by themselves, by the memo with their record."""
 _PAGE = 100
-_LAST_DAYS = dt.timedelta(days=7)
-_MOST_ENDED = 1000
-"""Maximum number of workflows in one search."""
-_MOST_AT_ONCE = 16
 
 
 class Records:
@@ -288,34 +277,6 @@ class Restorer:
         """Continue a workflow that a user has terminated. Returns whether it runs."""
         is_running: bool = await self._reads(workflow_id)
         return is_running
-
-    async def restore_all(self) -> None:
-        """Continue the buckets and queues that users terminated in the last days.
-
-        Their next event or call also does that. But it may never arrive, and their events and calls are due at a time.
-        """
-        since = dt.datetime.now(dt.UTC) - _LAST_DAYS
-        query = (
-            "WorkflowType IN ('durably.Bucket', 'durably.LimitQueue') "
-            f"AND ExecutionStatus IN ('Terminated', 'Canceled') AND CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}'"
-        )
-        at_once = asyncio.Semaphore(_MOST_AT_ONCE)
-
-        async def restore(workflow_id: str) -> None:
-            async with at_once:
-                await self.restore(workflow_id)
-
-        try:
-            ids = {each.id async for each in self._client.list_workflows(query, limit=_MOST_ENDED)}
-            await asyncio.gather(*map(restore, ids))
-            if len(ids) == _MOST_ENDED:
-                _logger.warning(
-                    "more buckets and queues were terminated on Temporal than the %d that continue now; the others "
-                    "continue with their next event or call",
-                    _MOST_ENDED,
-                )
-        except RPCError as error:
-            _logger.warning("cannot search for buckets and queues that were terminated on Temporal: %s", error)
 
     async def _restore(self, workflow_id: str) -> bool:
         described = await describe(self._client, workflow_id)

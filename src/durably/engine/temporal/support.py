@@ -38,6 +38,7 @@ _COUNTS = "use the lists of runs, the metrics, or Temporal's own UI"
 UNSUPPORTED = {
     "cancel_runs": _CANCEL,
     "count_matching_runs": _CANCEL,
+    "count_runs": _COUNTS,
     "delete_cancellation": _CANCEL,
     "function_loads": _COUNTS,
     "get_cancellation": _CANCEL,
@@ -47,12 +48,14 @@ UNSUPPORTED = {
     "list_events": _EVENTS,
     "list_replays": _RERUN,
     "list_runs.status.Scheduled": "select running runs",
+    "list_schedules": "each is a Schedule in Temporal's own UI, and in `temporal schedule list`",
     "overview": _COUNTS,
     "replay_runs": _RERUN,
     "run_traces": "use OpenTelemetry",
     "search_events": _EVENTS,
     "search_runs.if_exp": _COUNTS,
     "search_runs.status.Scheduled": "select running runs",
+    "skip_delays": "develop with `durably dev`, whose engine has its own timers",
 }
 """The operations that Temporal's own UI and command line do, and the arguments that its index does not know.
 
@@ -101,10 +104,11 @@ SUPPORT: Sequence[OptionSupport] = (
         "concurrency",
         Support.DIFFERENT,
         "It is exact. Each call takes its slot from one workflow for each value of the key, or for the function if it "
-        "has no key or several limits. That costs about four actions a call, and a queue serves a few dozen calls a "
-        "second. The slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not "
-        "reach its app keeps its slot until it does. A changed set of limits applies to runs that start after the "
-        "sync; changed numbers apply to waiting calls within a minute",
+        "has no key or several limits. A slot costs about four actions, and a run keeps it for calls that follow one "
+        "another within a second. One queue serves some 70 calls a second. The slots of a run that is terminated in "
+        "Temporal's UI are free within a minute. A call that does not reach its app keeps its slot until it does. A "
+        "changed set of limits applies to runs that start after the sync; changed numbers apply to waiting calls "
+        "within a minute",
     ),
     OptionSupport(
         "concurrency of scope env or account, with another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import WorkflowHandle
 from ulid import ULID
 
 from durably import Batch, Cancel, Context, Debounce, Function, RateLimit, Singleton, StepError
@@ -16,13 +16,10 @@ from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.model.runs import RunStatus
-from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import bucket as bucket_module
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.workflows import wait_key
-from durably.engine.temporal.runs import waits
 from durably.protocol.opcodes import hash_step_id
 
 from ....waiting import async_eventually
@@ -32,19 +29,18 @@ SECOND = dt.timedelta(seconds=1)
 MINUTE = dt.timedelta(minutes=1)
 
 
-async def test_rate_limit_drops_events_beyond_it_per_key(world: World) -> None:
-    world.recording("work", rate_limit=RateLimit(limit=2, period=MINUTE, key="event.data.user"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate_limit": RateLimit(limit=1, period=MINUTE, key="event.data.key")},
+        {"idempotency": "event.data.key"},
+    ],
+)
+async def test_events_beyond_the_limit_of_their_key_are_dropped(world: World, options: dict[str, Any]) -> None:
+    world.recording("work", **options)
     await world.open()
-    for n, user in enumerate(["a", "a", "b"]):
-        await world.send("work", n=n, user=user)
-    await world.wait_for_seen(0, 2)
-
-
-async def test_idempotency_starts_one_run_for_each_value(world: World) -> None:
-    world.recording("work", idempotency="event.data.order")
-    await world.open()
-    for n, order in enumerate(["a", "a", "b", "a"]):
-        await world.send("work", n=n, order=order)
+    for n, key in enumerate("aaba"):
+        await world.send("work", n=n, key=key)
     await world.wait_for_seen(0, 2)
 
 
@@ -200,26 +196,6 @@ async def test_event_cancels_a_run_that_waits_for_a_worker_of_its_buckets(
             await left.result()
 
 
-async def test_a_step_whose_invoked_run_was_terminated_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waits, "_FIRST_CHECK", 200)
-    single = world.gated("single", singleton=Singleton(mode="skip"))
-
-    @world.function("invoker")
-    async def invoker(ctx: Context) -> object:
-        world.run_ids["invoker"] = ctx.run_id
-        try:
-            return await ctx.step.invoke("call", function=single, data={"n": 1})
-        except StepError as error:
-            return error.message
-
-    await world.open()
-    await world.send("invoker")
-    await world.limit.wait_for(1)
-    await world.run(1).terminate()
-    run = await world.engine.wait_for_run(world.run_ids["invoker"])
-    assert bytes(run.output or b"").decode() == f'"the run {world.run_ids[1]} was terminated on Temporal"'
-
-
 async def test_a_bucket_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module, "history_is_long", lambda: True)
     world.recording("work", batch_events=Batch(max_size=3, timeout=MINUTE))
@@ -258,19 +234,3 @@ async def test_terminated_buckets_continue_with_their_state(world: World, caplog
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
     assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2
-
-
-async def test_starting_process_continues_terminated_buckets_without_events(world: World) -> None:
-    world.recording("work", batch_events=Batch(max_size=2, timeout=MINUTE))
-    await world.open()
-    await world.send("work", n=0)
-    bucket = bucket_of(world, "work", BucketKind.BATCH)
-    await bucket.terminate()
-
-    async def restart() -> WorkflowExecutionStatus | None:
-        await WorkflowEngine(world.temporal, EngineSettings()).sync_app(world.sync_request(), in_process=True)
-        return (await bucket.describe()).status
-
-    await async_eventually(
-        restart, "the bucket runs again", is_right=lambda status: status is WorkflowExecutionStatus.RUNNING
-    )

@@ -14,11 +14,9 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from durably.engine.core.run_state import Origin
-from durably.engine.model.functions import KnownNames
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, event_workflow_id, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import DeliveryRecord, EventRecord
 from durably.engine.temporal.routing import router
-from durably.engine.temporal.routing.router import EventReceiver
 from durably.engine.temporal.routing.workflows import EventWorkflow
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import Event
@@ -116,20 +114,6 @@ async def test_a_fan_out_that_the_sender_reported_is_not_repeated(
     kinds = {event.event_type async for event in fan_out.fetch_history_events()}
     assert EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED in kinds
     assert EventType.EVENT_TYPE_MARKER_RECORDED not in kinds, "it was delivered by a local activity"
-
-
-async def test_functions_that_the_index_does_not_have_yet_are_not_denied(
-    app: RoutedApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def read_empty_index(self: EventReceiver) -> KnownNames:
-        return KnownNames((), (), has_functions=False)
-
-    monkeypatch.setattr(EventReceiver, "_read_names", read_empty_index)
-    unknown = app.event("unknown")
-    assert "no app has synced" in (await app.send("unknown")).unmatched[unknown]
-    one(app)
-    await app.sync()
-    assert (await app.send("unknown")).unmatched[unknown].startswith("no function is triggered by it")
 
 
 async def test_a_sender_that_stalls_after_the_delivery_gets_no_error(

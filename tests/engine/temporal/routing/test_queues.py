@@ -17,7 +17,7 @@ from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.routing import limit_queue, router
 from durably.engine.temporal.routing.limit_queue import QueueChange, QueueCounts
-from durably.engine.temporal.runs import calls
+from durably.engine.temporal.runs import calls, context
 
 from ....variants import variants
 from ....waiting import async_eventually
@@ -281,8 +281,12 @@ async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkey
     assert max((await event_counts(world.queue_of("work"))).values()) < 20
 
 
-async def test_a_call_with_a_slot_costs_three_actions(world: World) -> None:
-    """A signal to the queue, which also returns the slot of the call before, one to the run, and the grant."""
+@pytest.mark.parametrize(("held", "grants"), [(0, 2), (60_000, 1)])
+async def test_a_run_keeps_its_slot_for_its_next_call(
+    world: World, monkeypatch: pytest.MonkeyPatch, held: int, grants: int
+) -> None:
+    """A grant is a signal to the queue, which also returns the slot of the call before, and one to the run."""
+    monkeypatch.setattr(context, "_MAX_HELD", held)
     world.gated("work", concurrency=[Concurrency(limit=1)], checkpointing=False)
     await world.open()
     await world.send("work", n=0)
@@ -296,10 +300,9 @@ async def test_a_call_with_a_slot_costs_three_actions(world: World) -> None:
     queue = await event_counts(world.queue_of("work"))
     run = await event_counts(world.run(1))
     signals, markers = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED, EventType.EVENT_TYPE_MARKER_RECORDED
-    calls = run[EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED]
-    assert calls == 2
-    assert queue[signals] == 2 * (calls + 1), "one more returns the last slot"
-    assert (run[signals], run[markers] - 1) == (calls, calls + 1), "one more marker is the report of the run's end"
+    assert run[EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED] == 2
+    assert queue[signals] == 2 * (grants + 1), "one more returns the last slot"
+    assert (run[signals], run[markers] - 1) == (grants, grants + 1), "one more marker is the report of the run's end"
 
 
 async def event_counts(workflow: WorkflowHandle[Any, Any]) -> Counter[int]:

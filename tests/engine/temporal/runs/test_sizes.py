@@ -21,7 +21,7 @@ from durably.engine.temporal.runs.sizes import (
     size_of,
     split_steps,
 )
-from durably.protocol.engine_errors import EventInvalidError, NotSupportedError
+from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
@@ -205,17 +205,11 @@ async def test_a_run_with_more_steps_than_updates_are_possible_completes() -> No
         for n in range(6):
             await ctx.step.run(f"s{n}", lambda n=n: executions.append(n))
         texts = await asyncio.gather(*(ctx.step.run(f"large{n}", large, n) for n in range(3)))
-        assert "no further change" in await ctx.step.run("skip", skip)
         return len("".join(texts))
 
     def large(number: int) -> str:
         executions.append(number)
         return "x" * MEGABYTE
-
-    async def skip() -> str:
-        with pytest.raises(NotSupportedError) as refused:
-            await on_temporal.engine.skip_delays(run.id)
-        return str(refused.value)
 
     try:
         async with running(server.address, app, function) as on_temporal:

@@ -7,7 +7,6 @@ reaches all of them even if this process ends. Visibility queries are not used, 
 import asyncio
 import datetime as dt
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
@@ -44,8 +43,8 @@ from durably.engine.temporal.ids import (
     make_event_id,
     make_run_id,
     run_workflow_id,
-    topic_name_of,
 )
+from durably.engine.temporal.index import search_attributes_of
 from durably.engine.temporal.messages import (
     RUN_MEMO,
     CancelRecord,
@@ -62,12 +61,11 @@ from durably.engine.temporal.messages import (
     RunOutcome,
     TopicRecord,
 )
-from durably.engine.temporal.records import TOPIC, Records
+from durably.engine.temporal.records import Records
 from durably.engine.temporal.routing.buckets import Buckets, has_buckets
 from durably.engine.temporal.routing.limit_queue import run_flow_of
 from durably.engine.temporal.routing.waits import Waits
 from durably.engine.temporal.routing.workflows import DELIVER, DELIVERED, SENDERS_TIME, EventWorkflow, cancel_waits
-from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
@@ -79,8 +77,6 @@ from durably.protocol.text import get_logger
 SEND, RESOLVE = "durably.send", "durably.resolve"
 """Local activities of runs."""
 _PARALLEL_EVENTS = 20
-_NAMES_FRESH_SECONDS = 10.0
-_MOST_NAMES = 1000
 _MOST_NAMED_FUNCTIONS = 8
 _MAX_DELIVERY_SECONDS = 3.0
 """Seconds for which a sender waits for the delivery of an event that is already durable."""
@@ -107,8 +103,56 @@ class Router:
         self.records = Records(client)
         self.waits = Waits(client)
         self.buckets = Buckets(client, self.records, self.run_input, self.start)
+        self.has_synced = False
+        """Whether an app has synced functions, as far as this process knows. The index has them later."""
+        self._unmatched = UnmatchedEvents(are_stored=False)
 
     # events
+
+    async def receive(
+        self,
+        events: Sequence[Event],
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+    ) -> EventReceipt:
+        """Route events. They are durable when this returns.
+
+        A repeated event with an id of its sender changes nothing, as long as the server keeps ended workflows. Raises
+        ``EventInvalidError``.
+        """
+        checked = [check_event(event, self._settings.max_event_bytes) for event in events]
+        id_seed = IdSeed(seed) if seed else None
+        now = wall_clock()
+        sent_by = (
+            _Sender(traceparent=traceparent) if sender is None else await self._find_sender(sender, now, traceparent)
+        )
+        records = [_record(each, id_seed, index, now, sent_by) for index, each in enumerate(checked)]
+        limit = asyncio.Semaphore(_PARALLEL_EVENTS)
+
+        async def route(record: EventRecord, event: Event) -> bool:
+            async with limit:
+                return (await self.route(record, is_deduplicated=bool(event.id))).is_known
+
+        known = await asyncio.gather(*map(route, records, events))
+        unmatched = dict.fromkeys(event.name for event, is_known in zip(events, known, strict=True) if not is_known)
+        if unmatched and not self.has_synced:
+            functions = await self._client.count_workflows("WorkflowType = 'durably.Function'")
+            self.has_synced = functions.count > 0
+        explained = self._unmatched.explain(unmatched, KnownNames(has_functions=self.has_synced))
+        return EventReceipt(ids=[record.id for record in records], unmatched=explained)
+
+    async def _find_sender(self, run_id: str, now: int, traceparent: str | None) -> "_Sender":
+        """The run that sends events.
+
+        Its events continue its trace and its chain.
+        """
+        run = await self.records.find_run(run_id)
+        if run is None:
+            return _Sender(run_id, traceparent)
+        traceparent = traceparent or trace_of_run(self._settings.tracing, run_id, run.traceparent)
+        return _Sender(run_id, traceparent, origin_of(0, run.origin, now), run.chain)
 
     async def route(self, event: EventRecord, *, is_deduplicated: bool = False) -> Routes:
         """Deliver an event to all of its targets. It is durable when this returns.
@@ -232,8 +276,14 @@ class Router:
         The run is skipped, or fails immediately, if the function must not start.
         """
         function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
-        outcome = self._outcome_of(record, events[0])
+        outcome = None
+        if (runaway := self._explain_runaway(record, events[0])) is not None:
+            outcome = RunOutcome(RunStatus.FAILED, runaway)
+        elif record.is_paused:
+            outcome = RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
         cancel_on = () if outcome is not None else cancel_on_of(function.flow, wall_clock())
+        timeouts = function.flow.options.timeouts
+        finish = None if timeouts is None else timeouts.finish
         return RunInput(
             run_id=make_run_id(events[0].at, events[0].id, function.id),
             function_id=function.id,
@@ -251,16 +301,8 @@ class Router:
                 for each in cancel_on
             ),
             flow=None if outcome is not None else run_flow_of(function.flow, events[0], wall_clock()),
-            finish_timeout=_finish_timeout_of(function),
+            finish_timeout=milliseconds(finish) if isinstance(finish, dt.timedelta) else finish,
         )
-
-    def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
-        runaway = self._explain_runaway(record, event)
-        if runaway is not None:
-            return RunOutcome(RunStatus.FAILED, runaway)
-        if record.is_paused:
-            return RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
-        return None
 
     def _explain_runaway(self, record: FunctionRecord, event: EventRecord) -> ErrorData | None:
         is_run_end = event.name in RUN_END_EVENTS
@@ -325,7 +367,7 @@ class Router:
         if has_buckets(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
             await self.buckets.trigger(function, msgspec.structs.replace(record, invoker=invoker))
-            return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
+            return ResolvedInvocation()
         await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
@@ -397,92 +439,6 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
         "source_app_id": invocation.source_app_id,
         "source_fn_id": invocation.source_function_id,
     }
-
-
-def _finish_timeout_of(function: SyncedFunction) -> int | str | None:
-    """The option ``timeouts.finish`` as a string, or in milliseconds."""
-    timeouts = function.flow.options.timeouts
-    finish = None if timeouts is None else timeouts.finish
-    return milliseconds(finish) if isinstance(finish, dt.timedelta) else finish
-
-
-# events from outside
-
-
-class EventReceiver:
-    def __init__(self, client: Client, router: Router, settings: EngineSettings) -> None:
-        self._client = client
-        self._router = router
-        self._settings = settings
-        self._unmatched = UnmatchedEvents(are_stored=False)
-        self._names = KnownNames()
-        self._names_read_at: float | None = None
-        self.has_synced = False
-        """Whether this process has synced functions. The index has them later."""
-
-    async def receive(
-        self,
-        events: Sequence[Event],
-        *,
-        seed: str | None = None,
-        sender: str | None = None,
-        traceparent: str | None = None,
-    ) -> EventReceipt:
-        """Route events. They are durable when this returns.
-
-        A repeated event with an id of its sender changes nothing, as long as the server keeps ended workflows. Raises
-        ``EventInvalidError``.
-        """
-        checked = [check_event(event, self._settings.max_event_bytes) for event in events]
-        id_seed = IdSeed(seed) if seed else None
-        now = wall_clock()
-        sent_by = (
-            _Sender(traceparent=traceparent) if sender is None else await self._find_sender(sender, now, traceparent)
-        )
-        records = [_record(each, id_seed, index, now, sent_by) for index, each in enumerate(checked)]
-        limit = asyncio.Semaphore(_PARALLEL_EVENTS)
-
-        async def route(record: EventRecord, event: Event) -> bool:
-            async with limit:
-                return (await self._router.route(record, is_deduplicated=bool(event.id))).is_known
-
-        known = await asyncio.gather(*map(route, records, events))
-        unmatched = dict.fromkeys(event.name for event, is_known in zip(events, known, strict=True) if not is_known)
-        explained = self._unmatched.explain(unmatched, await self._known_names()) if unmatched else {}
-        return EventReceipt(ids=[record.id for record in records], unmatched=explained)
-
-    async def _find_sender(self, run_id: str, now: int, traceparent: str | None) -> "_Sender":
-        """The run that sends events.
-
-        Its events continue its trace and its chain.
-        """
-        run = await self._router.records.find_run(run_id)
-        if run is None:
-            return _Sender(run_id, traceparent)
-        traceparent = traceparent or trace_of_run(self._settings.tracing, run_id, run.traceparent)
-        return _Sender(run_id, traceparent, origin_of(0, run.origin, now), run.chain)
-
-    async def _known_names(self) -> KnownNames:
-        """Known event names for explanations. They may lag, unlike the routes of events."""
-        if self._names_read_at is None or time.monotonic() - self._names_read_at > _NAMES_FRESH_SECONDS:
-            self._names_read_at = time.monotonic()
-            self._names = await self._read_names()
-        if self.has_synced and not self._names.has_functions:
-            self._names_read_at = None
-            return msgspec.structs.replace(self._names, has_functions=True)
-        return self._names
-
-    async def _read_names(self) -> KnownNames:
-        triggering, awaited = list[str](), list[str]()
-        async for found in self._client.list_workflows("WorkflowType = 'durably.Topic'", limit=_MOST_NAMES):
-            name = topic_name_of(found.id)
-            topic: TopicRecord = await found.memo_value(TOPIC, TopicRecord(), type_hint=TopicRecord)
-            if topic.triggers:
-                triggering.append(name)
-            elif topic.paths:
-                awaited.append(name)
-        functions = await self._client.count_workflows("WorkflowType = 'durably.Function'")
-        return KnownNames(triggering, awaited, has_functions=functions.count > 0)
 
 
 class _Sender(msgspec.Struct, frozen=True):

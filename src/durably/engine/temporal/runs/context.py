@@ -89,6 +89,8 @@ def stop(task: "asyncio.Task[None]") -> None:
 
 
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
+_MAX_HELD = 1000
+"""Milliseconds for which a run keeps a slot for its next calls, which then need no exchange with the queue."""
 _EARLY_SECONDS = 1
 """Time in which a call requests a slot that it has already. It usually does so in the same workflow task."""
 
@@ -101,8 +103,10 @@ class RunFlowControl:
         self._cancel = cancel
         self._flow = run.flow or RunFlowState()
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._slots: dict[int, tuple[int, int]] = {}
+        """The slots of calls: the generation that the queue knows, and the time of its grant."""
         self._joined: list[int] = []
-        self._left: list[int] = []
+        self._left: list[tuple[int, int]] = []
         self._change: asyncio.Task[None] | None = None
         self._asked: set[int] = set()
         """Generations that have requested a slot."""
@@ -141,6 +145,7 @@ class RunFlowControl:
             self._joined.append(generation)
             self._change_queue()
         await granted
+        self._slots.setdefault(generation, (generation, now()))
         self._has_started = True
         self._stop_timeout()
 
@@ -157,9 +162,10 @@ class RunFlowControl:
 
     def grant(self, generation: int) -> None:
         waiting = self._waiting.get(generation)
-        if waiting is not None:
-            if not waiting.done():
-                waiting.set_result(None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+        elif waiting is not None or any(generation == granted for granted, _ in self._slots.values()):
+            pass  # The grant was repeated.
         elif generation in self._asked or generation in self._early or self._has_ended:
             self._leave(generation)  # The call was released, or a stalled process queued it again.
         else:
@@ -173,10 +179,10 @@ class RunFlowControl:
     def release(self, generation: int) -> None:
         """Leave the queue. Does nothing if the call did not join."""
         if self._waiting.pop(generation, None) is not None:
-            self._leave(generation)
+            self._leave(*self._slots.pop(generation, (generation, 0)))
 
-    def _leave(self, generation: int) -> None:
-        self._left.append(generation)
+    def _leave(self, generation: int, since: int = 0) -> None:
+        self._left.append((generation, since))
         self._change_queue()
 
     def _change_queue(self) -> None:
@@ -184,11 +190,14 @@ class RunFlowControl:
             self._change = asyncio.create_task(self._send_changes())
 
     async def _send_changes(self) -> None:
-        """Send changes to the queue, one after another. A call and the next one usually share a change."""
+        """Send changes to the queue, one after another. A call usually gives its slot to the next one, without one."""
         queue, entry = self._flow.queue, self._flow.queue_entry
         assert queue is not None
         assert entry is not None
         while self._joined or self._left:
+            self._reuse_slots()
+            if not (self._joined or self._left):
+                break
             change = QueueChange(
                 queue=queue,
                 function_id=self._run.function_id,
@@ -196,11 +205,20 @@ class RunFlowControl:
                 queue_entry=entry,
                 joined=tuple(self._joined),
                 starts_run=not self._has_started,
-                left=tuple(self._left),
+                left=tuple(generation for generation, _ in self._left),
             )
             self._joined, self._left = [], []
             await workflow.execute_local_activity(CHANGE_QUEUE, change, start_to_close_timeout=_LOCAL_TIMEOUT)
         self._change = None
+
+    def _reuse_slots(self) -> None:
+        reusable = [slot for slot in self._left if now() < slot[1] + _MAX_HELD]
+        while self._joined and reusable:
+            generation, slot = self._joined.pop(0), reusable.pop(0)
+            if generation in self._waiting:
+                self._left.remove(slot)
+                self._slots[generation] = slot
+                self._waiting[generation].set_result(None)
 
     async def end(self, end: EndRun) -> None:
         """Release all slots, and report the end to steps that invoked it through a bucket."""

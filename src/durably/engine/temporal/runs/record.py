@@ -23,9 +23,6 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.model.records import (
-    MAX_LOG_CHARACTERS,
-    MAX_LOG_LINES,
-    MAX_METADATA_BYTES,
     AttemptRow,
     CallTimes,
     StepRow,
@@ -37,8 +34,6 @@ from durably.engine.model.records import (
     memo_times,
     unfinished_steps,
 )
-from durably.engine.model.runs import RunMetadata
-from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
 """Maximum number of step arguments that a run keeps. Further arguments are not shown."""
@@ -61,8 +56,6 @@ class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     unfinished: list[UnfinishedStep] = []
     started_at: int | None = None
     last_called_at: int | None = None
-    logs: list[LogLine] = []
-    metadata: list[RunMetadata] = []
 
 
 class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,16 +67,6 @@ class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
     total: int
     steps: list[StepRow] = []
     memos: list[msgspec.Raw] = []
-
-
-class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The argument of the Update ``annotate``.
-
-    It has lines of ``ctx.logger``, or metadata of an SDK.
-    """
-
-    lines: list[LogLine] = []
-    metadata: RunMetadata | None = None
 
 
 class RunRecord:
@@ -99,15 +82,12 @@ class RunRecord:
         self.ended_waits: dict[str, WaitTimes] = {}
         self.steps: list[StepRow] = []
         """The finished steps, in the order of the memos."""
-        self.logs: list[LogLine] = []
-        self.metadata: list[RunMetadata] = []
         self.started_at: int | None = None
         self._failed: list[AttemptRow] = []
         self._waits: dict[str, WaitTimes] = {}
         self._unfinished: list[UnfinishedStep] = []
         self._last_called_at: int | None = None
         self._arguments_bytes = 0
-        self._log_characters = 0
 
     def copy(self, steps: Sequence[StepRow]) -> None:
         """Copy steps of the run that this one repeats."""
@@ -176,20 +156,6 @@ class RunRecord:
     def _open(self, step_id: str, now: int, due: int | None = None, topic: str | None = None) -> None:
         self._waits[step_id] = WaitTimes(now, due, topic, self.called_at)
 
-    def annotate(self, annotation: Annotation) -> bool:
-        """Store an annotation. Returns false if part of it is dropped."""
-        if annotation.metadata is not None:
-            size = sum(len(bytes(each.body)) for each in (*self.metadata, annotation.metadata))
-            if size > MAX_METADATA_BYTES:
-                return False
-            self.metadata.append(annotation.metadata)
-        for line in sorted(annotation.lines, key=lambda line: line.at):
-            self._log_characters += len(line.message)
-            if len(self.logs) >= MAX_LOG_LINES or self._log_characters > MAX_LOG_CHARACTERS:
-                return False
-            self.logs.append(line)
-        return True
-
     # answers of queries
 
     def page(self, state: RunState, after: int) -> RecordPage:
@@ -208,8 +174,6 @@ class RunRecord:
             unfinished=self._unfinished,
             started_at=self.started_at,
             last_called_at=self._last_called_at,
-            logs=self.logs,
-            metadata=self.metadata,
         )
 
 

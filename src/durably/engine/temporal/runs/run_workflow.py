@@ -25,7 +25,6 @@ from durably.engine.core.inputs import (
     CloseWait,
     Command,
     Defer,
-    DelaysSkipped,
     EndRun,
     Input,
     Invoke,
@@ -36,7 +35,7 @@ from durably.engine.core.inputs import (
     WaitResolved,
     WriteMemo,
 )
-from durably.engine.core.machine import advance, find_delays
+from durably.engine.core.machine import advance
 from durably.engine.core.run_state import Policy, RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
@@ -60,7 +59,6 @@ from durably.engine.temporal.runs.activities import CANCEL, COPY_MEMOS, LOCAL_TI
 from durably.engine.temporal.runs.calls import RunCalls
 from durably.engine.temporal.runs.context import RunContext
 from durably.engine.temporal.runs.record import (
-    Annotation,
     RecordPage,
     RunRecord,
     StepsPage,
@@ -226,17 +224,6 @@ class RunWorkflow:
         return msgspec.structs.replace(page, events=[msgspec.Raw(event) for event in content.events], step_input=given)
 
     # reports
-
-    @workflow.update(name="skip_delays")
-    def _skip_delays(self, step_id: str | None) -> int:
-        """The number of sleeps and delayed attempts."""
-        sleeps, calls = find_delays(self._context.state, step_id, now())
-        self._apply(DelaysSkipped(step_id))
-        return len(sleeps) + len(calls)
-
-    @workflow.update(name="annotate")
-    def _annotate(self, annotation: Annotation) -> bool:
-        return self._record.annotate(annotation)
 
     @workflow.query(name="record")
     def _read_record(self, after: int) -> RecordPage:

@@ -18,8 +18,6 @@ from durably.engine.model.records import AttemptRow, StepRow
 from durably.engine.model.run_report import RunRows, report_calls, run_wait
 from durably.engine.model.runs import (
     FromStep,
-    LogEntry,
-    LogPage,
     Run,
     RunCall,
     RunStatus,
@@ -28,9 +26,9 @@ from durably.engine.model.runs import (
     to_optional_datetime,
 )
 from durably.engine.temporal.ids import CALL_ID_PREFIX, run_workflow_id
+from durably.engine.temporal.index import RunLists, RunQuery, memo_of, status_of, stored_event
 from durably.engine.temporal.messages import CopiedMemos, MemoRecord, RunInput
 from durably.engine.temporal.records import Records
-from durably.engine.temporal.reports.lists import RunLists, RunQuery, memo_of, status_of, stored_event
 from durably.engine.temporal.runs.record import RecordPage, StepsPage
 from durably.protocol.engine_errors import RunUnavailableError, StepNotFoundError
 from durably.protocol.opcodes import hash_step_id
@@ -105,25 +103,6 @@ class RunReports:
             has_more_children=has_more,
         )
 
-    async def record(self, run_id: str) -> RecordPage | None:
-        """The record of a run without its steps, or ``None`` if the run does not exist."""
-        if await self._lists.describe(run_id) is None:
-            return None
-        record, _ = await self._read_record(run_id)
-        return record
-
-    async def logs(self, run_id: str, position: int | None, limit: int) -> LogPage:
-        """Lines from ``position`` on (1 is the first); by default the latest."""
-        record = await self.record(run_id)
-        described = await self._lists.describe(run_id)
-        if record is None or described is None:
-            return LogPage(entries=[], position=1)
-        function_id = (await memo_of(described)).function_id
-        first = max(len(record.logs) - limit, 0) if position is None else position - 1
-        lines = record.logs[first : first + limit]
-        entries = [LogEntry(run_id=run_id, function_id=function_id, line=line) for line in lines]
-        return LogPage(entries=entries, position=first + len(lines) + 1)
-
     async def batch(self, run_id: str) -> msgspec.Raw | None:
         """The run's events in the protocol's form."""
         given = await self._lists.input(run_id)
@@ -192,7 +171,6 @@ class RunReports:
             state=None if run.status.has_ended else record.state,
             waits=record.waits,
             calls=calls,
-            logs=record.logs,
         )
 
     async def _read_record(self, run_id: str) -> tuple[RecordPage, list[AttemptRow]]:

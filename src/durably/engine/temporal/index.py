@@ -1,27 +1,33 @@
-"""Runs from Temporal's index of workflows and from Describe, without a worker: lists, views, outputs, events.
+"""Runs in Temporal's index and from Describe, without a worker: search attributes, lists, outputs, events, changes.
 
-The index lags, usually below a second. SQL stores of Temporal do not sort. So a list reads time intervals that are
-short enough to be sorted here.
+The index lags, usually below a second, so routing never uses it. Its attributes contain no data of events.
 """
 
 import asyncio
+import base64
+import binascii
 import datetime as dt
+import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import (
     Client,
     WorkflowExecution,
-    WorkflowExecutionCount,
+    WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
 )
+from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.transition import encode_error
+from durably.engine.model.overview import Changes
 from durably.engine.model.runs import (
     Relation,
     Run,
@@ -35,19 +41,66 @@ from durably.engine.model.runs import (
 from durably.engine.temporal.client import describe, ignoring_not_found
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, EventRecord, RunInput, RunMemo
-from durably.engine.temporal.search_attributes import (
-    APP,
-    EVENT,
-    EVENT_IDS,
-    FUNCTION,
-    PARENT,
-    STATUS,
-    keyword,
-    short_event_id,
-)
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
+from durably.temporal.namespace import indexed_type, register_and_wait
+
+APP = SearchAttributeKey.for_keyword("DurablyApp")
+FUNCTION = SearchAttributeKey.for_keyword("DurablyFunction")
+EVENT = SearchAttributeKey.for_keyword("DurablyEvent")
+"""The name of the event that triggered the run."""
+EVENT_IDS = SearchAttributeKey.for_keyword_list("DurablyEventIds")
+PARENT = SearchAttributeKey.for_keyword("DurablyParent")
+"""The run that started this one."""
+STATUS = SearchAttributeKey.for_keyword("DurablyStatus")
+"""The run's status, if Temporal has none for it: a skipped run, or a cancelled run whose workflow failed."""
+
+_KEYS = (APP, FUNCTION, EVENT, EVENT_IDS, PARENT, STATUS)
+_RPC_TIMEOUT = dt.timedelta(seconds=10)
+_MAX_TEXT = 255
+"""Number of characters that SQL visibility stores keep of a Keyword."""
+_MAX_WHOLE_IDS = 60
+"""Maximum number of ids whose list fits into the 2 KB of a value. If a run has more events, only the random parts of
+their ids are stored."""
+_RANDOM_CHARACTERS = 16
+
+
+def keyword(text: str) -> str:
+    """A string as an index stores it."""
+    return text[:_MAX_TEXT]
+
+
+def short_event_id(event_id: str) -> str:
+    """The random part of an event's id. A large batch has it instead of the id."""
+    return event_id[-_RANDOM_CHARACTERS:]
+
+
+def search_attributes_of(run: RunInput) -> TypedSearchAttributes:
+    ids: Sequence[str] = [event.id for event in run.events]
+    if len(ids) > _MAX_WHOLE_IDS:
+        ids = [short_event_id(each) for each in ids]
+    pairs: list[SearchAttributePair[Any]] = [
+        SearchAttributePair(APP, keyword(run.app_id)),
+        SearchAttributePair(FUNCTION, keyword(run.function_id)),
+        SearchAttributePair(EVENT, keyword(run.events[0].name)),
+        SearchAttributePair(EVENT_IDS, ids),
+    ]
+    if run.outcome is not None and run.outcome.status is RunStatus.SKIPPED:
+        pairs.append(SearchAttributePair(STATUS, RunStatus.SKIPPED.value))
+    if run.parent is not None:
+        pairs.append(SearchAttributePair(PARENT, run.parent))
+    return TypedSearchAttributes(pairs)
+
+
+async def register_search_attributes(client: Client) -> None:
+    """Register the attributes that the server lacks, and wait until it accepts them.
+
+    Raises ``SearchAttributeError`` with the commands to run if the server does not let this client register them, and
+    ``TemporalCredentialsError`` if it denies the whole namespace.
+    """
+    await register_and_wait(client, {key.name: indexed_type(key) for key in _KEYS}, _RPC_TIMEOUT)
+
 
 _STATUS_OF_WORKFLOW = {
     WorkflowExecutionStatus.RUNNING: RunStatus.RUNNING,
@@ -61,13 +114,9 @@ _MOST_OF_SUFFIX = 10_000
 """Maximum number of runs whose ids are compared for one list."""
 _LONGEST_OUTPUT = 16 * 1024
 _WHOLE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}\Z")
-_MOST_SORTED = 500
-"""Maximum number of runs that are read and sorted together."""
-_FIRST_INTERVAL = dt.timedelta(minutes=1)
-_SHORTEST_INTERVAL = dt.timedelta(milliseconds=1)
-_CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
-"""Maximum lead of the server's clock."""
-_EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_OF_INVALID_CURSORS = (None, RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.UNKNOWN)
+LONGEST_WAIT_SECONDS = 20.0
+_POLL_SECONDS = 1.0
 _RUNS = "WorkflowType = 'durably.Run' AND ExecutionStatus != 'ContinuedAsNew'"
 
 _QUERIES: dict[RunStatus, str] = {
@@ -77,17 +126,6 @@ _QUERIES: dict[RunStatus, str] = {
     RunStatus.CANCELLED: f"(ExecutionStatus IN ('Canceled', 'Terminated') OR {STATUS.name} = 'Cancelled')",
     RunStatus.SKIPPED: f"{STATUS.name} = 'Skipped'",
 }
-_OF_ENGINE = (RunStatus.CANCELLED, RunStatus.SKIPPED)
-"""Statuses that are stored in the search attribute."""
-_STATUS_OF_NAME = {
-    "Running": RunStatus.RUNNING,
-    "Completed": RunStatus.COMPLETED,
-    "Failed": RunStatus.FAILED,
-    "TimedOut": RunStatus.FAILED,
-    "Canceled": RunStatus.CANCELLED,
-    "Terminated": RunStatus.CANCELLED,
-}
-"""Statuses by Temporal's names, for workflows without the search attribute."""
 
 
 def quote(text: str) -> str:
@@ -101,7 +139,6 @@ class RunQuery(RunFilter, frozen=True, kw_only=True):
 
     event_id: str | None = None
     parent: str | None = None
-    ended_after: dt.datetime | None = None
 
     @property
     def query(self) -> str:
@@ -122,13 +159,12 @@ class RunQuery(RunFilter, frozen=True, kw_only=True):
         if self.event_id is not None:
             ids = f"{quote(self.event_id)}, {quote(short_event_id(self.event_id))}"
             clauses.append(f"{EVENT_IDS.name} IN ({ids})")
-        for condition, time in (
+        for condition, at in (
             ("StartTime >=", self.started_after),
             ("StartTime <", self.started_before),
-            ("CloseTime >=", self.ended_after),
         ):
-            if time is not None:
-                utc = time.astimezone(dt.UTC).isoformat(timespec="microseconds")
+            if at is not None:
+                utc = at.astimezone(dt.UTC).isoformat(timespec="microseconds")
                 clauses.append(f"{condition} {quote(utc.replace('+00:00', 'Z'))}")
         return " AND ".join(clauses)
 
@@ -137,6 +173,8 @@ class RunLists:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
+        self._counted_at = 0.0
+        self._counting: asyncio.Task[str] | None = None
 
     # one run
 
@@ -206,94 +244,44 @@ class RunLists:
 
     # the index
 
-    async def count(self, wanted: RunQuery) -> int:
-        return (await self._client.count_workflows(wanted.query)).count
-
-    async def count_by_status(self, wanted: RunQuery) -> dict[RunStatus, int]:
-        """Numbers of runs by status; running ones include scheduled ones.
-
-        Raises ``NotSupportedError`` if the server cannot count groups.
-        """
-        by_temporal, *by_engine = await asyncio.gather(
-            self._count_groups(f"{wanted.query} AND {STATUS.name} IS NULL"),
-            *(self._client.count_workflows(f"{wanted.query} AND {STATUS.name} = {quote(each)}") for each in _OF_ENGINE),
-        )
-        counts = dict.fromkeys(_QUERIES, 0)
-        for of_engine, found in zip(_OF_ENGINE, by_engine, strict=True):
-            counts[of_engine] += found.count
-        for group in by_temporal.groups:
-            status = _STATUS_OF_NAME.get(str(group.group_values[0]))
-            if status is not None:  # Lists by status have no other statuses either.
-                counts[status] += group.count
-        return counts
-
-    async def _count_groups(self, query: str) -> WorkflowExecutionCount:
-        try:
-            return await self._client.count_workflows(f"{query} GROUP BY ExecutionStatus")
-        except RPCError as error:
-            if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                raise NotSupportedError(f"the Temporal server cannot count runs by status: {error}") from None
-            raise
-
     async def read(self, wanted: RunQuery) -> list[WorkflowExecution]:
         """All runs, newest first."""
         found = [each async for each in self._client.list_workflows(wanted.query) if is_run(each)]
-        return sorted(found, key=_place, reverse=True)
+        return sorted(found, key=lambda each: (each.start_time, each.id), reverse=True)
 
-    async def walk(self, wanted: RunQuery, after: WorkflowExecution | None = None) -> AsyncIterator[WorkflowExecution]:
-        """Runs, newest first, after a run if given."""
-        now = dt.datetime.now(dt.UTC)
-        until = min(wanted.started_before or now + _CLOCK_DIFFERENCE, now + _CLOCK_DIFFERENCE)
-        if after is not None:
-            until = min(until, after.start_time + _SHORTEST_INTERVAL)
-        async for portion in self._portions(wanted, until):
-            for each in portion:
-                if after is None or _place(each) < _place(after):
-                    yield each
+    async def page(self, wanted: RunQuery, limit: int, cursor: str | None) -> RunPage:
+        """A page of runs in the order of the index. ``cursor`` is the server's.
 
-    async def _portions(self, wanted: RunQuery, until: dt.datetime) -> AsyncIterator[list[WorkflowExecution]]:
-        earliest, interval = wanted.started_after or _EARLIEST, _FIRST_INTERVAL
-        while until > earliest:
-            rest = msgspec.structs.replace(wanted, started_before=until)
-            if await self.count(rest) <= _MOST_SORTED:
-                yield await self.read(rest)
-                return
-            while True:
-                since = max(until - interval, earliest)
-                part = msgspec.structs.replace(wanted, started_after=since, started_before=until)
-                count = await self.count(part)
-                if count <= _MOST_SORTED or interval <= _SHORTEST_INTERVAL:
-                    break
-                interval = max(interval / 8, _SHORTEST_INTERVAL)
-            if count:
-                yield await self.read(part)
-            until = since
-            if count * 4 <= _MOST_SORTED:
-                interval *= 4
-
-    async def page(self, wanted: RunQuery, limit: int, cursor: str | None, id_suffix: str | None = None) -> list[Run]:
-        """A page of runs after the run ``cursor``.
-
-        Raises ``SelectionInvalidError`` for an unknown cursor, and ``NotSupportedError`` if too many runs must be
-        compared.
+        Raises ``SelectionInvalidError`` for an unknown cursor.
         """
-        position = None if cursor is None else await self.describe(cursor)
-        if cursor is not None and position is None:
+        try:
+            token = None if cursor is None else base64.b64decode(cursor, altchars=b"-_", validate=True)
+            pages = self._client.list_workflows(wanted.query, page_size=limit, next_page_token=token)
+            await pages.fetch_next_page()
+        except (binascii.Error, RPCError) as error:
+            if cursor is None or getattr(error, "status", None) not in _OF_INVALID_CURSORS:
+                raise
             raise SelectionInvalidError(
-                f"the cursor {cursor!r} does not name a run of this engine (any more): begin again"
-            )
+                f"the cursor {cursor!r} is not one of this engine, which are those of `GET /v1/search/runs`"
+            ) from None
+        runs = await self.views(each for each in pages.current_page or () if is_run(each))
+        after = base64.urlsafe_b64encode(pages.next_page_token).decode() if pages.next_page_token else None
+        return RunPage(runs=runs, cursor=after)
+
+    async def _find_by_suffix(self, wanted: RunQuery, id_suffix: str, limit: int) -> list[Run]:
+        """Runs with the end of an id. Raises ``NotSupportedError`` if too many ids must be compared."""
         found: list[WorkflowExecution] = []
         seen = 0
-        async for each in self.walk(wanted, position):
+        async for each in self._client.list_workflows(wanted.query):
             seen += 1
-            if id_suffix is None or each.id.endswith(id_suffix):
+            if each.id.endswith(id_suffix) and is_run(each):
                 found.append(each)
             if len(found) == limit:
                 break
-            if seen == _MOST_OF_SUFFIX and id_suffix is not None:
+            if seen == _MOST_OF_SUFFIX:
                 raise NotSupportedError(
-                    f"an engine on Temporal finds id suffixes among its {_MOST_OF_SUFFIX} newest runs only: give the "
-                    f"whole id instead of {id_suffix!r}"
+                    f"an engine on Temporal compares the ids of {_MOST_OF_SUFFIX} runs at most: give the whole id "
+                    f"instead of {id_suffix!r}"
                 )
         return await self.views(found)
 
@@ -301,14 +289,53 @@ class RunLists:
         """A page of runs. Outputs of more than 16 KiB are omitted."""
         id = None if wanted.id is None else wanted.id.strip().upper()
         if id is None:
-            runs = await self.page(wanted, limit, cursor)
+            page = await self.page(wanted, limit, cursor)
         elif _WHOLE_ID.match(id) is None:
-            runs = await self.page(wanted, limit, cursor, id)
+            page = RunPage(runs=await self._find_by_suffix(wanted, id, limit), cursor=None)
         elif (run := await self.describe(id)) is not None and await self._fits(run, wanted):
-            return RunPage(runs=[_shortened(await self.view(run))], cursor=None)
+            page = RunPage(runs=[await self.view(run)], cursor=None)
         else:
-            runs = await self.page(msgspec.structs.replace(wanted, event_id=id), limit, cursor)
-        return RunPage(runs=list(map(_shortened, runs)), cursor=runs[-1].id if len(runs) == limit else None)
+            page = await self.page(msgspec.structs.replace(wanted, event_id=id), limit, cursor)
+        runs = [
+            msgspec.structs.replace(run, output=None) if len(bytes(run.output or b"")) > _LONGEST_OUTPUT else run
+            for run in page.runs
+        ]
+        return RunPage(runs=runs, cursor=page.cursor)
+
+    async def wait_for_changes(self, after: int | None, run_id: str | None) -> Changes:
+        """Wait for another position than ``after``, which is that of a state. Positions are compared for equality."""
+        until = time.monotonic() + LONGEST_WAIT_SECONDS
+        while True:
+            position = await self._position(run_id)
+            if position != after or time.monotonic() >= until:
+                return Changes(position=position)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _position(self, run_id: str | None) -> int:
+        if run_id is None:
+            state = await self._state()
+        elif isinstance(described := await self.describe(run_id), WorkflowExecutionDescription):
+            pending = [
+                (each.activity_id, each.state, each.attempt) for each in described.raw_description.pending_activities
+            ]
+            state = f"{described.history_length} {described.status} {pending}"
+        else:
+            state = ""
+        return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1  # Below 2^53.
+
+    async def _state(self) -> str:
+        """The numbers of runs by Temporal's status. Each start and each end changes them.
+
+        They are at most a second old: all waiters share a request.
+        """
+        now = time.monotonic()
+        if self._counting is None or (self._counting.done() and now - self._counted_at >= _POLL_SECONDS):
+            self._counted_at, self._counting = now, asyncio.create_task(self._count())
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> str:
+        counted = await self._client.count_workflows(f"{RunQuery().query} GROUP BY ExecutionStatus")
+        return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
     async def _fits(self, execution: WorkflowExecution, wanted: RunQuery) -> bool:
         memo = await memo_of(execution)
@@ -377,15 +404,6 @@ def _error_output(cause: BaseException | None) -> msgspec.Raw:
         case _:
             name, message = type(cause).__name__, str(cause)
     return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))
-
-
-def _place(execution: WorkflowExecution) -> tuple[dt.datetime, str]:
-    return execution.start_time, execution.id
-
-
-def _shortened(run: Run) -> Run:
-    is_short = run.output is None or len(bytes(run.output)) <= _LONGEST_OUTPUT
-    return run if is_short else msgspec.structs.replace(run, output=None)
 
 
 def stored_event(event: EventRecord) -> StoredEvent:

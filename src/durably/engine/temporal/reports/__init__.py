@@ -1,1 +1,0 @@
-"""Reports of runs, functions and events on Temporal, and bulk operations."""
