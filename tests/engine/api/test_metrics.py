@@ -231,5 +231,5 @@ def test_names_follow_the_conventions() -> None:
 async def test_every_metric_of_the_catalogue_is_read(path: Path) -> None:
     async with opened(path) as engine:
         assert sorted(metric.name for metric in await engine.read_metrics()) == sorted(
-            family.name for family in CATALOGUE
+            family.name for family in CATALOGUE if not family.name.startswith("log_")
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from durably.engine.api.metrics import CATALOGUE
 from durably.engine.log.log import CommitLog
 from durably.engine.log.standby import follow
 from durably.engine.model.settings import Durability
@@ -143,3 +144,25 @@ async def test_files_and_logs_of_different_databases_are_refused(make_url: objec
     engine = await SqliteEngine.open(tmp_path / "backup.db", log=CommitLog(make_url(f"{tmp_path.name}-new")))
     assert await numbers_of(engine) == [1]
     await engine.close()
+
+
+async def test_metrics_show_the_log(url: str, tmp_path: Path) -> None:
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url))
+    values = {
+        metric.name: metric.samples[0].value for metric in await engine.read_metrics() if metric.name.startswith("log_")
+    }
+    assert values.pop("log_sequence") >= 1
+    assert values.pop("log_bytes") > 100
+    assert 0 < values.pop("log_lease_seconds") < 10
+    assert values == {"log_up": 1, "log_leader": 1, "log_lag_entries": 0}
+    assert {f"log_{name}" for name in ("up", "leader", "sequence", "lag_entries", "lease_seconds", "bytes")} == {
+        family.name for family in CATALOGUE if family.name.startswith("log_")
+    } - {"log_snapshot_age_seconds"}
+    await engine.close()
+
+
+async def test_a_copy_of_a_log_is_not_opened_without_it(url: str, tmp_path: Path) -> None:
+    engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url))
+    await engine.close()
+    with pytest.raises(LogRefusedError, match="first"):
+        await SqliteEngine.open(tmp_path / "first.db")

@@ -14,7 +14,7 @@ import msgspec
 
 from durably.engine.core.calls import AttemptFailed, Unreached
 from durably.engine.core.ops import EXECUTED, REQUESTS
-from durably.engine.model.overview import FunctionLoad, OutboxReport
+from durably.engine.model.overview import FunctionLoad, LogState, OutboxReport
 from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.subscriptions import (
@@ -289,6 +289,22 @@ def read_gauges(state: EngineState, counters: EngineCounters) -> list[Metric]:
         Metric("start_time_seconds", [Sample((), state.started_at / 1000)]),
         Metric("build_info", [Sample((version("durably"),), 1)]),
     ]
+
+
+def read_log_gauges(state: LogState | None) -> list[Metric]:
+    """The gauges of the commit log. ``None``: its store cannot be reached."""
+    if state is None:
+        return [Metric("log_up", [Sample((), 0)])]
+    values = {
+        "log_up": 1,
+        "log_leader": int(state.role == "leader"),
+        "log_sequence": state.sequence,
+        "log_lag_entries": state.lag,
+        "log_lease_seconds": state.lease_remaining,
+        "log_bytes": state.log_bytes,
+        "log_snapshot_age_seconds": state.snapshot_age,
+    }
+    return [Metric(name, [Sample((), value)]) for name, value in values.items() if value is not None]
 
 
 def _read_sizes(database: Path) -> dict[str, int]:

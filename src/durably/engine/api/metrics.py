@@ -177,6 +177,13 @@ CATALOGUE: Sequence[Family] = (
         ("outbox",),
         is_sqlite_only=True,
     ),
+    Family("log_up", _GAUGE, "1 if the commit log's store can be reached, otherwise 0.", is_sqlite_only=True),
+    Family("log_leader", _GAUGE, "1 if this process leads the database, 0 if it is a standby.", is_sqlite_only=True),
+    Family("log_sequence", _GAUGE, "Number of the last entry that this process has.", is_sqlite_only=True),
+    Family("log_lag_entries", _GAUGE, "Entries that a standby lacks.", is_sqlite_only=True),
+    Family("log_lease_seconds", _GAUGE, "Rest of the leader's lease; negative after its end.", is_sqlite_only=True),
+    Family("log_bytes", _GAUGE, "Size of the commit log's entries.", is_sqlite_only=True),
+    Family("log_snapshot_age_seconds", _GAUGE, "Age of the last snapshot in the store.", is_sqlite_only=True),
     Family("start_time_seconds", _GAUGE, "Time at which the engine started, in seconds since the epoch."),
     Family("build_info", _GAUGE, "Always 1, with the version of Durably.", ("version",)),
 )

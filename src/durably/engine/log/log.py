@@ -17,8 +17,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
-
+from durably.engine.model.overview import LogState
 from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import explain, migrate, open_file
 from durably.engine.sqlite.maintenance import copy_database
@@ -45,6 +44,7 @@ _RETRY_SECONDS = 0.05, 1.0
 _APPLIED_TOGETHER = 500
 _PART_BYTES = 1024 * 1024
 _SNAPSHOTS_KEPT = 2
+_STATE_SECONDS = 1.0
 
 _logger = get_logger("durably.engine")
 
@@ -68,28 +68,6 @@ def open_store(url: str) -> LogStore:
         if "://" in url
         else "the commit log must be a URL: postgresql://… or s3://bucket/prefix"
     )
-
-
-class LogState(msgspec.Struct, frozen=True):
-    """What people see of the commit log.
-
-    - ``role``: "leader" or "standby".
-    - ``sequence``: The number of the last entry that the local file contains.
-    - ``lag``: Entries of the log that the local file lacks. 0 for the leader.
-    - ``lease_remaining``: Seconds of the leader's lease, ``None`` if there was never a leader.
-    - ``leader``: The address of the leader for other machines, if it has one.
-    - ``log_bytes``: Bytes of the entries in the store.
-    - ``snapshot_age``: Seconds since the last snapshot, ``None`` if there is none.
-    """
-
-    store: str
-    role: str
-    sequence: int
-    lag: int
-    lease_remaining: float | None
-    leader: str
-    log_bytes: int
-    snapshot_age: float | None
 
 
 class CommitLog:
@@ -124,6 +102,8 @@ class CommitLog:
         self._closing = threading.Event()
         self._stops_waiting = threading.Event()
         self._append_began: float | None = None
+        self._renewed_at = 0.0
+        self._state: tuple[float, LogState | None] = 0.0, None
         self._bytes_since_snapshot = 0
         self._snapshot: threading.Thread | None = None
         self._renewing: threading.Thread | None = None
@@ -139,16 +119,19 @@ class CommitLog:
 
     # the local file
 
-    def open_database(self, path: Path, durability: Durability) -> RecordingConnection:
+    def open_database(self, path: Path, durability: Durability, *, must_exist: bool = False) -> RecordingConnection:
         """Open the local file, and bring it to the log's last entry.
 
         A missing file is restored, and one that contradicts the log is set aside and restored. The caller has the
-        file's lock. Raises ``LogRefusedError`` if file and log belong to different databases, ``LogDamagedError``,
-        ``DatabaseUnavailableError`` if the store cannot be reached, and the errors of ``open_file``.
+        file's lock. ``must_exist``: no log is begun. Raises ``LogRefusedError`` if file and log belong to different
+        databases, ``LogDamagedError``, ``DatabaseUnavailableError`` if the store cannot be reached, and the errors of
+        ``open_file``.
         """
         self._path = path
         with _unavailable():
             self._record = self._store.open()
+            if self._record is None and must_exist:
+                raise LogRefusedError(f"{self._store.name} does not exist: correct the log's URL")
             if self._record is None:
                 self._begin(path, durability)
             elif not path.exists() or not path.stat().st_size:
@@ -274,6 +257,30 @@ class CommitLog:
             applied += len(entries)
         return applied
 
+    # other processes
+
+    def find_leader(self) -> LeaderRecord | None:
+        """The other process that leads, if it serves processes of other machines. Then ``key`` is known.
+
+        It needs no local file. Raises ``LogUnavailableError``.
+        """
+        self._record = self._record or self._side.open()
+        leader = None if self._record is None else self._side.leader()
+        is_other = leader is not None and leader.node != self.node and leader.remaining >= 0
+        return leader if leader is not None and is_other and leader.address else None
+
+    def end_lease_of(self, node: str) -> None:
+        """End the lease of a process that has ended, if it led. Raises ``LogUnavailableError``."""
+        self._side.release(node)
+
+    def descriptors(self) -> list[int]:
+        return [*self._store.descriptors(), *self._side.descriptors()]
+
+    def interrupt(self) -> None:
+        """Break requests that have not been answered."""
+        self._store.interrupt()
+        self._side.interrupt()
+
     # the leader
 
     def may_take_over(self) -> bool:
@@ -300,7 +307,7 @@ class CommitLog:
             connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
-        self._leads = True
+        self._leads, self._renewed_at, self._state = True, time.monotonic(), (0.0, None)
         self._closing.clear()
         self._renewing = threading.Thread(target=self._renew, args=(on_lost,), name="durably-log", daemon=True)
         self._renewing.start()
@@ -354,6 +361,7 @@ class CommitLog:
         while not self._closing.wait(self.lease / _RENEWALS):
             if self._append_began is not None and time.monotonic() - self._append_began > _APPEND_SECONDS:
                 self._store.interrupt()
+            began = time.monotonic()
             try:
                 if not self._side.renew(leader):
                     self._leads = False
@@ -362,6 +370,7 @@ class CommitLog:
             except LogUnavailableError as error:
                 _logger.warning("the lease could not be renewed: %s", error)
                 continue
+            self._renewed_at = began
             if self._bytes_since_snapshot > self._snapshot_bytes and (
                 self._snapshot is None or not self._snapshot.is_alive()
             ):
@@ -393,18 +402,28 @@ class CommitLog:
     # both
 
     def state(self) -> LogState:
-        """Raises ``LogUnavailableError``."""
-        leader, snapshots = self._side.leader(), self._side.snapshots()
-        return LogState(
-            store=self._side.name,
-            role="leader" if self._leads else "standby",
-            sequence=self.sequence,
-            lag=0 if self._leads else max(0, self._side.last() - self.sequence),
-            lease_remaining=None if leader is None else leader.remaining,
-            leader="" if leader is None else leader.address,
-            log_bytes=self._side.entry_bytes(),
-            snapshot_age=snapshots[0][1] if snapshots else None,
-        )
+        """The state of the log, read from the store at most once a second. Raises ``DatabaseUnavailableError``."""
+        read_at, state = self._state
+        if state is None or time.monotonic() - read_at > _STATE_SECONDS:
+            with _unavailable():
+                leader, snapshots = self._side.leader(), self._side.snapshots()
+                state = LogState(
+                    store=self._side.name,
+                    role="leader" if self._leads else "standby",
+                    sequence=self.sequence,
+                    lag=0 if self._leads else max(0, self._side.last() - self.sequence),
+                    lease_remaining=None if leader is None else leader.remaining,
+                    leader="" if leader is None else leader.address,
+                    log_bytes=self._side.entry_bytes(),
+                    snapshot_age=snapshots[0][1] if snapshots else None,
+                )
+            self._state = time.monotonic(), state
+        return state
+
+    def check_lease(self) -> None:
+        """Raise ``DatabaseUnavailableError`` if the lease was not renewed in time: another process may lead."""
+        if (age := time.monotonic() - self._renewed_at) > self.lease:
+            raise DatabaseUnavailableError(f"the lease of the database was not renewed for {age:.0f} s")
 
     def stop_waiting(self) -> None:
         """Give an append up whose outcome is unknown. The next leader finds out whether the log has it."""
@@ -414,7 +433,10 @@ class CommitLog:
         """End the lease, so that a standby takes over at once. The log can be used again with ``open_database``."""
         self._closing.set()
         if self._renewing is not None:
-            self._renewing.join()
+            self._renewing.join(self.lease)
+            if self._renewing.is_alive():  # The store does not answer.
+                self._side.interrupt()
+                self._renewing.join()
         if self._leads:
             self._leads = False
             with contextlib.suppress(LogUnavailableError):

@@ -28,13 +28,14 @@ async def follow(log: CommitLog, path: Path, durability: Durability) -> None:
         await asyncio.shield(following)
     except asyncio.CancelledError:
         stop.set()
+        log.interrupt()
         await following
         raise
 
 
 def _follow(log: CommitLog, path: Path, durability: Durability, stop: threading.Event) -> None:
     connection: sqlite3.Connection | None = None
-    complaint = ""
+    complaint, is_told = "", False
     try:
         while not stop.is_set():
             try:
@@ -44,6 +45,9 @@ def _follow(log: CommitLog, path: Path, durability: Durability, stop: threading.
                 complaint = ""
                 if log.may_take_over():
                     return
+                if not is_told:
+                    _logger.info("this process is a standby of %s; another process leads", log.store.name)
+                is_told = True
             except LogDamagedError:
                 if connection is None:
                     raise

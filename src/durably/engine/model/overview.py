@@ -7,8 +7,10 @@ import datetime as dt
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
 from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import redact_url
 
 from .runs import Run, RunStatus
 
@@ -54,6 +56,20 @@ class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
     app_id: str
     config: FunctionConfig
     is_paused: bool
+
+    @classmethod
+    def of(cls, function_id: str, app_id: str, config: FunctionConfig, is_paused: bool) -> "FunctionInfo":
+        steps = {
+            name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
+            for name, step in config.steps.items()
+        }
+        return cls(
+            id=function_id,
+            name=config.name or function_id,
+            app_id=app_id,
+            config=replace(config, steps=steps),
+            is_paused=is_paused,
+        )
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,12 +171,35 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
     since: dt.datetime | None
 
 
+class LogState(msgspec.Struct, frozen=True, kw_only=True):
+    """The commit log of an engine, and this process's part in it.
+
+    - ``role``: "leader" or "standby".
+    - ``sequence``: The number of the last entry that the local file contains.
+    - ``lag``: Entries of the log that the local file lacks. 0 for the leader.
+    - ``lease_remaining``: Seconds of the leader's lease, ``None`` if there was never a leader.
+    - ``leader``: The address of the leader for other machines, if it has one.
+    - ``log_bytes``: Bytes of the entries in the store.
+    - ``snapshot_age``: Seconds since the last snapshot, ``None`` if there is none.
+    """
+
+    store: str
+    role: str
+    sequence: int
+    lag: int
+    lease_remaining: float | None
+    leader: str
+    log_bytes: int
+    snapshot_age: float | None
+
+
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's state.
 
     ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
     for each status of runs that have not ended. ``retrying`` is how many of them have failed with their last attempt
-    since the engine's start, and are tried again; ``None`` on Temporal.
+    since the engine's start, and are tried again; ``None`` on Temporal. ``log`` is ``None`` without a commit log, or if
+    its store cannot be reached.
     """
 
     since: dt.datetime
@@ -171,6 +210,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     functions: list[FunctionLoad]
     concerns: list[Concern]
     retrying: int | None = None
+    log: LogState | None = None
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.api.counters import EngineState, read_gauges
+from durably.engine.api.counters import EngineState, read_gauges, read_log_gauges
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.model.calls import Caller, HttpCaller
@@ -26,6 +26,7 @@ from durably.engine.model.overview import (
     FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    LogState,
     OutboxReport,
     Overview,
     ScheduleInfo,
@@ -65,6 +66,7 @@ from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     ConfigInvalidError,
+    DatabaseUnavailableError,
     EngineError,
     RunNotFoundError,
     StaleCallError,
@@ -76,7 +78,7 @@ from durably.protocol.sync import SyncRequest
 from .overviews import Overviews
 from .queries import functions, runs
 from .runtime import Runtime
-from .transactions import annotations, bulk_operations, event_routing, operations
+from .transactions import bulk_operations, event_routing, operations
 from .transactions.bulk_operations import BulkOperationKind
 from .writer import CommitLog
 
@@ -167,9 +169,12 @@ class SqliteEngine(LocalEngine):
     async def verify(self) -> None:
         """Check that the database still belongs to this engine.
 
-        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes.
+        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes. With a
+        commit log, raises ``DatabaseUnavailableError`` if the lease is not certain.
         """
         await self._transact(lambda transaction: None)
+        if self._runtime.log is not None:
+            self._runtime.log.check_lease()
 
     def observe(self, observer: Observer) -> None:
         """Report to ``observer`` what this engine does from now on."""
@@ -228,9 +233,13 @@ class SqliteEngine(LocalEngine):
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        notes, awaited = await self._read(
-            lambda connection: (_read_notes(connection, event.id), runs.awaited_names(connection))
-        )
+
+        def read(connection: sqlite3.Connection) -> tuple[list[str], list[str]]:
+            row = connection.execute("SELECT notes FROM events WHERE id = ?", (event.id,)).fetchone()
+            notes = msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []
+            return notes, runs.awaited_names(connection)
+
+        notes, awaited = await self._read(read)
         return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
@@ -291,7 +300,16 @@ class SqliteEngine(LocalEngine):
         return EngineInfo(kind="SQLite")
 
     async def overview(self, *, since: datetime | None = None, until: datetime | None = None) -> Overview:
-        return await self._overviews.overview(since, until)
+        overview = await self._overviews.overview(since, until)
+        return replace(overview, log=await self._read_log())
+
+    async def _read_log(self) -> LogState | None:
+        """The state of the commit log, ``None`` if there is none or its store cannot be reached."""
+        log = self._runtime.log
+        if log is not None:
+            with contextlib.suppress(DatabaseUnavailableError):
+                return await asyncio.to_thread(log.state)
+        return None
 
     async def function_loads(
         self, *, since: datetime | None = None, until: datetime | None = None
@@ -384,12 +402,12 @@ class SqliteEngine(LocalEngine):
         return _raw(await self._read(runs.run_actions, run_id))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        return await self._transact(annotations.add_metadata, run_id, bytes(body))
+        return await self._transact(operations.add_metadata, run_id, bytes(body))
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
         if self._settings.server_kind is not ServerKind.DEV:
             return False
-        kept = await self._transact(annotations.add_run_logs, run_id, lines)
+        kept = await self._transact(operations.add_run_logs, run_id, lines)
         self._runtime.changes.note_run(run_id)
         return kept
 
@@ -398,13 +416,13 @@ class SqliteEngine(LocalEngine):
         self._overviews.outboxes[name] = OutboxReport(waiting=waiting, refused=refused, oldest=oldest, at=at)
 
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        return await self._read(annotations.list_metadata, run_id)
+        return await self._read(runs.list_metadata, run_id)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        return await self._transact(annotations.add_traces, content_type, body)
+        return await self._transact(operations.add_traces, content_type, body)
 
     async def run_traces(self, run_id: str) -> list[ExportedSpans]:
-        return await self._read(annotations.list_traces, run_id)
+        return await self._read(runs.list_traces, run_id)
 
     # metrics
 
@@ -420,7 +438,8 @@ class SqliteEngine(LocalEngine):
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
-        return [*counters.read(), *counters.read_store(), *gauges]
+        logged = [] if runtime.log is None else read_log_gauges(await self._read_log())
+        return [*counters.read(), *counters.read_store(), *gauges, *logged]
 
     # updates
 
@@ -430,8 +449,3 @@ class SqliteEngine(LocalEngine):
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:
     return None if body is None else msgspec.Raw(body)
-
-
-def _read_notes(connection: sqlite3.Connection, event_id: str) -> list[str]:
-    row = connection.execute("SELECT notes FROM events WHERE id = ?", (event_id,)).fetchone()
-    return msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []

@@ -7,6 +7,7 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import Self
 
 from durably.protocol.engine_errors import (
     DatabaseLinkedError,
@@ -221,6 +222,12 @@ class DatabaseLock:
         os.ftruncate(self._descriptor, 0)
         if note:
             os.write(self._descriptor, note.encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Release the lock. In a forked child the lock stays with the parent."""

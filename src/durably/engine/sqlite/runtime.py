@@ -28,6 +28,7 @@ from durably.protocol.engine_errors import (
     DatabaseReplacedError,
     DatabaseUnavailableError,
     EngineError,
+    LogRefusedError,
 )
 from durably.protocol.text import get_logger
 
@@ -79,7 +80,7 @@ class Runtime:
         self.settings = settings
         self._connection = connection
         self._lock = lock
-        self._log = log
+        self.log = log
         self.path = path
         self._closing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -155,6 +156,7 @@ class Runtime:
             lost: list[EngineError] = []
             if log is None:
                 connection = await asyncio.to_thread(open_database, path, settings.durability)
+                _refuse_copy_of_log(path, connection)
                 epoch = await _take_ownership(path, connection, after_epoch)
             else:
                 connection = await asyncio.to_thread(log.open_database, path, settings.durability)
@@ -207,13 +209,13 @@ class Runtime:
         await self.call_dispatcher.close(grace_seconds)
         await self._requests.close()
         self.transactions.close()
-        if self._log is None:
+        if self.log is None:
             await self._writer.close()
         else:
-            gives_up = asyncio.get_running_loop().call_later(self._log.lease, self._log.stop_waiting)
+            gives_up = asyncio.get_running_loop().call_later(self.log.lease, self.log.stop_waiting)
             await self._writer.close()
             gives_up.cancel()
-            await asyncio.to_thread(self._log.release)
+            await asyncio.to_thread(self.log.release)
         await self.statistics.close()
         await self.reader.close()
         await self._caller.close()
@@ -338,6 +340,15 @@ class Runtime:
     def _join_queue(self, call: ScheduledCall) -> None:
         self.transactions.transact_in_background(
             runs.join_queue, call.run_key, call.call.generation, run_key=call.run_key
+        )
+
+
+def _refuse_copy_of_log(path: Path, connection: sqlite3.Connection) -> None:
+    """Without the log, two engines would continue the same runs."""
+    if connection.execute("SELECT log_token FROM owner").fetchone() != (None,):
+        raise LogRefusedError(
+            f"the database {path} is a copy of a commit log: start the engine with that log. `durably backup` makes a "
+            "copy that belongs to none"
         )
 
 

@@ -1,14 +1,21 @@
 """An embedded engine that is served over HTTP."""
 
+import asyncio
+import contextlib
 import os
+from pathlib import Path
 from typing import Unpack
 
 from durably.engine.api.http.server import EngineServer, ServerOptions
+from durably.engine.log.log import CommitLog
+from durably.engine.log.standby import follow
+from durably.engine.model.overview import LogState
 from durably.engine.model.settings import EngineSettings
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import DatabaseLostError, DatabaseUnavailableError, EngineError
 from durably.protocol.text import describe_os_error
 
 from .engine import SqliteEngine
+from .files import DatabaseLock, find_file
 
 
 class DatabaseUnusableError(EngineError):
@@ -16,17 +23,37 @@ class DatabaseUnusableError(EngineError):
 
 
 async def serve_database(
-    path: str | os.PathLike[str], settings: EngineSettings, **options: Unpack[ServerOptions]
+    path: str | os.PathLike[str],
+    settings: EngineSettings,
+    *,
+    log: CommitLog | None = None,
+    **options: Unpack[ServerOptions],
 ) -> EngineServer:
     """Open the engine on the database at ``path``, and serve it: see ``EngineServer.open``.
 
-    Also raises ``DatabaseUnusableError``.
+    With a commit log, this is a standby as long as another process leads. Also raises ``DatabaseUnusableError``, and
+    the errors of ``follow``.
     """
 
     async def open_database() -> SqliteEngine:
         try:
-            return await SqliteEngine.open(path, settings)
+            if log is None:
+                return await SqliteEngine.open(path, settings)
+            while True:
+                file = find_file(Path(path))
+                with DatabaseLock(file):
+                    await follow(log, file, settings.durability)
+                with contextlib.suppress(DatabaseLostError):  # Another standby was faster.
+                    return await SqliteEngine.open(path, settings, log=log)
         except OSError as error:
             raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
 
+    async def read_state() -> LogState | None:
+        assert log is not None
+        with contextlib.suppress(DatabaseUnavailableError):
+            return await asyncio.to_thread(log.state)
+        return None
+
+    if log is not None:
+        options["standby"] = read_state
     return await EngineServer.open(open_database, settings, **options)

@@ -7,26 +7,28 @@ contain event keys.
 import contextlib
 import errno
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self, TypedDict
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from durably.engine.api.counters import read_log_gauges
 from durably.engine.api.dashboard.dashboard import Dashboard, DashboardKeys, KeySignIn
 from durably.engine.api.dashboard.messages import at_address_of
 from durably.engine.api.interface import LocalEngine
+from durably.engine.model.overview import LogState
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import describe_os_error, reachable
 
-from .application import create_api, ignore_sync
+from .application import HEALTH_PATH, create_api, ignore_sync
 from .connections import CONNECTIONS, ConnectionLimits, Connections
-from .metrics import create_metrics_page
-from .requests import SERVER_LOGGER, AllowedHosts, ApiKeys
+from .metrics import METRICS_PATH, create_metrics_page, write_text
+from .requests import SERVER_LOGGER, AllowedHosts, ApiKeys, answer_expectation, error_response, json_response
 from .syncs import AppDiscovery, OnSync
 
 _LIMITS = ConnectionLimits()
@@ -54,6 +56,7 @@ class ServerOptions(TypedDict, total=False):
     limits: ConnectionLimits
     on_sync: OnSync
     dashboard_keys: DashboardKeys | None
+    standby: Callable[[], Awaitable[LogState | None]] | None
 
 
 class EngineServer:
@@ -87,6 +90,7 @@ class EngineServer:
         limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
         dashboard_keys: DashboardKeys | None = None,
+        standby: Callable[[], Awaitable[LogState | None]] | None = None,
     ) -> Self:
         """Open the engine and serve its API.
 
@@ -94,6 +98,8 @@ class EngineServer:
         - ``event_keys``: Cloud mode needs them and signing keys; dev mode ignores them.
         - ``allowed_hosts``: Further hosts to which dev mode answers, in addition to those of this machine.
         - ``metrics_address``: A host and a port that serve only the metrics, without a key.
+        - ``standby``: Reads the state of the commit log while ``open_engine`` waits until this process leads. Until
+          then, ``/health`` and the metrics are served, and other requests are answered with 503.
         - ``dashboard_keys``: For the dashboard in cloud mode, which has none without them.
 
         Raises ``PortTakenError``, ``HostInvalidError``, and the errors of ``open_engine``.
@@ -110,7 +116,15 @@ class EngineServer:
                 if metrics_address is None
                 else listeners.enter_context(listen(*metrics_address, "--metrics-address"))
             )
-            engine = await open_engine()
+            if standby is None:
+                engine = await open_engine()
+            else:
+                async with contextlib.AsyncExitStack() as served:
+                    for each in (listener, metrics):
+                        if each is not None:
+                            app = create_standby(standby, has_metrics=each is metrics)
+                            await served.enter_async_context(_serve_until_open(app, each.dup(), limits))
+                    engine = await open_engine()
             listeners.pop_all()  # They are open as long as the server.
         origin = _origin_of(host, listener)
         is_dev = settings.server_kind is ServerKind.DEV
@@ -182,6 +196,40 @@ async def serve_api(
     assert runner.server is not None
     connections.start(listener, runner.server)
     return runner, connections
+
+
+@contextlib.asynccontextmanager
+async def _serve_until_open(
+    app: web.Application, listener: socket.socket, limits: ConnectionLimits
+) -> AsyncIterator[None]:
+    runner, connections = await serve_api(app, listener, limits, shutdown_timeout=0)
+    try:
+        yield
+    finally:
+        await connections.close()
+        await runner.cleanup()
+
+
+def create_standby(
+    read_state: Callable[[], Awaitable[LogState | None]], *, has_metrics: bool = False
+) -> web.Application:
+    """The API of a standby: it lives, is not ready, and refuses all other requests."""
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == HEALTH_PATH:
+            return json_response({"status": 200, "message": "OK"})
+        state = await read_state()
+        if has_metrics and request.path == METRICS_PATH:
+            body, kind = write_text(read_log_gauges(state), request.headers.get(hdrs.ACCEPT))
+            return web.Response(body=body, headers={hdrs.CONTENT_TYPE: kind})
+        lag = "" if state is None else f" ({state.lag} entries behind)"
+        response = error_response(503, f"this process is a standby{lag}: another process leads the database")
+        response.headers[hdrs.RETRY_AFTER] = "1"
+        return response
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer, expect_handler=answer_expectation)
+    return app
 
 
 def _origin_of(host: str, listener: socket.socket) -> str:
