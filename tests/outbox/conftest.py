@@ -1,8 +1,7 @@
-"""A PostgreSQL server for the tests of a session, with a new database for each URL."""
+"""A new database for each URL."""
 
 import itertools
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -11,15 +10,6 @@ import pytest
 from ..postgres import PostgresServer
 
 MakeUrl = Callable[[str], str]
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    # Not below pytest's directory, which another session closes to other users.
-    directory = Path(tempfile.mkdtemp(prefix="durably-postgres-"))
-    with PostgresServer(directory / "data") as server:
-        yield server
-    directory.rmdir()
 
 
 @pytest.fixture
