@@ -17,7 +17,7 @@ from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes, statistics
 from durably.engine.sqlite.queries import search
-from durably.engine.sqlite.transactions import annotations
+from durably.engine.sqlite.transactions import operations
 from durably.engine.temporal import records, support, workers
 from durably.engine.temporal.routing import bucket, workflows
 from durably.engine.temporal.runs import contents, sizes
@@ -100,8 +100,8 @@ EXPECTED = {
     ),
     "functions that a run defers": f"{limits.MAX_DEFERRED}",
     "data of deferred functions": size(limits.MAX_DEFERRED_BYTES),
-    "metadata of a run": size(annotations.MAX_METADATA_BYTES),
-    "spans of all runs": size(annotations.MAX_TRACES_BYTES),
+    "metadata of a run": size(operations.MAX_METADATA_BYTES),
+    "spans of all runs": size(operations.MAX_TRACES_BYTES),
     "calls under way": f"{SETTINGS.max_calls}",
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),

@@ -96,7 +96,9 @@ class App:
         self.warned_events: set[str] = set()
         self.is_served = False
         """Whether a handler of this process has functions of the app."""
-        self.logger: Logger = _default_logger(environment) if logger is None else as_logger(logger)
+        self.logger: Logger = logging.getLogger("durably") if logger is None else as_logger(logger)
+        if logger is None and (level := environment.read(LOG_LEVEL)) is not None:
+            self.logger.setLevel(level)
         mode = environment.mode  # An invalid value is an error, although is_production overrides it.
         if is_production is not None:
             mode = ServerKind.CLOUD if is_production else ServerKind.DEV
@@ -115,7 +117,11 @@ class App:
         if strict_replay is None:
             strict_replay = environment.read(STRICT_REPLAY)
         self.strict_replay = strict_replay is True
-        self.request_timeout = _seconds(request_timeout)
+        self.request_timeout = 30.0
+        if request_timeout is not None:
+            self.request_timeout = to_timedelta(request_timeout, "Client.request_timeout").total_seconds()
+        if not self.request_timeout:
+            raise FunctionConfigInvalidError("Client.request_timeout must be more than 0")
         has_origins = bool(api_base_url or event_api_base_url)
         self.engine = engine = open_temporal_url(engine, self.mode, environment, has_origins=has_origins)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
@@ -167,22 +173,6 @@ class App:
 
 
 App.__init__.__qualname__ = "Client.__init__"  # Python's errors about arguments have it, and users know only Client.
-
-
-def _default_logger(environment: Environment) -> logging.Logger:
-    logger = logging.getLogger("durably")
-    if (level := environment.read(LOG_LEVEL)) is not None:
-        logger.setLevel(level)
-    return logger
-
-
-def _seconds(timeout: Duration | None) -> float:
-    if timeout is None:
-        return 30.0
-    seconds = to_timedelta(timeout, "Client.request_timeout").total_seconds()
-    if not seconds:
-        raise FunctionConfigInvalidError("Client.request_timeout must be more than 0")
-    return seconds
 
 
 class CallInfo(msgspec.Struct, frozen=True, gc=False):

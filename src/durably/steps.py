@@ -197,7 +197,7 @@ class AI(msgspec.Struct, eq=False):
         self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[None, None, T]:
         """``run`` for a model's own client library; engines show such steps as AI calls."""
-        return self._call.step(_ai_wrap(self._app, step_id, handler, args, kwargs))
+        return self._call.step(_run(self._app, step_id, handler, args, kwargs, Unset, _AI_WRAP))
 
 
 class StepSync(msgspec.Struct, eq=False):
@@ -297,10 +297,12 @@ class AISync(msgspec.Struct, eq=False):
 
     def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See ``AI.wrap``."""
-        return self._call.step(_ai_wrap(self._app, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
+        return self._call.step(_run(self._app, step_id, handler, args, kwargs, Unset, _AI_WRAP))  # type: ignore[no-any-return]
 
 
 # -- requests
+
+_AI_WRAP = {"type": "step.ai.wrap"}
 
 
 def _run(
@@ -332,15 +334,9 @@ def _convert(request: StepRequest, codec: Codec) -> None:
     request.decode = partial(decode_as, codec, source)
 
 
-def _ai_wrap(
-    app: App, step_id: str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> StepRequest:
-    return _run(app, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
-
-
 def sleep_request(step_id: str, duration: Duration) -> StepRequest:
     text = _duration(step_id, duration)
-    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
+    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=lambda _: None)
 
 
 def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
@@ -350,14 +346,14 @@ def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
         text = format_timestamp(until)
     except OverflowError:
         raise DurationInvalidError(f'step "{step_id}": {until} is outside of the years 1 to 9999 in UTC') from None
-    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
+    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=lambda _: None)
 
 
 def _wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Duration) -> StepRequest:
     opts = {"event": _named(step_id, "event", event), "timeout": _duration(step_id, timeout)}
     if if_exp is not None:
         opts["if"] = if_exp
-    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event)
+    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=partial(_optional, Event))
 
 
 def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conflict: str) -> StepRequest:
@@ -368,7 +364,7 @@ def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_con
     opts = {"signal": _named(step_id, "signal", signal), "conflict": on_conflict}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
-    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
+    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=partial(_optional, Signal))
 
 
 def _invoke(
@@ -416,7 +412,9 @@ def _fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | Non
     opts: dict[str, Any] = {"url": url, "method": method.upper(), "headers": dict(headers or {})}
     if body is not None:
         opts["body"] = body if isinstance(body, str) else msgspec.json.encode(body).decode()
-    return StepRequest(_checked(step_id), Opcode.GATEWAY, opts=opts, decode=_response)
+    return StepRequest(
+        _checked(step_id), Opcode.GATEWAY, opts=opts, decode=partial(msgspec.convert, type=FetchResponse, strict=False)
+    )
 
 
 def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepRequest:
@@ -461,17 +459,5 @@ def _duration(step_id: str, duration: Duration) -> str:
     return format_duration(delta)
 
 
-def _nothing(data: Any) -> None:
-    return None
-
-
-def _event(data: Any) -> Event | None:
-    return None if data is None else msgspec.convert(data, Event)
-
-
-def _signal(data: Any) -> Signal | None:
-    return None if data is None else msgspec.convert(data, Signal)
-
-
-def _response(data: Any) -> FetchResponse:
-    return msgspec.convert(data, FetchResponse, strict=False)
+def _optional(kind: type[T], data: Any) -> T | None:
+    return None if data is None else msgspec.convert(data, kind)

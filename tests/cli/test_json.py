@@ -101,12 +101,6 @@ def test_invoked_runs_are_printed_as_json(ask: Run) -> None:
     assert started["function_id"] == "shop-place"
 
 
-def test_changed_functions_are_printed_as_json(ask: Run) -> None:
-    for command, is_paused in (("pause", True), ("resume", False)):
-        function = read(ask("functions", command, "shop-ship", "--json"))
-        assert (function["id"], function["is_paused"]) == ("shop-ship", is_paused)
-
-
 @pytest.fixture
 def database(directory: Path) -> Path:
     path = directory / "engine.db"

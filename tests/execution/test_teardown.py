@@ -93,12 +93,12 @@ async def test_a_task_that_swallows_its_cancellation_is_left_behind(
     engine = engine_for(function)
     run = Run({"name": "e", "data": {}, "id": "1", "ts": 1})
     answer = await engine.call(run)
-    assert ("StepPlanned" if waits_for == "steps" else "StepRun", "a") in answer.found()
-    assert "swallows asyncio.CancelledError" in caplog.text
     [left] = asyncio.all_tasks() - {asyncio.current_task()}
     is_over = True
     left.cancel()
     await asyncio.wait([left])
+    assert ("StepPlanned" if waits_for == "steps" else "StepRun", "a") in answer.found()
+    assert "swallows asyncio.CancelledError" in caplog.text
 
 
 async def test_a_request_cancelled_mid_call_cancels_the_handler() -> None:

@@ -3,13 +3,13 @@
 Requests from web pages are refused in development. The module also signs the answers, with the same keys.
 """
 
+import functools
 import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import msgspec
 
@@ -84,20 +84,11 @@ class CanonicalChecks:
         return self._credit
 
 
-_checks = CanonicalChecks()
-
-
-def _renew_checks() -> None:
-    """Replace the checks after a fork.
-
-    The executor's thread is gone, and the lock may be held permanently.
-    """
-    global _checks
-    _checks = CanonicalChecks()
-
+_checks = functools.cache(CanonicalChecks)
+"""The checks of this process. After a fork the executor's thread is gone, and the lock may be held permanently."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_checks)
+    os.register_at_fork(after_in_child=_checks.cache_clear)
 
 
 async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], io: IO) -> Verified:
@@ -108,14 +99,14 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
     """
     header = req.headers.get(Header.SIGNATURE)
     given = (req.body, header, keys, time.time())
-    check = partial(signatures.verify, *given)
+    check = functools.partial(signatures.verify, *given)
     try:
-        key = check() if len(req.body) <= _QUICK_BYTES else await io.compute(check, _checks.executor)
+        key = check() if len(req.body) <= _QUICK_BYTES else await io.compute(check, _checks().executor)
         verified = Verified(key, req.body)
     except SignatureMismatchError:
         if len(req.body) > MAX_CANONICAL_BYTES:
             signatures.verify_canonical(*given)  # raises the error with its reason
-        verified = await io.compute(partial(_checks.verify, *given), _checks.executor)
+        verified = await io.compute(functools.partial(_checks().verify, *given), _checks().executor)
     return verified
 
 

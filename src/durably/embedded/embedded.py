@@ -11,6 +11,7 @@ from typing import Any
 
 from durably.engine.api.http.metrics import EngineCollector
 from durably.engine.api.metrics import Metric
+from durably.engine.log.log import LEASE_SECONDS
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import check_place, resolve_path
@@ -23,6 +24,8 @@ from durably.protocol.text import get_logger
 
 from .follower import OPERATIONS, EngineMovedError
 from .handle import InProcessHandle
+from .log_node import LogNode
+from .network import Network, TlsFiles
 from .node import Node
 from .process import TIMEOUT_SECONDS, ProcessEngine
 from .remote_workers import Timing
@@ -37,9 +40,17 @@ _logger = get_logger("durably.engine")
 class EmbeddedProcess(ProcessEngine[Node]):
     """The ``InProcessEngine`` of ``Embedded``."""
 
-    def __init__(self, path: Path, max_calls: int, lease_seconds: float, settings: EngineSettings | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        max_calls: int,
+        lease_seconds: float,
+        settings: EngineSettings | None,
+        network: Network | None,
+    ) -> None:
         super().__init__(f"the engine on {path}", settings, max_calls, longest_gap=lease_seconds / 2)
         self._path = path
+        self._network = network
         self._timing = Timing(lease_seconds, lease_seconds / _HEARTBEATS_PER_LEASE)
         self._may_lead = True
 
@@ -93,13 +104,18 @@ class EmbeddedProcess(ProcessEngine[Node]):
         refuse_foreign(self._path)
 
     def _make_node(self, worker: LocalWorker, settings: EngineSettings) -> Node:
-        return Node(self._path, settings, worker, self._timing, get_engine_loop(), may_lead=self._may_lead)
+        arguments = (self._path, settings, worker, self._timing, get_engine_loop())
+        if self._network is not None:
+            return LogNode(*arguments, self._network, may_lead=self._may_lead)
+        return Node(*arguments, may_lead=self._may_lead)
 
     def _note_fork(self, node: Node) -> None:
         self._may_lead = self._may_lead and not node.holds_database
 
 
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
+_LEASE = dt.timedelta(seconds=2.5)
+_LEASE_WITH_LOG = dt.timedelta(seconds=LEASE_SECONDS)
 
 
 class Embedded(InProcessHandle[EmbeddedProcess]):
@@ -110,8 +126,26 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         client = Client(app_id="shop", engine=Embedded("durably.db"))
 
     - ``max_calls``: the maximum number of concurrent calls of this process.
-    - ``lease``: the time without a heartbeat after which other processes treat a process as dead.
+    - ``lease``: the time without a heartbeat after which other processes treat a process as dead. 2.5 s by default, 5 s
+      with a log.
     - ``settings``: settings of the engine, such as backoff of retries, durability, and limits.
+
+    To survive the loss of a machine or its disk, and to run on several machines, give all processes the same log. The
+    file at ``path`` is then each machine's own copy, and a machine with an empty disk gets the log's database::
+
+        engine=Embedded("durably.db", log="postgresql://durably@db.internal/durably")
+
+    - ``log``: where each commit goes before it is acknowledged: ``postgresql://…`` (the extra ``postgres``;
+      ``?log=NAME`` for several logs in one database), or ``s3://bucket/prefix`` (the extra ``s3``; configured as boto3
+      is). One process of all machines leads. The others reach it over TCP, with a key that the log holds: everybody who
+      can read the log can do what the app's processes can. If the leader ends, another machine takes over, at the
+      latest when ``lease`` is over.
+    - ``address``: where other machines reach this one while it leads, like ``"10.0.0.5:8290"``, or ``":8290"`` for the
+      port alone. By default the machine's address towards the store, and a free port. The leader listens at all
+      addresses of its machine.
+    - ``tls``: encrypt between machines. The paths of three PEM files: this machine's certificate, its key, and the
+      certificate of a CA of your own that has signed the certificates of all machines. Both sides verify it. Names in
+      the certificates do not matter.
 
     Other methods are the operations of an engine, for any event loop. Methods ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if no engine answers within 30 s, or if the leader
@@ -119,9 +153,10 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     Raises:
 
-    - ``ValueError`` for a lease that is too short, ``max_calls`` below 1, or ``":memory:"``
+    - ``ValueError`` for a lease that is too short, ``max_calls`` below 1, ``":memory:"``, a ``log`` of another kind, a
+      wrong ``address``, files of ``tls`` that cannot be used, or one of these two without a log
     - ``TypeError`` for a value of another type
-    - ``ImportError`` if the extra is not installed
+    - ``ImportError`` if an extra is not installed
     - ``OSError`` on Windows
     - ``RuntimeError`` under gevent and eventlet
     """
@@ -131,13 +166,18 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         path: str | os.PathLike[str],
         *,
         max_calls: int = 500,
-        lease: Duration = dt.timedelta(seconds=2.5),
+        lease: Duration | None = None,
         settings: EngineSettings | None = None,
+        log: str | None = None,
+        address: str | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
         check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
+        if lease is None:
+            lease = _LEASE if log is None else _LEASE_WITH_LOG
         lease = to_timedelta(lease, "Embedded.lease")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
@@ -148,8 +188,12 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
             )
         check_count(max_calls, "Embedded.max_calls")
         check_type(settings, "Embedded.settings", (EngineSettings, NoneType), "EngineSettings(…)")
+        if log is None and not (address is None and tls is None):
+            raise ValueError("Embedded.address and Embedded.tls are for several machines, which need a log: give log=…")
+        seconds = lease.total_seconds()
+        network = None if log is None else Network.read(log, address, tls, seconds)
         self.path = resolve_path(path)
-        self._process = EmbeddedProcess(self.path, max_calls, lease.total_seconds(), settings)
+        self._process = EmbeddedProcess(self.path, max_calls, seconds, settings, network)
 
     def __repr__(self) -> str:
         return f"Embedded({str(self.path)!r})"

@@ -1,4 +1,4 @@
-"""A follower: a process that reaches the engine through the HTTP API at the leader's socket.
+"""A follower: a process that reaches the engine through the leader's HTTP API, at a Unix socket or over TCP.
 
 Its operations are requests as any client makes them. Its functions run in calls that it asks for: see
 ``remote_workers.py``.
@@ -7,7 +7,9 @@ Its operations are requests as any client makes them. Its functions run in calls
 import asyncio
 import contextlib
 import os
+import ssl
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,22 +71,42 @@ class EngineMovedError(Error):
         self.is_unclear = is_unclear
 
 
+@dataclass(frozen=True)
+class RemoteLeader:
+    """The leader on another machine: its id and address in the log, and what it needs to trust this process."""
+
+    node: str
+    address: str
+    key: str
+    tls: ssl.SSLContext | None
+
+
 class Follower:
     """A follower's connection to the leader. Use ``connect``.
 
     It is lost when the leader closes it, has forgotten this worker, or has not answered for the lease
     (``was_silent``). The calls of this process are then cancelled, because the leader makes them again.
+
+    ``leader``: the socket of a leader on this machine, or the leader on another.
     """
 
-    def __init__(self, socket: Path, worker: LocalWorker, timing: Timing) -> None:
-        self.socket = socket
+    def __init__(self, leader: Path | RemoteLeader, worker: LocalWorker, timing: Timing) -> None:
+        self.leader = leader
         self.was_silent = False
         self._worker = worker
         self._timing = timing
         self._open = contextlib.ExitStack()
-        connector = aiohttp.UnixConnector(self._open.enter_context(sockets.address_of(socket)), limit=0)
+        connector: aiohttp.BaseConnector
+        headers = {}
+        if isinstance(leader, Path):
+            self._origin = "http://localhost"
+            connector = aiohttp.UnixConnector(self._open.enter_context(sockets.address_of(leader)), limit=0)
+        else:
+            self._origin = f"http{'s' if leader.tls else ''}://{leader.address}"
+            headers = {"host": "localhost", "authorization": f"Bearer {leader.key}"}
+            connector = aiohttp.TCPConnector(limit=0, ssl=leader.tls or True)
         self._http = aiohttp.ClientSession(
-            connector=connector, timeout=aiohttp.ClientTimeout(None), auto_decompress=False
+            connector=connector, timeout=aiohttp.ClientTimeout(None), auto_decompress=False, headers=headers
         )
         self._engine = HttpEngine(self._exchange_http)
         self._id = ""
@@ -97,21 +119,22 @@ class Follower:
         self._lost = asyncio.Event()
 
     @classmethod
-    async def connect(cls, socket: Path, worker: LocalWorker, timing: Timing) -> "Follower | None":
-        """Connect to the leader at a socket, and register this process.
+    async def connect(cls, leader: Path | RemoteLeader, worker: LocalWorker, timing: Timing) -> "Follower | None":
+        """Connect to the leader, and register this process.
 
-        Returns ``None`` if no process listens. Raises ``TimeoutError`` if one listens and does not answer for the
-        lease, ``EngineMovedError`` if it closes the connection, and ``EngineError`` if it refuses this process.
+        Returns ``None`` if no process listens at a socket. Raises ``TimeoutError`` if one listens and does not answer
+        for the lease, ``EngineMovedError`` if it closes the connection or another machine does not listen, and
+        ``EngineError`` if it refuses this process.
         """
         try:
-            follower = cls(socket, worker, timing)
+            follower = cls(leader, worker, timing)
         except OSError:
             return None
         try:
             await follower._register()
         except BaseException as error:
             await follower.close()
-            if isinstance(error, EngineMovedError) and not error.is_unclear:
+            if isinstance(error, EngineMovedError) and not error.is_unclear and isinstance(leader, Path):
                 return None
             raise
         loop = asyncio.get_running_loop()
@@ -163,9 +186,10 @@ class Follower:
                     while self._answers or self._checkpoints:
                         await self._send_some()
                     await self._send("DELETE", WORKER_PATH.format(worker_id=self._id))
-        await self._lose()
+        await self.lose()
 
-    async def _lose(self) -> None:
+    async def lose(self) -> None:
+        """Leave the leader at once, because it is lost."""
         if self._lost.is_set():
             return
         self._lost.set()
@@ -185,7 +209,7 @@ class Follower:
             pass
         except Exception:  # The leader has another version of the wire, perhaps.
             _logger.exception("process %d cannot read the leader's answer", os.getpid())
-        await self._lose()
+        await self.lose()
 
     async def _ask_for_calls(self) -> None:
         nothing = msgspec.json.encode(Exchange())
@@ -264,7 +288,7 @@ class Follower:
     async def _exchange_http(self, request: HttpRequest) -> HttpResponse:
         if self._lost.is_set():
             raise EngineMovedError("the leader is lost", is_unclear=False)
-        url = URL(f"http://localhost{request.target}", encoded=True)
+        url = URL(f"{self._origin}{request.target}", encoded=True)
         try:
             async with self._http.request(request.method, url, data=request.body, headers=request.headers) as response:
                 return HttpResponse(response.status, await response.read())

@@ -1,8 +1,12 @@
-"""The leader: the process that runs the engine, and serves its HTTP API to the other processes at a socket."""
+"""The leader: the process that runs the engine, and serves its HTTP API to the other processes.
+
+It serves those of its machine at a Unix socket, and, with a commit log, those of other machines over TCP.
+"""
 
 import asyncio
 import contextvars
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,10 @@ from typing import Any
 from aiohttp import web
 
 from durably.engine.api.http.application import create_api
-from durably.engine.api.http.connections import Acceptor
+from durably.engine.api.http.connections import CONNECTIONS, Acceptor, ConnectionLimits, Connections
 from durably.engine.api.http.requests import SERVER_LOGGER, ApiKeys, error_response
 from durably.engine.api.operations import Operation
+from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.files import DatabaseLock
@@ -29,6 +34,7 @@ from durably.protocol.text import get_logger
 from . import sockets
 from .dispatcher import Dispatcher, RunningCalls
 from .follower import EngineMovedError
+from .network import Network, key_check
 from .remote_workers import Timing, Workers
 from .worker import LocalWorker
 
@@ -39,6 +45,8 @@ _LOCK_SECONDS = 0.1
 """Interval of lock attempts while a stopped former leader has the lock file. That leader may end."""
 _API_CLOSE_SECONDS = 0.5
 """Seconds for HTTP requests to end before the leader closes."""
+_LIMITS = ConnectionLimits(max_connections=10_000)
+"""Of connections over TCP. A follower waits for each run with one."""
 
 _logger = get_logger("durably.engine")
 
@@ -60,6 +68,8 @@ class Leader:
         self._make_connection: Callable[[], asyncio.Protocol] = web.Server(_answer_starting)
         self._api: web.AppRunner | None = None
         self._socket = Path()
+        self._listener: socket.socket | None = None
+        self._connections: Connections | None = None
         self.engine: SqliteEngine
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
@@ -73,16 +83,21 @@ class Leader:
         timing: Timing,
         lock: DatabaseLock | None,
         after_epoch: int | None = None,
+        log: CommitLog | None = None,
+        network: Network | None = None,
     ) -> "Leader":
         """Start the engine on the database, and accept followers.
 
         ``lock`` is the database's lock file, or ``None`` if its owner sends no heartbeat. Without the lock, a new epoch
-        takes over the database, and the leader locks the file when it is free.
+        takes over the database, and the leader locks the file when it is free. ``log`` and ``network``: to lead several
+        machines.
 
         Raises the errors of ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
         """
         leader = cls(database, settings, worker, timing, lock)
         try:
+            if log is not None and network is not None:
+                leader._listener = network.listen(log)
             engine = await SqliteEngine.open(
                 database,
                 settings,
@@ -90,6 +105,7 @@ class Leader:
                 takes_lock=False,
                 after_epoch=after_epoch,
                 on_owned=leader._listen,
+                log=log,
             )
         except BaseException:
             await leader._leave()
@@ -100,7 +116,7 @@ class Leader:
         if lock is None:
             leader._tasks.append(asyncio.create_task(leader._get_lock()))
         try:
-            await leader._serve_api(engine)
+            await leader._serve_api(engine, log, network)
             await leader.update()
         except BaseException:
             await leader.close()
@@ -145,7 +161,7 @@ class Leader:
 
         Otherwise other processes do not notice the end of this process.
         """
-        listening = [self._acceptor.fileno()] if self._acceptor else []
+        listening = [each.fileno() for each in (self._acceptor, self._listener) if each is not None]
         server = None if self._api is None else self._api.server
         connections = [] if server is None else [each.transport for each in server.connections]
         return [*listening, *(each.get_extra_info("socket").fileno() for each in connections if each is not None)]
@@ -170,6 +186,10 @@ class Leader:
         if self._acceptor is not None:
             await self._acceptor.close()
             self._socket.unlink(missing_ok=True)
+        if self._connections is not None:
+            await self._connections.close()
+        if self._listener is not None:
+            self._listener.close()
         self._workers.close()
         if self._dispatcher.running is not None:
             self._dispatcher.running.close()
@@ -220,12 +240,15 @@ class Leader:
         sockets.remove_others(directory, epoch)
         _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
-    async def _serve_api(self, engine: SqliteEngine) -> None:
-        """Serve HTTP at the socket.
+    async def _serve_api(self, engine: SqliteEngine, log: CommitLog | None, network: Network | None) -> None:
+        """Serve HTTP at the socket, and over TCP with the key of the log.
 
-        Only this user can connect, so connections and lists need no limits.
+        Only this user can connect to the socket, so its connections and lists need no limits.
         """
         api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV), routes=self._workers.routes, has_limits=False)
+        if log is not None:
+            api[CONNECTIONS] = self._connections = Connections(_LIMITS)
+            api.middlewares.append(key_check(log.key))
         self._api = web.AppRunner(
             api,
             access_log=None,
@@ -238,6 +261,8 @@ class Leader:
         await self._api.setup()
         assert self._api.server is not None
         self._make_connection = self._api.server
+        if self._connections is not None and self._listener is not None and network is not None:
+            self._connections.start(self._listener, self._api.server, network.server_tls)
 
 
 async def _answer_starting(request: web.BaseRequest) -> web.StreamResponse:

@@ -22,6 +22,8 @@ from durably.protocol.engine_errors import (
     DatabasePathError,
     DatabaseReplacedError,
     EngineError,
+    LogDamagedError,
+    LogRefusedError,
 )
 from durably.protocol.text import get_logger
 
@@ -34,13 +36,13 @@ from .worker import LocalWorker
 
 _SEARCH_SECONDS = 0.025
 """Seconds between two attempts to find a leader or get the lock."""
-_STARTUP_DELAY_SECONDS = 0.5
+STARTUP_DELAY_SECONDS = 0.5
 """Seconds a process without functions, such as a shell, waits before it becomes leader."""
 _UNKNOWN_HOLDER_SECONDS = 1.0
 """Seconds the lock may exist without a note. Its owner writes the note just after it gets the lock."""
-_RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 """Seconds before another attempt after an error."""
-_UNUSABLE = (DatabasePathError, DatabaseCorruptError)
+_UNUSABLE = (DatabasePathError, DatabaseCorruptError, LogRefusedError, LogDamagedError)
 """Errors that only a user can fix. Requests fail with them immediately; the node still tries again."""
 
 _logger = get_logger("durably.engine")
@@ -184,7 +186,7 @@ class Node:
                 return
             except Exception as error:
                 self._report_error(error)
-                await asyncio.sleep(_RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
             self.last_error = None
             if self._files is None:
@@ -196,10 +198,11 @@ class Node:
             await role.wait_lost()
             self._worker.checkpoints.engine = None
             self._worker.heartbeat.lose_contact()
-            self.holds_database = False
+            if isinstance(role, Leader):
+                self.holds_database = False
             self._role = self.loop.create_future()
-            if isinstance(role, Follower):
-                self._silent_socket = role.socket if role.was_silent else None
+            if isinstance(role, Follower) and isinstance(role.leader, Path):
+                self._silent_socket = role.leader if role.was_silent else None
 
     def _give_up(self, error: DatabaseReplacedError) -> None:
         """Stop until the app is restarted.
@@ -245,8 +248,7 @@ class Node:
         if self._files is None:
             check_place(self._database)
             refuse_foreign(self._database)
-        make_directory(self._database.parent)
-        sockets.make_directory(self._directory)
+        self._make_directories()
         waited = 0.0
         while True:
             if self._files is not None:
@@ -257,18 +259,13 @@ class Node:
             except EngineMovedError as error:  # The leader was there just now.
                 self._log_error(error)
                 waited = 0.0
-            may_lead = self._may_lead and (self._worker.capacity().max_calls > 0 or waited > _STARTUP_DELAY_SECONDS)
+            may_lead = self._may_lead and (self._worker.capacity().max_calls > 0 or waited > STARTUP_DELAY_SECONDS)
             if may_lead:
                 with contextlib.suppress(DatabaseLockedError):
                     lock = DatabaseLock(self._database, LOCK_NOTE)
                     if (leader := await self._lead(lock)) is not None:
                         return leader
-            is_node = read_note(self._database) == LOCK_NOTE
-            if not is_node and waited > _UNKNOWN_HOLDER_SECONDS:
-                raise DatabaseLockedError(
-                    f"the database {self._database} belongs to another engine that is running, which is not in the "
-                    "processes of a web app: stop that engine, or use another database"
-                )
+            is_node = self._check_holder(waited)
             if may_lead and (self._silent_socket is not None or (is_node and waited > self._timing.lease)):
                 _logger.warning(
                     "the leader of the database %s has sent no heartbeat for %s s; process %d tries to take over",
@@ -282,6 +279,23 @@ class Node:
                     return leader
             await asyncio.sleep(_SEARCH_SECONDS)
             waited += _SEARCH_SECONDS
+
+    def _make_directories(self) -> None:
+        make_directory(self._database.parent)
+        sockets.make_directory(self._directory)
+
+    def _check_holder(self, waited: float) -> bool:
+        """Whether a node has the lock.
+
+        Raises ``DatabaseLockedError`` if another engine has it.
+        """
+        is_node = read_note(self._database) == LOCK_NOTE
+        if not is_node and waited > _UNKNOWN_HOLDER_SECONDS:
+            raise DatabaseLockedError(
+                f"the database {self._database} belongs to another engine that is running, which is not in the "
+                "processes of a web app: stop that engine, or use another database"
+            )
+        return is_node
 
     async def _follow(self) -> Follower | None:
         """Raises ``EngineMovedError`` if the connection breaks, and ``EngineError`` if the leader refuses it."""

@@ -116,7 +116,7 @@ class AsyncCall:
             await replay.start_new_code()
         # Use a fresh context, so that an enclosing run cannot leak into this one.
         main = contextvars.copy_context().run(self._create_main, function)
-        main.add_done_callback(self._function_ended)
+        main.add_done_callback(lambda _: self._end(None))
         try:
             ending = await self._ended
             if ending is None:
@@ -259,7 +259,11 @@ class AsyncCall:
         task = asyncio.current_task(self._loop)
         assert task is not None
         if self._is_closing:
-            await self._refuse_in_teardown(task)
+            # Refuse a step that is reached while the function's tasks are cancelled. The cancellation continues.
+            refusals = self._refusals[task] = self._refusals.get(task, 0) + 1
+            if refusals > _MAX_REFUSALS:
+                await self._loop.create_future()
+            raise asyncio.CancelledError("the call has ended")
         if (outer := in_step.get()) is not None:
             raise nested(step.request, outer)
         if task not in self._tasks:
@@ -280,9 +284,10 @@ class AsyncCall:
         if replay.step_memos.refusals and (refusal := replay.refusal(step)) is not None:
             await self._end_and_wait(Raised(refusal))
         if replay.is_last_taken and replay.is_replaying:
-            if replay.hooks is not None:
-                await self._start_new_code()
-            replay.is_replaying = False
+            try:
+                await replay.start_new_code()
+            except Exception as error:  # Error of a middleware hook, which the function cannot catch.
+                await self._end_and_wait(Raised(error))
         return value_of(step, memo)
 
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
@@ -384,16 +389,6 @@ class AsyncCall:
             if len(self._tasks) > 1:  # otherwise only the continuing task is left
                 self._idle_detector.progressed()
 
-    async def _start_new_code(self) -> None:
-        """End the replay.
-
-        An error of a middleware hook ends the call; the function cannot catch it.
-        """
-        try:
-            await self._replay.start_new_code()
-        except Exception as error:
-            await self._end_and_wait(Raised(error))
-
     async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision about a step.
 
@@ -415,16 +410,6 @@ class AsyncCall:
             del self._waiting[step.hashed_id]
             detector.remove_waiting(task)
 
-    async def _refuse_in_teardown(self, task: AnyTask) -> None:
-        """Refuse a step that is reached while the function's tasks are cancelled.
-
-        The cancellation continues.
-        """
-        refusals = self._refusals[task] = self._refusals.get(task, 0) + 1
-        if refusals > _MAX_REFUSALS:
-            await self._loop.create_future()
-        raise asyncio.CancelledError("the call has ended")
-
     # -- deciding
 
     def _decide(self) -> None:
@@ -437,7 +422,8 @@ class AsyncCall:
         while self._memoized:
             _, hashed_id = heapq.heappop(self._memoized)
             if hashed_id in waiting and hashed_id in replay.memos:
-                _resolve(waiting[hashed_id].future, True)
+                if not (future := waiting[hashed_id].future).done():  # otherwise its task has just been cancelled
+                    future.set_result(True)
                 return
         if not waiting or any(entry.future.done() for entry in waiting.values()):
             return  # the function waits for something that will wake it, or is about to wake
@@ -480,9 +466,6 @@ class AsyncCall:
                 self._idle_detector.stop()
             self._ended.set_result(ending)
 
-    def _function_ended(self, _: AnyTask) -> None:
-        self._end(None)
-
     async def _end_and_wait(self, ending: Ending) -> None:
         """End the call, and wait until its tasks are cancelled."""
         self._end(ending)
@@ -493,12 +476,6 @@ def _current_task() -> AnyTask:
     task = asyncio.current_task()
     assert task is not None
     return task
-
-
-def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    """Set the result, unless the waiting task has just been cancelled."""
-    if not future.done():
-        future.set_result(value)
 
 
 def _result_of_main(main: AnyTask) -> Ending:

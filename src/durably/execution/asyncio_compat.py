@@ -83,7 +83,12 @@ def classify(task: AnyTask, run_tasks: Collection[AnyFuture]) -> Wait:
         return wait
     if (waited_for := _waited_for(task)) is not None:
         return _classify_all(waited_for, run_tasks)
-    return Wait.TASKS if _waits_in_primitive(task) else Wait.OUTSIDE
+    # In a primitive of asyncio or anyio, tasks wait for each other.
+    _, filename, name = _innermost(task)
+    is_primitive = filename.endswith(_ASYNCIO_PRIMITIVES) or (
+        filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES)
+    )
+    return Wait.TASKS if is_primitive else Wait.OUTSIDE
 
 
 def _classify_future(future: AnyFuture, run_tasks: Collection[AnyFuture]) -> Wait:
@@ -93,7 +98,9 @@ def _classify_future(future: AnyFuture, run_tasks: Collection[AnyFuture]) -> Wai
         return Wait.TASKS
     if (children := _children(future)) is not None:
         return _classify_all(children, run_tasks)
-    return Wait.TASKS if any(future in _resolved_by(task) for task in run_tasks) else Wait.OUTSIDE
+    # Futures that a task's end resolves through a closure, such as the one that ``asyncio.shield`` returned.
+    resolved = (each for task in run_tasks for _, futures in forwarded_by(task) for each in futures)
+    return Wait.TASKS if any(each is future for each in resolved) else Wait.OUTSIDE
 
 
 def _classify_all(futures: Collection[AnyFuture], run_tasks: Collection[AnyFuture]) -> Wait:
@@ -160,15 +167,6 @@ def _waited_for(task: AnyTask) -> Collection[AnyFuture] | None:
     return (futures,) if isinstance(futures, asyncio.Future) else futures
 
 
-def _waits_in_primitive(task: AnyTask) -> bool:
-    """Whether the innermost frame belongs to a primitive of asyncio or anyio.
-
-    Tasks wait for each other through these primitives.
-    """
-    _, filename, name = _innermost(task)
-    return filename.endswith(_ASYNCIO_PRIMITIVES) or (filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES))
-
-
 def _innermost(task: AnyTask) -> tuple[Any, str, str]:
     """The awaitable that awaits the future, the file of its code, and its name."""
     innermost = None
@@ -176,15 +174,6 @@ def _innermost(task: AnyTask) -> tuple[Any, str, str]:
         innermost = awaitable
     code = _code_of(innermost)
     return (innermost, code.co_filename.replace("\\", "/"), code.co_name) if code is not None else (None, "", "")
-
-
-def _resolved_by(future: AnyFuture) -> Iterator[AnyFuture]:
-    """Futures that this future's end resolves through a closure.
-
-    An example is the future that ``asyncio.shield`` returned.
-    """
-    for _, resolved in forwarded_by(future):
-        yield from resolved
 
 
 def _resolved_by_callback(callback: Any) -> Iterator[AnyFuture]:
@@ -265,16 +254,12 @@ def running_clock(task: AnyTask, *, may_be_timed: bool) -> str | None:
 
 def _has_completion_deadline(task: AnyTask) -> bool:
     for callback, _context in getattr(task, "_callbacks", None) or ():
-        owner = getattr(callback, "__self__", None)  # since Python 3.13, an iterator
-        if owner is not None:
-            if type(owner).__qualname__ == "_AsCompletedIterator" and getattr(owner, "_timeout_handle", None):
-                return True
-            continue
-        code = getattr(callback, "__code__", None)
-        if code is not None and code.co_qualname.startswith("as_completed."):
-            cells = dict(zip(code.co_freevars, callback.__closure__ or (), strict=True))
-            if "timeout_handle" in cells and cells["timeout_handle"].cell_contents is not None:
-                return True
+        owner = getattr(callback, "__self__", None)
+        if type(owner).__qualname__ == "_AsCompletedIterator":  # since Python 3.13
+            return getattr(owner, "_timeout_handle", None) is not None
+        if getattr(callback, "__qualname__", "").startswith("as_completed."):
+            cells = dict(zip(callback.__code__.co_freevars, callback.__closure__ or (), strict=True))
+            return "timeout_handle" in cells and cells["timeout_handle"].cell_contents is not None
     return False
 
 

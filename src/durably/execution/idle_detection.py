@@ -4,7 +4,7 @@ The module also ends a call's tasks.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Set
+from collections.abc import Callable, Collection, Set
 from contextvars import Context
 
 from .asyncio_compat import AnyFuture, AnyTask, Wait, awaited_by, classify, forwarded_by, is_wakeup, waiter_of
@@ -93,7 +93,9 @@ class IdleDetector:
 
     def was_awaited(self, task: AnyTask) -> bool:
         """Whether the function has ever waited for the task."""
-        return self._awaited is not None and self._awaited.was_awaited(task, self._is_own_callback)
+        return self._awaited is not None and self._awaited.was_awaited(
+            task, lambda callback: getattr(callback, "__self__", None) is self
+        )
 
     def waits_longer(self) -> bool:
         """Whether to wait for ignored tasks anyway."""
@@ -119,7 +121,7 @@ class IdleDetector:
         self._watched.clear()
         if self._awaited is not None:
             self._awaited.close()
-        self._decide = _nothing  # breaks a cycle with the call, which would wait for the garbage collector
+        self._decide = lambda: None  # breaks a cycle with the call, which would wait for the garbage collector
 
     # -- looking
 
@@ -181,9 +183,6 @@ class IdleDetector:
         self._active |= (self._watched.pop(waiter) & self.tasks) - self._waiting
         self._moved()
 
-    def _is_own_callback(self, callback: object) -> bool:
-        return getattr(callback, "__self__", None) is self
-
     def _on_stall(self, progress: int) -> None:
         self._stall_timer = None
         if progress == self._progress and self._waiting:
@@ -195,10 +194,6 @@ class IdleDetector:
             self._seen_moves, self._quiet = self._moves, 0
         self._quiet += 1
         return self._quiet > _QUIET_ITERATIONS
-
-
-def _nothing() -> None:
-    """Replaces ``decide`` when the call is over."""
 
 
 IsOwn = Callable[[object], bool]
@@ -236,24 +231,16 @@ class AwaitedTasks:
         seen.add(future)
         if any(task.done() or self._was_awaited(task, is_own, seen) for task in self._awaiting.get(future, ())):
             return True
-        outers = _looking(future, is_own)
-        return any(self._was_awaited(outer, is_own, seen) if outer is not None else True for outer in outers)
+        for callback, outers in forwarded_by(future):
+            if any(self._was_awaited(outer, is_own, seen) for outer in outers):
+                return True
+            if not outers and not is_own(callback) and not is_wakeup(callback):
+                return True
+        return False
 
     def close(self) -> None:
         self._awaiting.clear()
         self._noted.clear()
-
-
-def _looking(future: AnyFuture, is_own: IsOwn) -> Iterator[AnyFuture | None]:
-    """Futures that this future's end resolves.
-
-    ``None`` for any other callback of the function.
-    """
-    for callback, outers in forwarded_by(future):
-        if outers:
-            yield from outers
-        elif not is_own(callback) and not is_wakeup(callback):
-            yield None
 
 
 _GRACE_SECONDS = 5.0
@@ -286,26 +273,15 @@ async def tear_down(tasks: Collection[AnyTask]) -> None:
                 break
         for task in running:
             if task not in overdue:
-                _forget_error(task)
+                # Retrieve the error, so that asyncio does not log it: the call has its outcome. The traceback of a
+                # cancellation would hold the frames of the function, its memos, and through them the task.
+                try:
+                    task.exception()
+                except asyncio.CancelledError as error:
+                    error.__traceback__ = None
         overdue_rounds += bool(overdue)
         if overdue_rounds == _MAX_ROUNDS:
+            message = "a durable function's task swallows asyncio.CancelledError, and continues after its call"
             for task in overdue:
-                _report(task)
+                task.get_loop().call_exception_handler({"message": message, "task": task})
             return
-
-
-def _forget_error(task: AnyTask) -> None:
-    """Retrieve the task's error, so that asyncio does not log it.
-
-    The call has its outcome. The traceback of a cancellation is dropped. It would hold the frames of the function, its
-    memos, and through them the task: a cycle that stays in memory until the next garbage collection.
-    """
-    try:
-        task.exception()
-    except asyncio.CancelledError as error:
-        error.__traceback__ = None
-
-
-def _report(task: AnyTask) -> None:
-    message = "a durable function's task continues although its call has ended: it swallows asyncio.CancelledError"
-    task.get_loop().call_exception_handler({"message": message, "task": task})

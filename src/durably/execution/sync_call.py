@@ -108,8 +108,11 @@ class SyncCall:
         if (outer := in_step.get()) is not None:
             raise nested(request, outer)
         replay = self._replay
-        if self._group is not None or self._branches.has_abandoned:
-            self._check_id(request.step_id)
+        if self._group is not None or self._branches.abandoned:
+            try:
+                self._branches.meet(request.step_id)
+            except StepIdAmbiguousError as error:
+                self._end(Raised(error))
         step = replay.identify(request)
         memo = replay.take(step, in_order=self._group is None)
         if memo is None:
@@ -117,28 +120,15 @@ class SyncCall:
         elif replay.step_memos.refusals and (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
         elif replay.is_last_taken and replay.is_replaying:
-            self._start_new_code()
+            try:
+                drive(replay.start_new_code())
+            except Exception as error:  # Error of a middleware hook, which the function cannot catch.
+                self._end(Raised(error))
         return value_of(step, memo)
-
-    def _check_id(self, step_id: str) -> None:
-        try:
-            self._branches.meet(step_id)
-        except StepIdAmbiguousError as error:
-            self._end(Raised(error))
 
     def _check_reached(self, found: str) -> None:
         if (diverged := self._replay.divergence(found)) is not None:
             self._end(diverged)
-
-    def _start_new_code(self) -> None:
-        """End the replay.
-
-        An error of a middleware hook ends the call; the function cannot catch it.
-        """
-        try:
-            drive(self._replay.start_new_code())
-        except Exception as error:
-            self._end(Raised(error))
 
     def _meet(self, step: Step) -> Memo:
         """End the call at a step without a memo.
@@ -310,11 +300,8 @@ class Branches:
     def __init__(self) -> None:
         self._path: list[_Branch] = []
         self._uses: dict[str, _Uses] = {}
-        self._abandoned: set[str] = set()
-
-    @property
-    def has_abandoned(self) -> bool:
-        return bool(self._abandoned)
+        self.abandoned: set[str] = set()
+        """Ids in groups that an error ended. Their other branches may continue after the function."""
 
     @contextmanager
     def branch(self, index: int, mode: ParallelMode) -> Iterator[None]:
@@ -325,22 +312,19 @@ class Branches:
             self._path.pop()
 
     def end_group(self, *, abandoned: bool) -> None:
-        """End a group.
-
-        ``abandoned``: an error ended it, and its other branches may continue after the function.
-        """
+        """End a group. ``abandoned``: an error ended it."""
         if self._path:
             self._path[-1].level += 1
             self._path[-1].has_groups = True
             return
         if abandoned:
-            self._abandoned.update(step_id for step_id, uses in self._uses.items() if any(map(any, uses.levels)))
+            self.abandoned.update(step_id for step_id, uses in self._uses.items() if any(map(any, uses.levels)))
         self._uses.clear()
 
     def meet(self, step_id: str) -> None:
         """Record the use of an id. Raises ``StepIdAmbiguousError``."""
         if not self._path:
-            if step_id in self._abandoned:
+            if step_id in self.abandoned:
                 raise _ambiguous(step_id)
             return
         innermost = self._path[-1]

@@ -261,7 +261,12 @@ class StepCheckpointer:
         """The answer, with all steps that the engine does not have."""
         self.close()
         if isinstance(ending, Returned) and self._unsent:
-            ending = _complete(ending)
+            # The function's end as an op, which can follow steps in one answer.
+            try:
+                data = msgspec.Raw(encode_output(ending.value, ending.source))
+                ending = FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+            except OutputUnserializableError as error:
+                ending = Raised(error)
         if self._must_commit_before(ending):
             await self._commit(self._io)
         if self._stale is not None:
@@ -293,15 +298,6 @@ class StepCheckpointer:
         """
         while self._timers:
             self._timers.pop().cancel()
-
-
-def _complete(returned: Returned) -> FoundSteps | Raised:
-    """The function's end as an op, which can follow steps in one answer."""
-    try:
-        data = msgspec.Raw(encode_output(returned.value, returned.source))
-    except OutputUnserializableError as error:
-        return Raised(error)
-    return FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
 
 
 class CallLeaseCheck:
@@ -378,8 +374,11 @@ class LogSender:
         with self._lock:
             pending, self._pending = self._pending, {}
         for run_id, of_run in pending.items():
+            if of_run.dropped:
+                note = f"{of_run.dropped} more lines are not kept: at most {MAX_LINES} of a run at a time"
+                of_run.lines.append(LogLine(at=of_run.lines[-1].at, level="WARNING", message=note))
             with contextlib.suppress(Exception):
-                await self._send(run_id, [*of_run.lines, *_note_of_dropped(of_run)])
+                await self._send(run_id, of_run.lines)
 
     async def _send(self, run_id: str, lines: list[LogLine]) -> None:
         app = self._app
@@ -407,10 +406,3 @@ def line_keeper(app: App, run_id: str, attempt: int) -> KeepLine | None:
     if sender is None:
         sender = _senders[app] = LogSender(app)
     return partial(sender.add, run_id, attempt)
-
-
-def _note_of_dropped(pending: _Pending) -> list[LogLine]:
-    if not pending.dropped:
-        return []
-    message = f"{pending.dropped} more lines are not kept: at most {MAX_LINES} of a run at a time"
-    return [LogLine(at=pending.lines[-1].at, level="WARNING", message=message)]

@@ -2,8 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import os
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -92,33 +92,14 @@ class IO(Protocol):
         ...
 
 
-class _Threads:
-    """The threads in which requests of async callers wait.
-
-    A forked child creates its own.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
-
-    def executor(self) -> ThreadPoolExecutor:
-        with self._lock:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="durably-http")
-            return self._executor
-
-
-_threads = _Threads()
-
-
-def _renew() -> None:
-    global _threads
-    _threads = _Threads()
+@functools.cache
+def _executor() -> ThreadPoolExecutor:
+    """The threads in which requests of async callers wait. A forked child creates its own."""
+    return ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="durably-http")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_executor.cache_clear)
 
 
 def send(request: Request) -> Response:
@@ -162,7 +143,7 @@ class AsyncIO:
     """Waits in the running event loop."""
 
     async def request(self, request: Request) -> Response:
-        return await asyncio.get_running_loop().run_in_executor(_threads.executor(), send, request)
+        return await asyncio.get_running_loop().run_in_executor(_executor(), send, request)
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -3,6 +3,7 @@
 ``http_client`` imports this module with the first request, because many processes send none.
 """
 
+import functools
 import logging
 import os
 import ssl
@@ -23,25 +24,6 @@ MAX_CONNECTIONS = 32
 _CHUNK_BYTES = 64 * 1024
 
 
-class _Connections:
-    """The process's connection pools.
-
-    A forked child creates its own.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._managers: dict[str | None, urllib3.PoolManager] = {}
-
-    def manager_for(self, url: str) -> urllib3.PoolManager:
-        """Raises ``urllib3.exceptions.HTTPError`` for an invalid proxy."""
-        proxy = _proxy_for(url)
-        with self._lock:
-            if proxy not in self._managers:
-                self._managers[proxy] = _make_manager(proxy)
-            return self._managers[proxy]
-
-
 def _proxy_for(url: str) -> str | None:
     """The proxy from the environment or the platform.
 
@@ -56,7 +38,9 @@ def _proxy_for(url: str) -> str | None:
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
-def _make_manager(proxy: str | None) -> urllib3.PoolManager:
+@functools.cache
+def _manager_of(proxy: str | None) -> urllib3.PoolManager:
+    """The connections by way of a proxy. A forked child creates its own."""
     options: dict[str, Any] = {"maxsize": MAX_CONNECTIONS, "retries": False}
     if proxy is None:
         return urllib3.PoolManager(**options)
@@ -66,16 +50,8 @@ def _make_manager(proxy: str | None) -> urllib3.PoolManager:
     return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
 
 
-_connections = _Connections()
-
-
-def _renew() -> None:
-    global _connections
-    _connections = _Connections()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+    os.register_at_fork(after_in_child=_manager_of.cache_clear)
 
 
 class _Quiet(threading.local):
@@ -99,7 +75,7 @@ def send(method: str, url: str, headers: Mapping[str, str], body: bytes | None, 
     deadline = time.monotonic() + timeout
     _quiet.is_sending = True
     try:
-        answer = _connections.manager_for(url).request(
+        answer = _manager_of(_proxy_for(url)).request(
             method,
             url,
             body=body,

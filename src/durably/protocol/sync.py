@@ -148,15 +148,13 @@ def _drop_unused(config: Any) -> Any:
             value = [_drop_unused_fields(entry) for entry in value] or None
         elif isinstance(value, dict):
             value = _drop_unused_fields(value)
-            if option.name in ("priority", "timeouts") and all(_is_blank(each) for each in value.values()):
+            if option.name in ("priority", "timeouts") and not any(
+                each.strip() if isinstance(each, str) else each for each in value.values()
+            ):
                 value = None
         if value is not None and not (isinstance(value, str) and not value.strip()):
             used[option.wire_name] = value
     return used
-
-
-def _is_blank(value: Any) -> bool:
-    return not (value.strip() if isinstance(value, str) else value)
 
 
 def _limits(value: Any) -> Any:

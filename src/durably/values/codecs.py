@@ -150,8 +150,9 @@ def type_name(typ: Any) -> str:
 
 def is_plain(typ: Any, seen: frozenset[int] = frozenset()) -> bool:
     """Whether values of the type are stored unchanged, without a check."""
-    if _is_in(typ, _PLAIN):
-        return True
+    with contextlib.suppress(TypeError):  # not hashable
+        if typ in _PLAIN:
+            return True
     origin = get_origin(typ)
     if isinstance(typ, TypeVar):
         return True
@@ -175,13 +176,6 @@ def is_plain(typ: Any, seen: frozenset[int] = frozenset()) -> bool:
     return origin in _PLAIN_DICTS and args[0] in (str, Any) and is_plain(args[1], seen)
 
 
-def _is_in(typ: Any, types: frozenset[Any]) -> bool:
-    try:
-        return typ in types
-    except TypeError:  # not hashable
-        return False
-
-
 def is_typed_dict(typ: Any) -> bool:
     return isinstance(typ, type) and issubclass(typ, dict) and hasattr(typ, "__total__")
 
@@ -196,10 +190,8 @@ def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
 # -- codecs
 
 
-class _CheckedCodec:
+class _CheckedCodec(Codec):
     """Stores a value only if the decoded value is equal."""
-
-    name: str
 
     def encode(self, value: Any, notify: Notify) -> Any:
         data = self._to_json(value)
@@ -218,9 +210,6 @@ class _CheckedCodec:
             if change is not None:
                 notify(change)
         return data
-
-    def decode(self, data: Any) -> Any:
-        raise NotImplementedError
 
     def _to_json(self, value: Any) -> Any:
         raise NotImplementedError

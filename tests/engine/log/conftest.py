@@ -1,40 +1,13 @@
-"""Stores of commit logs: a PostgreSQL server, and moto's server for S3."""
+"""Commit logs in each kind of store."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from tests.postgres import PostgresServer
 
 MakeUrl = Callable[[str], str]
 """The URL of a new log, by a name."""
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    with PostgresServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def s3_bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "id",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        }.items():
-            patch.setitem(os.environ, name, value)
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "bucket"
-    server.stop()
 
 
 @pytest.fixture(params=["postgres", "s3"])

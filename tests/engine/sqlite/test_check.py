@@ -136,4 +136,4 @@ def test_the_parts_of_a_check_are_reported(database: Path) -> None:
     names, numbers, totals = zip(*parts, strict=True)
     assert numbers == tuple(range(1, len(parts) + 1))
     assert set(totals) == {len(parts)}
-    assert {"the file", "runs", "the JSON of events", "functions"} <= set(names)
+    assert {"the file", "live runs", "the contents of events", "the contents of functions"} <= set(names)

@@ -10,41 +10,41 @@ from aiohttp import web
 from durably.engine.model.requests import OutboundClient, OutboundError
 
 
-async def test_too_large_an_answer(server: Any) -> None:
-    server.respond(body=gzip.compress(b"0" * 2_000_000), headers={"Content-Encoding": "gzip"})
-    outbound = OutboundClient(allow_private_addresses=True, max_bytes=1_000_000)
-    with pytest.raises(OutboundError, match="more than 1000000 bytes") as caught:
-        await outbound.fetch({"url": server.url})
-    assert not caught.value.retriable
-    await outbound.close()
+async def large(request: web.Request) -> web.StreamResponse:
+    return web.Response(body=gzip.compress(b"0" * 2_000_000), headers={"Content-Encoding": "gzip"})
 
 
-async def test_too_slow_an_answer(server: Any) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        await asyncio.Event().wait()
-        raise AssertionError
+async def never(request: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
 
+
+async def half(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Length": "1000"})
+    await response.prepare(request)
+    await response.write(b"some")
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "message", "is_retriable"),
+    [
+        (large, {"max_bytes": 1_000_000}, "more than 1000000 bytes", False),
+        (never, {"timeout": 0.05}, r"no complete answer within 0\.05 s", True),
+        (half, {}, "connection was lost", True),
+    ],
+)
+async def test_an_answer_that_is_not_complete(
+    server: Any, answer: Any, options: dict[str, Any], message: str, is_retriable: bool
+) -> None:
     server.answer = answer
-    outbound = OutboundClient(allow_private_addresses=True, timeout=0.05)
-    with pytest.raises(OutboundError, match=r"no complete answer within 0\.05 s") as caught:
+    outbound = OutboundClient(allow_private_addresses=True, **options)
+    with pytest.raises(OutboundError, match=message) as caught:
         await outbound.fetch({"url": server.url})
-    assert caught.value.retriable
+    assert caught.value.retriable is is_retriable
     await outbound.close()
-
-
-async def test_broken_answer_is_retried(server: Any, outbound: OutboundClient) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Length": "1000"})
-        await response.prepare(request)
-        await response.write(b"some")
-        assert request.transport is not None
-        request.transport.close()
-        return response
-
-    server.answer = answer
-    with pytest.raises(OutboundError, match="connection was lost") as caught:
-        await outbound.fetch({"url": server.url})
-    assert caught.value.retriable
 
 
 async def test_an_answer_that_is_not_http(outbound: OutboundClient) -> None:
@@ -62,24 +62,17 @@ async def test_an_answer_that_is_not_http(outbound: OutboundClient) -> None:
     assert caught.value.retriable
 
 
-async def test_refused_connection_is_retried(outbound: OutboundClient, serving: Any) -> None:
+async def test_a_connection_that_fails_is_retried(outbound: OutboundClient, server: Any, serving: Any) -> None:
     async with serving() as gone:
-        url = gone.url
-    with pytest.raises(OutboundError, match="no connection: ") as caught:
-        await outbound.fetch({"url": url})
-    assert caught.value.retriable
-    assert caught.value.name == "GatewayError"
-
-
-async def test_unknown_host_is_retried(outbound: OutboundClient) -> None:
-    with pytest.raises(OutboundError, match="host was not found") as caught:
-        await outbound.fetch({"url": "http://no-such-host.invalid/"})
-    assert caught.value.retriable
-
-
-async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: OutboundClient) -> None:
-    with pytest.raises(OutboundError, match="did not agree on TLS"):
-        await outbound.fetch({"url": server.url.replace("http:", "https:")})
+        closed = gone.url
+    for url, message in (
+        (closed, "no connection: "),
+        ("http://no-such-host.invalid/", "host was not found"),
+        (server.url.replace("http:", "https:"), "did not agree on TLS"),
+    ):
+        with pytest.raises(OutboundError, match=message) as caught:
+            await outbound.fetch({"url": url})
+        assert (caught.value.retriable, caught.value.name) == (True, "GatewayError")
 
 
 @pytest.mark.parametrize(

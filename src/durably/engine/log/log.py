@@ -257,6 +257,30 @@ class CommitLog:
             applied += len(entries)
         return applied
 
+    # other processes
+
+    def find_leader(self) -> LeaderRecord | None:
+        """The other process that leads, if it serves processes of other machines. Then ``key`` is known.
+
+        It needs no local file. Raises ``LogUnavailableError``.
+        """
+        self._record = self._record or self._side.open()
+        leader = None if self._record is None else self._side.leader()
+        is_other = leader is not None and leader.node != self.node and leader.remaining >= 0
+        return leader if leader is not None and is_other and leader.address else None
+
+    def end_lease_of(self, node: str) -> None:
+        """End the lease of a process that has ended, if it led. Raises ``LogUnavailableError``."""
+        self._side.release(node)
+
+    def descriptors(self) -> list[int]:
+        return [*self._store.descriptors(), *self._side.descriptors()]
+
+    def interrupt(self) -> None:
+        """Break requests that have not been answered."""
+        self._store.interrupt()
+        self._side.interrupt()
+
     # the leader
 
     def may_take_over(self) -> bool:
@@ -409,7 +433,10 @@ class CommitLog:
         """End the lease, so that a standby takes over at once. The log can be used again with ``open_database``."""
         self._closing.set()
         if self._renewing is not None:
-            self._renewing.join()
+            self._renewing.join(self.lease)
+            if self._renewing.is_alive():  # The store does not answer.
+                self._side.interrupt()
+                self._renewing.join()
         if self._leads:
             self._leads = False
             with contextlib.suppress(LogUnavailableError):

@@ -117,6 +117,9 @@ class PostgresLog(LogStore):
             with contextlib.suppress(psycopg.Error):
                 connection.close()
 
+    def descriptors(self) -> list[int]:
+        return [] if self._socket is None else [self._socket]
+
     def interrupt(self) -> None:
         if (number := self._socket) is not None:
             with contextlib.suppress(OSError), socket.socket(fileno=_duplicate(number)) as end:

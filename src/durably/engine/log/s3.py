@@ -10,6 +10,7 @@ Credentials, region and endpoint are those of boto3 (``AWS_ENDPOINT_URL``, ...).
 """
 
 import datetime as dt
+import functools
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -60,14 +61,17 @@ class S3Log(LogStore):
             raise LogRefusedError("the URL of a commit log in object storage must be s3://bucket/prefix")
         self._prefix = f"{prefix}/"
         self.name = f"the log {url}"
-        # The caller repeats requests, because it knows which may be repeated.
-        config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
-        self._s3: Any = boto3.client("s3", config=config)
         self._confirmed = dt.datetime.fromtimestamp(0, dt.UTC)
         """The store's time at which this process led for certain."""
         self._own_record: tuple[str, str] = "", ""
         """The node of the leader's record that this process wrote last, and the record's tag."""
         self._sizes: tuple[float, int] = (float("-inf"), 0)
+
+    @functools.cached_property
+    def _s3(self) -> Any:
+        # The caller repeats requests, because it knows which may be repeated.
+        config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+        return boto3.session.Session().client("s3", config=config)  # boto3's own session is for one thread.
 
     def _call(self, request: Callable[..., T], *accepted: int, **arguments: Any) -> T | int:
         """The response, or its status if that is one of ``accepted``."""
@@ -285,7 +289,8 @@ class S3Log(LogStore):
         """Requests have a limit of time of their own."""
 
     def close(self) -> None:
-        self._s3.close()
+        if (client := vars(self).pop("_s3", None)) is not None:
+            client.close()
 
 
 def _date(response: Any) -> dt.datetime:

@@ -28,6 +28,7 @@ async def follow(log: CommitLog, path: Path, durability: Durability) -> None:
         await asyncio.shield(following)
     except asyncio.CancelledError:
         stop.set()
+        log.interrupt()
         await following
         raise
 

@@ -146,6 +146,10 @@ class LogStore(abc.ABC):
     def trim(self, before: int) -> None:
         """Delete entries and snapshots with lower numbers."""
 
+    def descriptors(self) -> list[int]:
+        """Descriptors that a forked child must close: the store would think that this process lives."""
+        return []
+
     @abc.abstractmethod
     def interrupt(self) -> None:
         """Break a request that has not been answered. It then raises ``LogUnavailableError``. For any thread."""

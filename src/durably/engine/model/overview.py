@@ -7,8 +7,10 @@ import datetime as dt
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
 from durably.protocol.sync import FunctionConfig
+from durably.protocol.text import redact_url
 
 from .runs import Run, RunStatus
 
@@ -54,6 +56,20 @@ class FunctionInfo(msgspec.Struct, frozen=True, kw_only=True):
     app_id: str
     config: FunctionConfig
     is_paused: bool
+
+    @classmethod
+    def of(cls, function_id: str, app_id: str, config: FunctionConfig, is_paused: bool) -> "FunctionInfo":
+        steps = {
+            name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
+            for name, step in config.steps.items()
+        }
+        return cls(
+            id=function_id,
+            name=config.name or function_id,
+            app_id=app_id,
+            config=replace(config, steps=steps),
+            is_paused=is_paused,
+        )
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,7 +77,7 @@ from durably.protocol.sync import SyncRequest
 from .overviews import Overviews
 from .queries import functions, runs
 from .runtime import Runtime
-from .transactions import annotations, bulk_operations, event_routing, operations
+from .transactions import bulk_operations, event_routing, operations
 from .transactions.bulk_operations import BulkOperationKind
 from .writer import CommitLog
 
@@ -232,9 +232,13 @@ class SqliteEngine(LocalEngine):
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        notes, awaited = await self._read(
-            lambda connection: (_read_notes(connection, event.id), runs.awaited_names(connection))
-        )
+
+        def read(connection: sqlite3.Connection) -> tuple[list[str], list[str]]:
+            row = connection.execute("SELECT notes FROM events WHERE id = ?", (event.id,)).fetchone()
+            notes = msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []
+            return notes, runs.awaited_names(connection)
+
+        notes, awaited = await self._read(read)
         return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
@@ -397,23 +401,23 @@ class SqliteEngine(LocalEngine):
         return _raw(await self._read(runs.run_actions, run_id))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        return await self._transact(annotations.add_metadata, run_id, bytes(body))
+        return await self._transact(operations.add_metadata, run_id, bytes(body))
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
         if self._settings.server_kind is not ServerKind.DEV:
             return False
-        kept = await self._transact(annotations.add_run_logs, run_id, lines)
+        kept = await self._transact(operations.add_run_logs, run_id, lines)
         self._runtime.changes.note_run(run_id)
         return kept
 
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
-        return await self._read(annotations.list_metadata, run_id)
+        return await self._read(runs.list_metadata, run_id)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        return await self._transact(annotations.add_traces, content_type, body)
+        return await self._transact(operations.add_traces, content_type, body)
 
     async def run_traces(self, run_id: str) -> list[ExportedSpans]:
-        return await self._read(annotations.list_traces, run_id)
+        return await self._read(runs.list_traces, run_id)
 
     # metrics
 
@@ -438,8 +442,3 @@ class SqliteEngine(LocalEngine):
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:
     return None if body is None else msgspec.Raw(body)
-
-
-def _read_notes(connection: sqlite3.Connection, event_id: str) -> list[str]:
-    row = connection.execute("SELECT notes FROM events WHERE id = ?", (event_id,)).fetchone()
-    return msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []

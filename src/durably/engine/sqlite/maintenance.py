@@ -42,7 +42,10 @@ def check_database(path: Path, *, on_progress: Callable[[str, int, int], object]
         for number, (name, check) in enumerate(checks.items(), start=1):
             if on_progress is not None:
                 on_progress(name, number, len(checks))
-            problems += _abridge(list(check(connection)))
+            found = list(check(connection))
+            problems += found[:_MOST_OF_A_KIND]
+            if len(found) > _MOST_OF_A_KIND:
+                problems.append(f"… and {len(found) - _MOST_OF_A_KIND} more like that")
             if problems and check is _check_file:  # queries of a damaged file may fail, or not end
                 return problems
         return problems
@@ -52,21 +55,12 @@ def _checks() -> dict[str, _Check]:
     """The parts of the check, by name: the whole file, then about one table each."""
     return {
         "the file": _check_file,
-        **{f"the runs of {table}": partial(_check_run_keys, table) for table in _OF_RUNS},
-        **{f"the run states of {table}": partial(_check_state_keys, table) for table in _OF_LIVE_RUNS},
-        "runs": _check_runs,
+        **{name: partial(_find_rows, name) for name in _WRONG_ROWS},
         "run states": _check_run_states,
         "slots": _check_slots,
-        "the order of memos": _check_memos,
         "waits": _check_waits,
-        **{f"the JSON of {table}": partial(_check_json, table) for table in _JSON_TEXTS},
-        "functions": _check_functions,
+        **{f"the contents of {table}": partial(_check_contents, table) for table in _CONTENTS},
     }
-
-
-def _abridge(problems: list[str]) -> list[str]:
-    more = len(problems) - _MOST_OF_A_KIND
-    return problems if more <= 0 else [*problems[:_MOST_OF_A_KIND], f"… and {more} more like that"]
 
 
 def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
@@ -77,32 +71,46 @@ def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
     yield from (f"the file is damaged: {result}" for result in results if result != "ok")
 
 
-def _check_run_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
-    """Find rows without their run."""
-    query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
-    yield from (f"{table} hold rows of a run that does not exist (key {key})" for (key,) in connection.execute(query))
-
-
-def _check_state_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
-    """Find rows of live runs without the state of their run."""
-    query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM run_states)"
-    yield from (f"{table} hold rows of a run that has no run state (key {key})" for (key,) in connection.execute(query))
-
-
-def _check_runs(connection: sqlite3.Connection) -> Iterator[str]:
-    """Find live runs without state, ended runs with one, and runs without their event."""
-    missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM run_states)"
-    yield from (
-        f"run {run_id} is live but has no run state, so nothing continues it"
-        for (run_id,) in connection.execute(missing)
-    )
-    ended = f"SELECT id, status FROM runs JOIN run_states ON run_key = key WHERE status NOT IN {_LIVE}"
-    yield from (f"run {run_id} is {status} but has a run state" for run_id, status in connection.execute(ended))
-    lost = (
+_WRONG_ROWS = {
+    **{
+        f"the runs of {table}": (
+            f"{table} hold rows of a run that does not exist (key {{}})",
+            f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)",
+        )
+        for table in _OF_RUNS
+    },
+    **{
+        f"the run states of {table}": (
+            f"{table} hold rows of a run that has no run state (key {{}})",
+            f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM run_states)",
+        )
+        for table in _OF_LIVE_RUNS
+    },
+    "live runs": (
+        "run {} is live but has no run state, so nothing continues it",
+        f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM run_states)",
+    ),
+    "ended runs": (
+        "run {} is {} but has a run state",
+        f"SELECT id, status FROM runs JOIN run_states ON run_key = key WHERE status NOT IN {_LIVE}",
+    ),
+    "the events of runs": (
+        "run {} has lost an event that triggered it",
         "SELECT id FROM runs WHERE event_key NOT IN (SELECT key FROM events) OR key IN "
-        "(SELECT run_key FROM run_events WHERE event_key NOT IN (SELECT key FROM events))"
-    )
-    yield from (f"run {run_id} has lost an event that triggered it" for (run_id,) in connection.execute(lost))
+        "(SELECT run_key FROM run_events WHERE event_key NOT IN (SELECT key FROM events))",
+    ),
+    "the order of memos": (
+        "the memos of run {} have no clear order",
+        "SELECT runs.id FROM memos JOIN runs ON runs.key = run_key "
+        "GROUP BY run_key HAVING count(DISTINCT seq) != count(*) OR max(seq) != count(*) OR min(seq) != 1",
+    ),
+}
+"""Queries that find no rows in a consistent database, each with the sentence about a row."""
+
+
+def _find_rows(name: str, connection: sqlite3.Connection) -> Iterator[str]:
+    problem, query = _WRONG_ROWS[name]
+    yield from (problem.format(*row) for row in connection.execute(query))
 
 
 def _check_run_states(connection: sqlite3.Connection) -> Iterator[str]:
@@ -165,14 +173,6 @@ def _check_slots(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"of the slots {slot}, {counted.get(slot, 0)} count as taken, and calls take {taken[slot]}"
 
 
-def _check_memos(connection: sqlite3.Connection) -> Iterator[str]:
-    query = (
-        "SELECT runs.id FROM memos JOIN runs ON runs.key = run_key "
-        "GROUP BY run_key HAVING count(DISTINCT seq) != count(*) OR max(seq) != count(*) OR min(seq) != 1"
-    )
-    yield from (f"the memos of run {run_id} have no clear order" for (run_id,) in connection.execute(query))
-
-
 def _check_waits(connection: sqlite3.Connection) -> Iterator[str]:
     query = (
         "SELECT runs.id, invoked.id FROM waits JOIN runs ON runs.key = run_key LEFT JOIN events ON events.id = topic "
@@ -184,31 +184,37 @@ def _check_waits(connection: sqlite3.Connection) -> Iterator[str]:
         yield f"run {run_id} waits for the end of a run that it invoked: {what}"
 
 
-_JSON_TEXTS = {
+def _check_json(stored: bytes) -> object:
+    return msgspec.json.decode(stored, type=msgspec.Raw)
+
+
+_CONTENTS: dict[str, tuple[str, str, Callable[[bytes], object]]] = {
     "memos": (
-        "the memo of step {} of run {}",
+        "the memo of step {} of run {} is not JSON",
         "SELECT memo, name, runs.id FROM memos JOIN runs ON runs.key = run_key",
+        _check_json,
     ),
-    "events": ("the event {} ({})", "SELECT body, id, name FROM events"),
-    "runs": ("the output of run {} of {}", "SELECT output, id, function_id FROM runs WHERE output IS NOT NULL"),
+    "events": ("the event {} ({}) is not JSON", "SELECT body, id, name FROM events", _check_json),
+    "runs": (
+        "the output of run {} of {} is not JSON",
+        "SELECT output, id, function_id FROM runs WHERE output IS NOT NULL",
+        _check_json,
+    ),
+    "functions": (
+        "the configuration of function {} cannot be read",
+        "SELECT config, id FROM functions",
+        decode_function,
+    ),
 }
 
 
-def _check_json(table: str, connection: sqlite3.Connection) -> Iterator[str]:
-    what, query = _JSON_TEXTS[table]
+def _check_contents(table: str, connection: sqlite3.Connection) -> Iterator[str]:
+    problem, query, decode = _CONTENTS[table]
     for stored, *names in connection.execute(query):
         try:
-            msgspec.json.decode(stored, type=msgspec.Raw)
+            decode(stored)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            yield f"{what.format(*names)} is not JSON: {error}"
-
-
-def _check_functions(connection: sqlite3.Connection) -> Iterator[str]:
-    for function_id, config in connection.execute("SELECT id, config FROM functions"):
-        try:
-            decode_function(config)
-        except msgspec.MsgspecError as error:
-            yield f"the configuration of function {function_id} cannot be read: {error}"
+            yield f"{problem.format(*names)}: {error}"
 
 
 def back_up(database: Path, destination: Path, *, on_progress: Callable[[int, int], object] | None = None) -> int:

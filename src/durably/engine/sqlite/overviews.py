@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.flow.config import Schedule
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.functions import Registry
 from durably.engine.model.overview import (
     App,
     Concern,
@@ -25,7 +23,6 @@ from durably.engine.model.runs import to_datetime, to_optional_milliseconds
 from durably.engine.model.settings import Clock
 from durably.engine.sqlite.queries import loads
 from durably.engine.sqlite.queries.functions import (
-    PlannedSchedule,
     list_apps,
     percentile,
     planned_schedules,
@@ -93,14 +90,6 @@ def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis
     return Axis(first // step * step, -(-last // step) * step, step)
 
 
-class _Facts(msgspec.Struct, frozen=True):
-    """The result of one read of the database."""
-
-    queued: dict[str, QueuedLoad]
-    scheduled: int
-    concerns: list[Concern]
-
-
 class Overviews:
     """Reads the load and the counts of an engine."""
 
@@ -123,22 +112,19 @@ class Overviews:
         axis = plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_INTERVALS)
         registry, first_call_at = self._transactions.registry, self._call_dispatcher.first_call_at
 
-        def read(connection: sqlite3.Connection) -> _Facts:
-            return _Facts(
-                queued=loads.queued_loads(connection),
-                scheduled=loads.count_scheduled(connection, first_call_at),
-                concerns=[
-                    *loads.stuck_keys(connection, now),
-                    *loads.unmatched_events(connection, set(awaited_names(connection)), registry, now),
-                    *loads.paused_functions(connection),
-                ],
-            )
+        def read(connection: sqlite3.Connection) -> tuple[dict[str, QueuedLoad], int, list[Concern]]:
+            concerns = [
+                *loads.stuck_keys(connection, now),
+                *loads.unmatched_events(connection, set(awaited_names(connection)), registry, now),
+                *loads.paused_functions(connection),
+            ]
+            return loads.queued_loads(connection), loads.count_scheduled(connection, first_call_at), concerns
 
-        facts = await self._reader.read(read)
+        queued, scheduled, concerns = await self._reader.read(read)
         counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step)
         replayed = await self._replayed(counts, axis.since)
         functions = await self._loads(
-            facts.queued,
+            queued,
             plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_OF_FUNCTION),
         )
         live = sum(function.live for function in functions)
@@ -147,9 +133,9 @@ class Overviews:
             until=to_datetime(axis.until * MINUTE),
             interval_seconds=axis.step * 60,
             counts=run_counts(counts.values(), axis, replayed.values()),
-            live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
+            live={RunStatus.SCHEDULED: min(scheduled, live), RunStatus.RUNNING: max(live - scheduled, 0)},
             functions=functions,
-            concerns=await self._concerns(facts.concerns, now),
+            concerns=await self._concerns(concerns, now),
             retrying=len(self._statistics.retrying),
         )
 
@@ -190,19 +176,21 @@ class Overviews:
         """The schedules of active functions."""
         first_call_at, registry = self._call_dispatcher.first_call_at, self._transactions.registry
         planned = await self._reader.read(lambda connection: planned_schedules(connection, first_call_at))
-        found = ((each, _find_schedule(registry, each)) for each in planned)
-        return [self._schedule_view(each, schedule) for each, schedule in found if schedule is not None]
-
-    def _schedule_view(self, planned: PlannedSchedule, schedule: Schedule) -> ScheduleInfo:
-        controls = self._transactions.registry.controls.get(planned.function_id)
-        ticks = [planned.at, *itertools.islice(schedule.ticks_after(planned.at), _MOST_TICKS - 1)]
-        return ScheduleInfo(
-            function_id=planned.function_id,
-            schedule=planned.schedule,
-            next_ticks=[to_datetime(tick) for tick in ticks],
-            last_runs=planned.last_runs,
-            is_paused=controls is not None and controls.is_paused,
-        )
+        found = []
+        for each in planned:
+            function, controls = registry.find_active(each.function_id), registry.controls.get(each.function_id)
+            for schedule in () if function is None else function.flow.schedules:
+                if schedule.text == each.schedule:
+                    ticks = [each.at, *itertools.islice(schedule.ticks_after(each.at), _MOST_TICKS - 1)]
+                    view = ScheduleInfo(
+                        function_id=each.function_id,
+                        schedule=each.schedule,
+                        next_ticks=[to_datetime(tick) for tick in ticks],
+                        last_runs=each.last_runs,
+                        is_paused=controls is not None and controls.is_paused,
+                    )
+                    found.append(view)
+        return found
 
     async def _loads(
         self, queued: Mapping[str, QueuedLoad], axis: Axis, function_id: str | None = None
@@ -237,13 +225,6 @@ class Overviews:
         counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
         failing = loads.failing_functions(counts, await self._replayed(counts, last - HOUR), now)
         return [*loads.unreached_apps(self._statistics.unreached_apps), *failing, *others][:_MOST_CONCERNS]
-
-
-def _find_schedule(registry: Registry, planned: PlannedSchedule) -> Schedule | None:
-    """The schedule of an active function."""
-    function = registry.find_active(planned.function_id)
-    schedules = () if function is None else function.flow.schedules
-    return next((schedule for schedule in schedules if schedule.text == planned.schedule), None)
 
 
 def _load(

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from durably.engine.sqlite.transactions import annotations
+from durably.engine.sqlite.transactions import operations
 
 from .conftest import Harness
 
@@ -39,7 +39,7 @@ async def test_metadata_is_accepted_and_shown(dev: Harness) -> None:
 async def test_metadata_of_a_run_is_bounded(
     dev: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(annotations, "MAX_METADATA_BYTES", 100)
+    monkeypatch.setattr(operations, "MAX_METADATA_BYTES", 100)
     run_id = await start(dev)
     kept = [
         (await dev.json("POST", f"/v1/runs/{run_id}/metadata", json={"metadata": ["x" * 40]}))[1]["data"]["kept"]
@@ -63,7 +63,7 @@ async def test_spans_are_accepted_and_shown_with_their_run(dev: Harness, content
 
 
 async def test_the_oldest_spans_are_deleted_first(dev: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(annotations, "MAX_TRACES_BYTES", 100)
+    monkeypatch.setattr(operations, "MAX_TRACES_BYTES", 100)
     for number in range(10):
         body = f'{{"run":"r","n":{number}}}'.ljust(20)
         async with dev.http.post("/v1/traces/userland", data=body, headers={"content-type": "application/json"}):

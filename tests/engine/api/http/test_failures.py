@@ -6,7 +6,6 @@ import gzip
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -116,26 +115,14 @@ async def test_a_request_that_is_refused_is_not_unpacked(
     assert "a request's body did not match its headers" not in caplog.text
 
 
-async def exchange(harness: Harness, request: bytes) -> bytes:
-    parts = urlsplit(harness.server.origin)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    writer.write(request)
-    answer = await reader.readuntil(b"\r\n")
-    writer.close()
-    return answer
-
-
 async def test_the_log_quotes_nothing_of_an_unreadable_request(
     cloud: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    parts = urlsplit(cloud.server.origin)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    writer.write(get)
-    await reader.readuntil(b"\r\n\r\n")
-    writer.write(f"POST /e/{EVENT_KEY} not HTTP\r\n\r\n".encode())
-    assert b" 400 " in await reader.read()
-    writer.close()
+    async with connected(cloud.server.origin) as (reader, writer):
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"POST /e/{EVENT_KEY} not HTTP\r\n\r\n".encode())
+        assert b" 400 " in await reader.read()
     assert "a request was not HTTP, and was refused" in caplog.text
     assert EVENT_KEY not in caplog.text
 
@@ -143,9 +130,10 @@ async def test_the_log_quotes_nothing_of_an_unreadable_request(
 async def test_only_the_expectation_of_100_continue_is_met(dev: Harness) -> None:
     request = "POST {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 12\r\nExpect: {}\r\n\r\n"
     for path in ("/e/any", "/nowhere", "/health"):
-        assert b" 100 " in await exchange(dev, request.format(path, "100-continue").encode())
-        assert b" 417 " in await exchange(dev, request.format(path, "cake").encode())
-        assert b" 417 " in await exchange(dev, request.format(path, "Käse").encode("latin-1"))
+        for expectation, status in (("100-continue", b" 100 "), ("cake", b" 417 "), ("Käse", b" 417 ")):
+            async with connected(dev.server.origin) as (reader, writer):
+                writer.write(request.format(path, expectation).encode("latin-1"))
+                assert status in await reader.readline()
 
 
 async def test_failing_disk_answers_503(dev: Harness) -> None:
@@ -179,13 +167,11 @@ async def test_an_engine_without_its_database_answers_503_on_every_route(dev: Ha
 async def test_a_header_that_is_not_utf_8_is_refused(
     dev: Harness, request_line: str, header: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port = urlsplit(dev.server.origin).port
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = b'{"name":"a"}'
-    head = f"{request_line} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
-    writer.write(head.encode() + header.encode() + b": \xff\r\n\r\n" + body)
-    answer = await reader.read()
-    writer.close()
+    head = f"{request_line} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
+    async with connected(dev.server.origin) as (reader, writer):
+        writer.write(head.encode() + header.encode() + b": \xff\r\n\r\n" + body)
+        answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400"), answer
     assert "Traceback" not in caplog.text
 
@@ -203,11 +189,10 @@ async def test_a_client_that_leaves_within_a_body_is_not_a_failure(
             left.set()
 
     monkeypatch.setattr(application, "read_body", read_body)
-    port = urlsplit(dev.server.origin).port
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"POST /e/any HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-length: 100\r\n\r\n{{".encode())
-    await asyncio.wait_for(reading.wait(), 60)
-    writer.transport.abort()
+    async with connected(dev.server.origin) as (_, writer):
+        writer.write(b"POST /e/any HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100\r\n\r\n{")
+        await asyncio.wait_for(reading.wait(), 60)
+        writer.transport.abort()
     await asyncio.wait_for(left.wait(), 60)
     status, _ = await dev.json("GET", "/health")
     assert status == 200

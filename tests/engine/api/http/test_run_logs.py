@@ -9,7 +9,7 @@ import pytest
 
 import durably
 from durably.engine.model.settings import EngineSettings
-from durably.engine.sqlite.transactions import annotations
+from durably.engine.sqlite.transactions import operations
 from durably.functions import checkpoints
 from durably.protocol.call import LogLine
 from durably.protocol.headers import ServerKind
@@ -139,7 +139,7 @@ async def test_the_number_of_lines_at_a_time_is_limited(
 async def test_an_engine_keeps_a_limited_number_of_lines(
     dev: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, logger: logging.Logger
 ) -> None:
-    monkeypatch.setattr(annotations, "MAX_LOG_LINES", 2)
+    monkeypatch.setattr(operations, "MAX_LOG_LINES", 2)
     client = client_of(dev, logger=logger)
     function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs_sync)
     run_id = await run(dev, serve_functions, client, function)

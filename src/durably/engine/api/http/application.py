@@ -91,11 +91,6 @@ class Route:
 # operations
 
 
-def operation_route(operation: Operation) -> Route:
-    handle = _SPECIAL.get(operation.name) or partial(_execute, operation)
-    return Route(operation.http_method, operation.path, operation.access, handle)
-
-
 async def _execute(operation: Operation, api: ApiState, request: web.Request) -> web.Response:
     """Execute the operation of a request, and answer with its result.
 
@@ -240,7 +235,12 @@ async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
     url = decode_json(await read_body(request), _sync_app_decoder.decode).url
     if api.sync_at is None:
         raise ApiError(400, "this engine runs in its app's own processes, and syncs whenever they start")
-    if not _is_http_url(url):
+    try:
+        parts = urlsplit(url)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
         raise ApiError(400, "the body's url must be a URL like http://127.0.0.1:8000/api/inngest")
     try:
         accepted = await api.sync_at(url)
@@ -248,20 +248,8 @@ async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
         raise ApiError(502, error.message) from None
     except (NoAppError, SyncFailedError) as error:
         raise ApiError(422, error.message) from None
-    return data_response(_describe_sync(accepted))
-
-
-def _is_http_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
     result = accepted.result
-    return AppSyncBody(
+    body = AppSyncBody(
         app_id=result.app_id,
         url=redact_url(accepted.request.url),
         version=result.version,
@@ -273,6 +261,7 @@ def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
         removed=list(result.removed),
         previous_url=None if result.previous_url is None else redact_url(result.previous_url),
     )
+    return data_response(body)
 
 
 # what the engine lacks
@@ -353,14 +342,6 @@ SERVER_ROUTES = (
 UNROUTED = Route(hdrs.METH_ANY, "/{path:(?s:.*)}", Access.SIGNING_KEY, _answer_unrouted)
 
 
-def unsupported_routes() -> list[Route]:
-    last_logged: dict[str, float] = {}
-    return [
-        Route(hdrs.METH_ANY, path, Access.SIGNING_KEY, _refuse_feature(feature, last_logged))
-        for path, feature in UNSUPPORTED.items()
-    ]
-
-
 _LOCAL = AllowedHosts()
 _EVENTS = "/e/"
 
@@ -393,9 +374,17 @@ def create_api(
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
     api = ApiState(engine, keys.server_kind, on_sync, sync_at, has_limits)
     access = AccessCheck(keys, hosts)
-    operations = [operation_route(operation) for operation in operations_of(Engine).values()]
+    operations = [
+        Route(each.http_method, each.path, each.access, _SPECIAL.get(each.name) or partial(_execute, each))
+        for each in operations_of(Engine).values()
+    ]
+    last_logged: dict[str, float] = {}
+    unsupported = [
+        Route(hdrs.METH_ANY, path, Access.SIGNING_KEY, _refuse_feature(feature, last_logged))
+        for path, feature in UNSUPPORTED.items()
+    ]
     pages = [] if dashboard is None else _dashboard_routes(dashboard)
-    for route in (*SERVER_ROUTES, *routes, *operations, *pages, *unsupported_routes(), UNROUTED):
+    for route in (*SERVER_ROUTES, *routes, *operations, *pages, *unsupported, UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
             endpoint = _endpoint(api, access, route)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):

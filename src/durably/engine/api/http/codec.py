@@ -125,7 +125,7 @@ def read_arguments(
                 elif argument.http_default is not None:
                     arguments[argument.name] = argument.http_default
             case ArgumentLocation.BODY:
-                arguments[argument.name] = body if argument.type is bytes else _read_whole_body(argument.type, body)
+                arguments[argument.name] = _read_whole_body(argument.type, body)
             case ArgumentLocation.FIELD:
                 pass
     if fields := _fields_of(operation):
@@ -141,19 +141,13 @@ def check_header(name: str, text: str) -> str:
 
 
 def _read_whole_body(kind: Any, body: bytes) -> Any:
+    if kind is bytes:
+        return body
     check_nesting(body)
     if kind is msgspec.Raw:
-        _object_decoder.decode(body)
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         return msgspec.Raw(body)
-    return _plain_decoder_of(kind).decode(body)
-
-
-_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-@functools.cache
-def _plain_decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+    return msgspec.json.decode(body, type=kind)
 
 
 class _Fields:
@@ -162,7 +156,9 @@ class _Fields:
     def __init__(self, arguments: list[Argument], name: str) -> None:
         self._arguments = arguments
         self._may_be_empty = not any(argument.is_required for argument in arguments)
-        fields = [(argument.name, _text_form(argument.type) | None, None) for argument in arguments]
+        # Times and statuses are strings, as in queries.
+        forms = {dt.datetime: str, Collection[RunStatus]: list[str]}
+        fields = [(argument.name, forms.get(argument.type, argument.type) | None, None) for argument in arguments]
         names = {argument.name: argument.wire_name for argument in arguments}
         self._decoder = msgspec.json.Decoder(msgspec.defstruct(name, fields, rename=names, kw_only=True))
 
@@ -178,13 +174,6 @@ class _Fields:
             elif argument.is_required:
                 raise ArgumentInvalidError(f"{argument.wire_name} is required")
         return found
-
-
-def _text_form(kind: Any) -> Any:
-    """The type of a field in JSON. Times and statuses are strings, as in queries."""
-    if kind is dt.datetime:
-        return str
-    return list[str] if kind == Collection[RunStatus] else kind
 
 
 def _read_field(argument: Argument, value: Any) -> Any:
@@ -268,16 +257,12 @@ def read_result(operation: Operation, given: Mapping[str, Any], response: HttpRe
     if response.status >= 400:
         error = _read_error(response)
         if error.code == NOT_FOUND and operation.missing is not None:
-            return [] if get_origin(without_none(operation.result)) is list and not _is_optional(operation) else None
+            return [] if get_origin(operation.result) is list else None
         raise_error(error)
     try:
         return _result_reader(operation)(response.body)
     except msgspec.DecodeError:
         raise NotAnEngineError("the answer is not one of an engine of Durably") from None
-
-
-def _is_optional(operation: Operation) -> bool:
-    return without_none(operation.result) is not operation.result
 
 
 @functools.cache

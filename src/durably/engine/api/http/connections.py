@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from typing import cast
@@ -64,8 +65,8 @@ class Connections:
         self._acceptor: Acceptor | None = None
         self._checking: asyncio.Task[None] | None = None
 
-    def start(self, listener: socket.socket, server: web.Server) -> None:
-        """Start accepting.
+    def start(self, listener: socket.socket, server: web.Server, tls: ssl.SSLContext | None = None) -> None:
+        """Start accepting, with TLS on request.
 
         Logs a line if the operating system allows fewer connections than configured.
         """
@@ -79,9 +80,11 @@ class Connections:
             lambda: _Connection(self, server()),
             name="the engine",
             logger=SERVER_LOGGER,
-            has_room=lambda: len(self._open) < self._max,
+            has_room=lambda begun: len(self._open) + begun < self._max,
             make_room=self._make_room,
             may_have_room=self.may_have_room,
+            tls=tls,
+            handshake_timeout=self.limits.head_timeout,
         )
         self._checking = asyncio.get_running_loop().create_task(self._check_all())
 
@@ -236,8 +239,8 @@ class Acceptor:
     """Accepts the connections of a listener.
 
     - ``make_protocol``: Makes the protocols that serve the connections of ``listener``.
-    - ``has_room``: Returns whether one more connection may be served. Otherwise the next connection waits, and further
-      ones wait in the operating system's queue.
+    - ``has_room``: Returns whether one more connection may be served, given the number of those without a protocol
+      yet. Otherwise the next connection waits, and further ones wait in the operating system's queue.
     - ``make_room``: Ends an idle connection.
     - ``may_have_room``: Set it when another connection may be served.
     - ``name``: The listener's name in log lines.
@@ -250,13 +253,16 @@ class Acceptor:
         *,
         name: str,
         logger: logging.Logger,
-        has_room: Callable[[], bool] = lambda: True,
+        has_room: Callable[[int], bool] = lambda begun: True,
         make_room: Callable[[], None] = lambda: None,
         may_have_room: asyncio.Event | None = None,
+        tls: ssl.SSLContext | None = None,
+        handshake_timeout: float = 10.0,
     ) -> None:
         listener.setblocking(False)
         self._listener, self._make_protocol, self._name = listener, make_protocol, name
         self._has_room, self._make_room = has_room, make_room
+        self._tls, self._handshake_timeout = tls, handshake_timeout
         self._log = SparseLog(logger)
         self._may_have_room = may_have_room or asyncio.Event()
         self._serving: set[asyncio.Task[None]] = set()
@@ -295,7 +301,7 @@ class Acceptor:
             serving.add_done_callback(self._serving.discard)
 
     async def _until_room(self) -> None:
-        while not self._has_room():
+        while not self._has_room(len(self._serving)):
             self._log.log(logging.WARNING, "%s has reached max_connections: new connections wait", self._name)
             self._make_room()
             await self._wait()
@@ -312,6 +318,11 @@ class Acceptor:
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, connection)
-        except OSError:  # the client has disconnected
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._make_protocol,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=None if self._tls is None else self._handshake_timeout,
+            )
+        except OSError:  # the client has disconnected, or is not trusted
             connection.close()

@@ -67,10 +67,9 @@ class SyncFailedError(EngineError):
 
 
 class Inspection(msgspec.Struct):
-    """The fields of an inspection response that the engine reads (spec §4.5)."""
+    """The field of an inspection response that the engine reads (spec §4.5)."""
 
     mode: str | None = None
-    function_count: int | None = None
 
 
 class InBandSync(msgspec.Struct):
@@ -130,12 +129,14 @@ class AppDiscovery:
 
         Raises ``AppUnreachedError``, ``NoAppError``, ``SyncFailedError``.
         """
-        await self.inspect(url)
+        await self._inspect(url)
         if self._settings.server_kind is ServerKind.CLOUD:
             return await self._sync_in_band(url)
-        return await self._sync_out_of_band(url)
+        with self._awaiting() as deploy_id:
+            await self._put(url, deploy_id, b"{}", {})
+            return self._posted_sync(url, deploy_id)
 
-    async def inspect(self, url: str) -> Inspection:
+    async def _inspect(self, url: str) -> None:
         """GET the URL, to check that an app of the engine's mode answers there."""
         status, headers, body = await self._request("GET", url, headers=self._signed(b""))
         if Header.SDK not in headers:
@@ -149,18 +150,12 @@ class AppDiscovery:
             inspection = Inspection()
         mode = self._settings.server_kind
         if status == 403 or (inspection.mode or mode) != mode:
-            raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {self._mode_advice()}")
-        return inspection
-
-    def _mode_advice(self) -> str:
-        if self._settings.server_kind is ServerKind.DEV:
-            return f"start it with DURABLY_DEV={self._origin} in its environment (other SDKs: INNGEST_DEV)"
-        return "start it without DURABLY_DEV and INNGEST_DEV, and with the engine's DURABLY_SIGNING_KEY"
-
-    async def _sync_out_of_band(self, url: str) -> AcceptedSync:
-        with self._awaiting() as deploy_id:
-            await self._put(url, deploy_id, b"{}", {})
-            return self._posted_sync(url, deploy_id)
+            advice = (
+                f"start it with DURABLY_DEV={self._origin} in its environment (other SDKs: INNGEST_DEV)"
+                if mode is ServerKind.DEV
+                else "start it without DURABLY_DEV and INNGEST_DEV, and with the engine's DURABLY_SIGNING_KEY"
+            )
+            raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {advice}")
 
     async def _sync_in_band(self, url: str) -> AcceptedSync:
         request = msgspec.json.encode({"url": url})

@@ -7,17 +7,14 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 
 import msgspec
-from msgspec.structs import replace
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import App, FunctionInfo, StepTimes, SyncReport
 from durably.engine.model.runs import BulkOperation, Run, to_datetime, to_optional_datetime
-from durably.engine.sqlite.transactions.bulk_operations import BulkOperation as BulkOperationRow
-from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, read_bulk_operations
+from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, BulkOperationRow, read_bulk_operations
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function
-from durably.protocol.text import redact_url
 
 from .runs import FirstCallAt, runs_of_keys
 
@@ -62,7 +59,10 @@ def list_functions(connection: sqlite3.Connection, app_id: str | None = None) ->
         "ORDER BY app_id, position",
         (app_id,),
     )
-    return [_to_function(*row) for row in rows]
+    return [
+        FunctionInfo.of(function_id, app_id, decode_function(config), bool(is_paused))
+        for function_id, app_id, config, is_paused in rows
+    ]
 
 
 def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionInfo] | None:
@@ -70,22 +70,6 @@ def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[Func
     if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
         return None
     return list_functions(connection, app_id)
-
-
-def _to_function(function_id: str, app_id: str, encoded: bytes, is_paused: int) -> FunctionInfo:
-    config = decode_function(encoded)
-    # URLs may contain an app's password.
-    steps = {
-        name: replace(step, runtime=replace(step.runtime, url=redact_url(step.runtime.url)))
-        for name, step in config.steps.items()
-    }
-    return FunctionInfo(
-        id=function_id,
-        name=config.name or function_id,
-        app_id=app_id,
-        config=replace(config, steps=steps),
-        is_paused=bool(is_paused),
-    )
 
 
 # bulk operations

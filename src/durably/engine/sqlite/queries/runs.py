@@ -3,6 +3,7 @@
 They run in the reader's threads.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
@@ -15,18 +16,20 @@ from durably.engine.core.run_state import RunState, RunStatus, decode_origin
 from durably.engine.model.records import UNREACHED_ERRORS, AttemptRow, MemoTimes, StepRow, UnfinishedStep
 from durably.engine.model.run_report import RunRows, is_idle, report_calls, run_wait
 from durably.engine.model.runs import (
+    ExportedSpans,
     LogEntry,
     LogPage,
     Relation,
     Run,
     RunCall,
+    RunMetadata,
     StoredEvent,
     from_microseconds,
     relation_by,
     to_datetime,
     to_optional_datetime,
 )
-from durably.engine.sqlite.tables.runs import open_waits, read_run_state
+from durably.engine.sqlite.tables.runs import find_run_key, open_waits, read_run_state
 from durably.protocol.call import LogLine
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event, InternalEvent
@@ -391,3 +394,35 @@ def list_logs(
 
 def _to_line(at: int, level: str, message: str, step: str | None, attempt: int | None) -> LogLine:
     return LogLine(at=from_microseconds(at), level=level, message=message, step=step, attempt=attempt)
+
+
+# annotations from SDKs
+
+
+def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[RunMetadata] | None:
+    """Metadata in the order of receipt; ``None`` if the run does not exist."""
+    run_key = find_run_key(connection, run_id)
+    if run_key is None:
+        return None
+    rows = connection.execute(
+        "SELECT received_at, body FROM run_metadata WHERE run_key = ? ORDER BY key", (run_key,)
+    ).fetchall()
+    return [RunMetadata(received_at=to_datetime(at), body=msgspec.Raw(body)) for at, body in rows]
+
+
+def list_traces(connection: sqlite3.Connection, run_id: str) -> list[ExportedSpans]:
+    """Exports that contain the run's id, in the order of receipt.
+
+    They may contain spans of other runs.
+    """
+    rows = connection.execute(
+        "SELECT received_at, content_type, body FROM traces WHERE instr(body, ?) > 0 ORDER BY key", (run_id.encode(),)
+    ).fetchall()
+    exports = []
+    for received_at, content_type, body in rows:
+        encoded = msgspec.Raw(msgspec.json.encode(body))  # base64
+        if content_type == "application/json":
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+                encoded = msgspec.json.decode(body, type=msgspec.Raw)
+        exports.append(ExportedSpans(received_at=to_datetime(received_at), content_type=content_type, body=encoded))
+    return exports

@@ -23,7 +23,8 @@ from durably.engine.core.transition import data_memo
 from durably.engine.model.events import make_internal_event, tick_data
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncReport, SyncResult
-from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime
+from durably.engine.model.records import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
+from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime, to_microseconds
 from durably.engine.sqlite.outbox import (
     BucketTimer,
     CronTimer,
@@ -35,7 +36,7 @@ from durably.engine.sqlite.outbox import (
     ThrottleTimer,
 )
 from durably.engine.sqlite.tables.flow import DeadlineKind
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     ConfigInvalidError,
     RunNotFoundError,
@@ -43,12 +44,14 @@ from durably.protocol.engine_errors import (
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
 
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
 from .transaction import Transaction
 
 _LONGEST_ERROR = 2_000
+_logger = get_logger("durably.engine")
 
 
 def _find_run(transaction: Transaction, run_id: str) -> int:
@@ -153,6 +156,81 @@ def signal(transaction: Transaction, name: str, data: bytes) -> str | None:
 def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
     for run_key in run_keys:
         runs.apply(transaction, run_key, Recovered())
+
+
+# annotations from SDKs, which are stored for display only: what is too large is dropped
+
+
+MAX_TRACES_BYTES = 16 * 1024 * 1024
+"""The limit of all spans. The oldest are deleted first."""
+_TOO_MANY_LINES = f"further lines are not kept: a run may have {MAX_LOG_LINES} with {MAX_LOG_CHARACTERS} characters"
+
+
+def add_metadata(transaction: Transaction, run_id: str, body: bytes) -> bool:
+    """Add metadata. Returns ``False`` if the run already has too much.
+
+    Raises ``RunNotFoundError``.
+    """
+    run_key, connection = _find_run(transaction, run_id), transaction.connection
+    (size,) = connection.execute(
+        "SELECT coalesce(sum(length(body)), 0) FROM run_metadata WHERE run_key = ?", (run_key,)
+    ).fetchone()
+    if size + len(body) > MAX_METADATA_BYTES:
+        _logger.warning(
+            "run %s: metadata of %d bytes is dropped: a run may have %d", run_id, len(body), MAX_METADATA_BYTES
+        )
+        return False
+    connection.execute(
+        "INSERT INTO run_metadata (run_key, received_at, body) VALUES (?, ?, ?)", (run_key, transaction.now, body)
+    )
+    return True
+
+
+def add_run_logs(transaction: Transaction, run_id: str, lines: Sequence[LogLine]) -> bool:
+    """Add lines. Returns ``False`` if the run has too many, and not all are kept.
+
+    Raises ``RunNotFoundError``.
+    """
+    run_key, connection = _find_run(transaction, run_id), transaction.connection
+    count, size, is_full = connection.execute(
+        "SELECT count(*), coalesce(sum(length(message)), 0), coalesce(max(message = ? AND attempt IS NULL), 0) "
+        "FROM run_logs WHERE run_key = ?",
+        (_TOO_MANY_LINES, run_key),
+    ).fetchone()
+    if is_full:
+        return False
+    kept: list[LogLine] = []
+    for line in lines:
+        size += len(line.message)
+        is_full = count + len(kept) >= MAX_LOG_LINES or size > MAX_LOG_CHARACTERS
+        kept.append(LogLine(at=line.at, level="WARNING", message=_TOO_MANY_LINES) if is_full else line)
+        if is_full:
+            break
+    connection.executemany(
+        "INSERT INTO run_logs (run_key, at, level, message, step, attempt) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (run_key, to_microseconds(line.at), line.level, line.message, line.step, line.attempt)
+            for line in sorted(kept, key=lambda line: line.at)
+        ],
+    )
+    return not is_full
+
+
+def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool:
+    """Add an export of spans. Returns ``False`` if it is too large."""
+    if len(body) > MAX_TRACES_BYTES // 4:
+        _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
+        return False
+    connection = transaction.connection
+    connection.execute(
+        "INSERT INTO traces (received_at, content_type, body) VALUES (?, ?, ?)", (transaction.now, content_type, body)
+    )
+    connection.execute(
+        "DELETE FROM traces WHERE key IN (SELECT key FROM ("
+        "SELECT key, sum(length(body)) OVER (ORDER BY key DESC) AS size FROM traces) WHERE size > ?)",
+        (MAX_TRACES_BYTES,),
+    )
+    return True
 
 
 # apps

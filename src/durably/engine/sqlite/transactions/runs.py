@@ -413,7 +413,9 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     transaction.outbox.append(RunEnded(row.key))
     began = live.began if row.started_at is None else row.started_at
     completed = command.status == RunStatus.COMPLETED
-    trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
+    trigger_events = (
+        [live.trigger] if live.trigger else [transaction.event(key) for key in transaction.store.event_keys(row)]
+    )
     ended = RunChange(
         END_UPDATES[command.status],
         transaction.now,
@@ -462,10 +464,6 @@ def _abort_deferred(transaction: Transaction, live: LiveRun, command: AbortDefer
 
 def _refuse_deferred(transaction: Transaction, live: LiveRun, command: RefuseDeferred) -> None:
     _logger.warning("run %s cannot defer %r: %s; it continues without", live.row.id, command.name, command.reason)
-
-
-def _read_triggers(transaction: Transaction, row: RunRow) -> list[ReceivedEvent]:
-    return [transaction.event(event_key) for event_key in transaction.store.event_keys(row)]
 
 
 def _wait(transaction: Transaction, live: LiveRun, name: str, wait: WaitRow) -> None:
