@@ -190,10 +190,8 @@ def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
 # -- codecs
 
 
-class _CheckedCodec:
+class _CheckedCodec(Codec):
     """Stores a value only if the decoded value is equal."""
-
-    name: str
 
     def encode(self, value: Any, notify: Notify) -> Any:
         data = self._to_json(value)
@@ -212,9 +210,6 @@ class _CheckedCodec:
             if change is not None:
                 notify(change)
         return data
-
-    def decode(self, data: Any) -> Any:
-        raise NotImplementedError
 
     def _to_json(self, value: Any) -> Any:
         raise NotImplementedError

@@ -232,9 +232,13 @@ class SqliteEngine(LocalEngine):
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        notes, awaited = await self._read(
-            lambda connection: (_read_notes(connection, event.id), runs.awaited_names(connection))
-        )
+
+        def read(connection: sqlite3.Connection) -> tuple[list[str], list[str]]:
+            row = connection.execute("SELECT notes FROM events WHERE id = ?", (event.id,)).fetchone()
+            notes = msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []
+            return notes, runs.awaited_names(connection)
+
+        notes, awaited = await self._read(read)
         return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
@@ -438,8 +442,3 @@ class SqliteEngine(LocalEngine):
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:
     return None if body is None else msgspec.Raw(body)
-
-
-def _read_notes(connection: sqlite3.Connection, event_id: str) -> list[str]:
-    row = connection.execute("SELECT notes FROM events WHERE id = ?", (event_id,)).fetchone()
-    return msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []
