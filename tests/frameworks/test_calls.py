@@ -1,6 +1,5 @@
 """POST: calls of functions of both kinds, and what their answers carry."""
 
-
 import pytest
 
 from ..fake_engine import Answer, FakeEngine
@@ -143,7 +142,7 @@ def test_a_large_runs_state_is_fetched(server: Server, engine: FakeEngine, kind:
     engine.answers["/v0/runs/01BIGRUN/batch"] = 200, events
     answer = app_calls.call(server.url("cloud"), f"app-cloud-steps-{kind}", use_api_body(), key=app_calls.SIGNING_KEY)
     assert answer.ops == [("StepRun", "two")]
-    assert {received.headers["authorization"] for received in engine.received} == {app_calls.bearer()}
+    assert {received.headers["authorization"] for received in engine.to("/v0/runs/")} == {app_calls.bearer()}
     assert "use_api;dur=" in answer.headers["server-timing"]
 
     answer = app_calls.call(server.url("cloud"), f"app-cloud-plain-{kind}", use_api_body(), key=app_calls.SIGNING_KEY)
@@ -191,3 +190,36 @@ def test_development_accepts_any_signature(server: Server) -> None:
         answer = app_calls.call(url, function_id, app_calls.call_body(), key=key)
         assert answer.status == 200
         assert "x-inngest-signature" not in answer.headers
+
+
+def test_a_line_of_a_step_has_its_fields(server: Server, kind: str) -> None:
+    body = app_calls.call_body(run_id=f"01RUN{server.name}")
+    [op] = app_calls.call(server.url("dev"), f"app-dev-fields-{kind}", body).json
+    assert op["data"] == {
+        "app_id": "app-dev",
+        "function_id": f"app-dev-fields-{kind}",
+        "run_id": f"01RUN{server.name}",
+        "step_id": "log",
+        "line": f"[app-dev-fields-{kind} 01RUN{server.name} log] paid 42",
+    }
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("user_agent", ["durably", "inngest"])
+def test_a_step_runs_in_its_span(server: Server, kind: str, user_agent: str) -> None:
+    headers = {"traceparent": TRACEPARENT, "user-agent": user_agent}
+    answer = app_calls.call(server.url("traced"), f"app-traced-traces-{kind}", app_calls.call_body(), headers=headers)
+    [op] = answer.json
+    span = op["data"]
+    assert span["name"] == "step spans"
+    # Another engine's trace is its own: spans of the app would be lost in it.
+    assert (span["trace_id"] == TRACE_ID) is (user_agent == "durably")
+
+
+def test_a_client_that_is_not_instrumented_makes_no_span(server: Server, kind: str) -> None:
+    headers = {"traceparent": TRACEPARENT, "user-agent": "durably"}
+    [op] = app_calls.call(server.url("dev"), f"app-dev-traces-{kind}", app_calls.call_body(), headers=headers).json
+    assert op["data"] == {"name": None, "trace_id": "0" * 32}
