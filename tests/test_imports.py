@@ -253,6 +253,8 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.functions",
         "durably.engines",
         "durably.io.background_loop",
+        "durably.outbox",
+        "durably.protocol.events",
         "durably.web",
         "durably.settings",
         "durably.web",
