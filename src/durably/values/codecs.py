@@ -66,7 +66,9 @@ class Unset:
 _MAX_CACHED = 512
 """The size of caches by type. Types can be created at run time, so the caches are bounded."""
 
-_PLAIN = frozenset((Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn))
+_PLAIN: frozenset[Any] = frozenset(
+    (Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn)
+)
 _PLAIN_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
 _PLAIN_DICTS = (dict, abc.Mapping, abc.MutableMapping)
 

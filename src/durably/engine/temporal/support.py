@@ -51,6 +51,7 @@ UNSUPPORTED = {
     "list_schedules": "each is a Schedule in Temporal's own UI, and in `temporal schedule list`",
     "overview": _COUNTS,
     "replay_runs": _RERUN,
+    "report_outbox": "read the table durably_outbox",
     "run_traces": "use OpenTelemetry",
     "search_events": _EVENTS,
     "search_runs.if_exp": _COUNTS,
