@@ -29,6 +29,7 @@ WITHOUT_JSON = {
     "temporal dev": "it runs until it is stopped",
     "temporal worker": "it runs until it is stopped",
     "worker": "it runs until it is stopped",
+    "relay": "it runs until it is stopped",
 }
 
 

@@ -27,6 +27,7 @@ from durably.engine.model.overview import (
     FunctionLoad,
     FunctionReport,
     LogState,
+    OutboxReport,
     Overview,
     ScheduleInfo,
     SyncResult,
@@ -410,6 +411,10 @@ class SqliteEngine(LocalEngine):
         self._runtime.changes.note_run(run_id)
         return kept
 
+    async def report_outbox(self, name: str, waiting: int, refused: int, oldest: float) -> None:
+        at = self._settings.clock.now()
+        self._overviews.outboxes[name] = OutboxReport(waiting=waiting, refused=refused, oldest=oldest, at=at)
+
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         return await self._read(runs.list_metadata, run_id)
 
@@ -428,6 +433,8 @@ class SqliteEngine(LocalEngine):
             self._started_at,
             await self._overviews.function_loads(to_datetime(self._settings.clock.now() - _SECOND), None),
             self.count_followers(),
+            self._overviews.outboxes,
+            self._settings.clock.now(),
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
