@@ -75,6 +75,7 @@ class LogNode(Node):
         await super().close()
         if self._elected is not None and self._elected.done() and (leader := self._elected.result()) is not None:
             await leader.close()
+        self._log.interrupt()
         await asyncio.to_thread(self._log.close)
 
     def forget(self) -> None:
@@ -91,7 +92,7 @@ class LogNode(Node):
         check_place(self._database)
         refuse_foreign(self._database)
         self._make_directories()
-        waited = 0.0
+        waited, began = 0.0, self.loop.time()
         while True:
             if self._elected is not None:
                 leader, self._elected = await asyncio.shield(self._elected), None
@@ -99,7 +100,9 @@ class LogNode(Node):
                     return leader
             try:
                 follower = await self._follow_leader()
-            except EngineMovedError as error:  # The leader was there just now.
+            except EngineMovedError as error:
+                if self.loop.time() - began > 2 * self._log.lease:  # The lease of a leader that has ended is over.
+                    raise
                 self._log_error(error)
             else:
                 if follower is not None and self._elected is None:
