@@ -83,6 +83,7 @@ conformance-temporal: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)
+	$(BIN)/python -m tests.crash.soak --log --blows 500 $(SOAK)
 	$(BIN)/python -m tests.engine.temporal.faults.soak $(SOAK)
 	CRASH_SEED=$${CRASH_SEED:-$$(date +%s)} CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
 	$(BIN)/python -m pytest -m soak -o timeout=3600

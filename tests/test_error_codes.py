@@ -7,7 +7,8 @@ import pydantic
 import pytest
 
 import durably
-from durably import Client, Context, ContextSync
+from durably import Client, Context, ContextSync, errors
+from durably.protocol import engine_errors
 from durably.testing import TestEngine
 
 from .execution.engine import engine_for
@@ -41,20 +42,6 @@ async def test_a_run_that_ends_by_a_steps_error_has_the_code_of_that_error(
     run = await engine_for(function_sync if blocking else function, blocking=blocking, max_attempts=1).run()
     assert run.output["code"] == code
     assert (run.output["name"], run.output["message"]) == (type(error).__name__, str(error))
-
-
-async def test_unserializable_output_keeps_its_code_and_has_no_stack() -> None:
-    async def step_of(ctx: Context) -> None:
-        await ctx.step.run("it", object)
-
-    async def output_of(ctx: Context) -> Any:
-        return object()
-
-    for handler in (step_of, output_of):
-        run = await engine_for(handler).run()
-        assert run.output["code"] == "output_unserializable"
-        assert run.output["name"] == "OutputUnserializableError"
-        assert "stack" not in run.output
 
 
 def test_a_step_error_is_the_same_after_pickling() -> None:
@@ -120,3 +107,8 @@ async def test_the_failure_event_has_the_shape_of_official_servers() -> None:
         assert set(error) == {"error", "name", "message", "stack"}
         assert (error["error"], error["name"]) == ("invalid status code: 500", name)
         assert error["stack"].startswith("Traceback (most recent call last):")
+
+
+def test_errors_of_engines_are_public() -> None:
+    kinds = [kind for kind in vars(engine_errors).values() if isinstance(kind, type)]
+    assert all(getattr(errors, kind.__name__) is kind for kind in kinds)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from durably.engines import Engine, choose_engine, explain_no_engine, open_temporal_url
+from durably.engines import Engine, EventRelay, choose_engine, explain_no_engine, open_temporal_url
 from durably.errors import EngineNotConfiguredError, FunctionConfigInvalidError
 from durably.execution import Outcome, StepTracer
 from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
@@ -111,6 +111,8 @@ class App:
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
         self.tracing: AppTracing | None = None
+        self.relays: list[EventRelay] = []
+        """Those that send the app's events from databases."""
         if send_step_input is None:
             send_step_input = environment.read(SEND_STEP_INPUT) is not False
         self.send_step_input = send_step_input

@@ -71,6 +71,25 @@ class EngineHandle(Protocol):
         ...
 
 
+class EventRelay(Protocol):
+    """Sends the events of an outbox in a thread of its own; see ``durably.outbox.Relay``."""
+
+    def start(self, may_send: Callable[[], bool], report: Callable[[dict[str, Any]], object] | None) -> None:
+        """Start, unless it has started. It works as long as ``may_send``.
+
+        ``report`` passes arguments to the engine's operation ``report_outbox``, by default over HTTP.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Stop, and wait for that at most 3 s."""
+        ...
+
+    def forget(self) -> None:
+        """Leave the thread to the parent, in a forked child."""
+        ...
+
+
 class InProcessEngine(Protocol):
     """An engine, as the client, ``CommHandler`` and the adapters use it.
 
@@ -102,6 +121,15 @@ class InProcessEngine(Protocol):
 
     def refuse_to_block(self) -> None:
         """Raises ``RuntimeError`` in a thread that the engine needs for its answer."""
+        ...
+
+    @property
+    def runs_relays(self) -> bool:
+        """Whether relays run while the engine does. False for a test engine."""
+        ...
+
+    def add_relay(self, relay: EventRelay) -> None:
+        """Run the relay in the process that runs the engine, or, of an engine elsewhere, in each that serves."""
         ...
 
     # for CommHandler and the adapters

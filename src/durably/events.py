@@ -229,9 +229,21 @@ def _make_error(message: str, ids: list[str], *, is_final: bool) -> SendEventsEr
     return error
 
 
+def encode_event(event: Event, *, now: int) -> bytes:
+    """An event as JSON. ``now``, in ms since the epoch, is its time, if it has none.
+
+    Raises ``EventUnserializableError``.
+    """
+    return _encode_wire(_to_wire(event, now))
+
+
 def _encode(events: list[Event], *, now: int) -> bytes:
+    return _encode_wire([_to_wire(event, now) for event in events])
+
+
+def _encode_wire(wire: Any) -> bytes:
     try:
-        return encode_checked([_to_wire(event, now) for event in events])[0]
+        return encode_checked(wire)[0]
     except ValueError as error:
         raise EventUnserializableError(f"an event's data cannot be expressed in JSON: {error}") from None
 

@@ -105,31 +105,6 @@ async def test_without_checkpointing_each_step_ends_its_call(app: App) -> None:
     assert app.gate.checkpoints == []
 
 
-async def test_function_continues_with_the_output_of_a_replay(app: App) -> None:
-    """JSON: a tuple is a list at the next call, and so it is at once."""
-    seen: list[Any] = []
-
-    async def function(ctx: Context) -> None:
-        seen.append(await ctx.step.run("make", lambda: {"pair": (1, 2), 3: "three"}))
-        await ctx.step.sleep("nap", 1)
-
-    await app.run(durable(app, function))
-    assert seen == [{"pair": [1, 2], "3": "three"}] * 2
-
-
-async def test_output_that_is_not_json_fails_the_step(app: App) -> None:
-    ran: list[str] = []
-
-    async def function(ctx: Context) -> None:
-        await ctx.step.run("fine", lambda: ran.append("fine"))
-        await ctx.step.run("odd", lambda: object())
-
-    run = await app.run_to_end(durable(app, function))
-    assert run.status == "Failed"
-    assert b"unserializable" in bytes(run.output or b"")
-    assert ran == ["fine"]
-
-
 async def test_a_large_output_goes_into_the_answer(app: App) -> None:
     """413, since no checkpoint may be so large; in the answer the step fails, as it does without checkpoints."""
 

@@ -84,6 +84,8 @@ def test_invoke_fails_where_the_run_does(ask: Run) -> None:
 
 def test_usage_errors_are_one_line(ask: Run) -> None:
     mistakes = [
+        (["functions", "pause", "shop-none"], "shop-none"),
+        (["runs", "rerun", "nosuchrun", "--from-step", "a", "--input", "{}"], "must be a JSON array"),
         (["send", "a", "--data", "{oops"], "--data is not valid JSON: .*line 1 column 2"),
         (["send", "a", "--data", "[1]"], "--data must be a JSON object"),
         (["send", "a", "--data", "@nowhere.json"], "cannot read nowhere.json"),

@@ -163,14 +163,6 @@ def test_the_timeline_of_a_test(kind: UpdateKind, function_id: str, step: str, e
 
 
 @given(hostile)
-def test_tables_messages_and_errors(name: str) -> None:
-    assert_fit(text.table(["NAME"], [[name], [text.coloured_status(name)]]), lines=3)
-    assert_fit(CliError(name).format_message())
-    assert_fit(text.shorten(name, 20), lines=1)
-    assert_fit(text.format_json({name: name}), lines=1)
-
-
-@given(hostile)
 def test_commands_escape_control_characters(name: str) -> None:
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -221,10 +213,14 @@ def test_lines_of_the_production_log(message: str, field: str) -> None:
 
 
 @given(hostile)
-def test_function_lists_escape_control_characters(name: str) -> None:
+def test_tables_messages_and_errors(name: str) -> None:
     config = FunctionConfig(id=name, triggers=[Trigger(event=name or "e")], steps={})
     function = FunctionInfo(id=name, name=name, config=config, app_id=name, is_paused=True)
     assert_fit(text.table(["A", "B", "C", "D"], [function_row(function)]), lines=2)
+    assert_fit(text.table(["NAME"], [[name], [text.coloured_status(name)]]), lines=3)
+    assert_fit(CliError(name).format_message())
+    assert_fit(text.shorten(name, 20), lines=1)
+    assert_fit(text.format_json({name: name}), lines=1)
 
 
 def sources(*packages: str) -> list[Path]:
@@ -275,26 +271,18 @@ def test_an_apps_error_reaches_no_terminal_raw(start: Start, run: RunCommand, di
         assert_fit(output)
 
 
+def sync_of(function_id: str, app_id: str, url: str, call_url: str, *, event: str) -> dict[str, Any]:
+    """The body of a sync of an app with one function."""
+    step = {"id": "step", "name": "step", "runtime": {"type": "http", "url": call_url}}
+    function = {"id": function_id, "triggers": [{"event": event}], "steps": {"step": step}}
+    return {"url": url, "appName": app_id, "functions": [function]}
+
+
 def test_an_apps_password_is_not_shown(start: Start, run: RunCommand, directory: Path) -> None:
     dev = start("dev", "--port", "0", "-u", "http://me:pa55word@127.0.0.1:1/api?token=t0ken")
     dev.until(r"no app answers at http://127\.0\.0\.1:1/api\?token=\*\*\*")
-    sync = {
-        "url": "http://me:pa55word@127.0.0.1:1/api",
-        "appName": "shop",
-        "functions": [
-            {
-                "id": "shop-f",
-                "triggers": [{"event": "f"}],
-                "steps": {
-                    "step": {
-                        "id": "step",
-                        "name": "step",
-                        "runtime": {"type": "http", "url": "http://me:pa55word@127.0.0.1:1/api?fnId=f&token=t0ken"},
-                    }
-                },
-            }
-        ],
-    }
+    url = "http://me:pa55word@127.0.0.1:1/api"
+    sync = sync_of("shop-f", "shop", url, f"{url}?fnId=f&token=t0ken", event="f")
     assert urllib3.request("POST", f"{dev.origin}/fn/register", json=sync, timeout=TIMEOUT_SECONDS).status == 200
     listed = run("functions", "list", "--json", "--url", dev.origin)
     assert "http://127.0.0.1:1/api?fnId=f&token=***" in listed.stdout
@@ -311,13 +299,7 @@ def test_line_breaks_of_senders_and_apps_forge_no_lines(start: Start, run: RunCo
     harm = "shop\nforged \x1b[2Jline"
     dev = start("dev", "--port", "0")
     url = "http://127.0.0.1:1/api"
-    runtime = {"type": "http", "url": url}
-    function = {
-        "id": harm,
-        "triggers": [{"event": harm}],
-        "steps": {"step": {"id": "step", "name": "step", "runtime": runtime}},
-    }
-    sync = {"url": url, "appName": harm, "functions": [function]}
+    sync = sync_of(harm, harm, url, url, event=harm)
     synced = urllib3.request("POST", f"{dev.origin}/fn/register", json=sync, timeout=TIMEOUT_SECONDS)
     assert synced.status == 200, synced.data
     sent = run("send", harm, "--id", harm, "--url", dev.origin)

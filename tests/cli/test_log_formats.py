@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durably.cli.service import JsonFormatter, TextFormatter, write_log
+from durably.cli.service import TextFormatter
 
 from .conftest import APP, Run, Start, write
 
@@ -72,15 +72,3 @@ def test_a_traceback_in_text_cannot_forge_a_line() -> None:
     assert first.endswith(" ERROR durably.engine broken")
     assert others
     assert all(line.startswith("  ") and "\x1b" not in line for line in others)
-
-
-def test_formats_have_their_formatters() -> None:
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    try:
-        for log_format, formatter in (("json", JsonFormatter), ("text", TextFormatter)):
-            write_log(log_format)
-            assert isinstance(root.handlers[0].formatter, formatter)
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)

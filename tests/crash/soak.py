@@ -1,4 +1,6 @@
-"""A long storm: ``python -m tests.crash.soak [--blows 300] [--seed N] [--directory DIR]``.
+"""A long storm: ``python -m tests.crash.soak [--log] [--blows 300] [--seed N] [--directory DIR]``.
+
+With ``--log``, three engines have a commit log in PostgreSQL, which is struck too.
 
 Storms of 50 blows follow one another, each on a database of its own, until as many were struck as wanted. Exits with 1,
 naming the seed, the faults and where the database, the diary and the logs are, at the first storm after which something
@@ -14,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from .log_storm import LogStorm
 from .storm import Storm
 from .verdict import Verdict
 
@@ -28,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=None, help="keep databases and logs there, of storms that end well, too"
     )
+    parser.add_argument("--log", action="store_true", help="three engines with a commit log")
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="durably-soak-"))
@@ -36,7 +40,7 @@ def main() -> None:
         blows = min(left, _BLOWS_PER_STORM)
         place = directory / str(seed)
         place.mkdir(parents=True)
-        if not asyncio.run(_storm(place, seed, blows)):
+        if not asyncio.run(_storm(LogStorm(place, seed) if arguments.log else Storm(place, seed), blows)):
             sys.exit(1)
         if arguments.directory is None:
             shutil.rmtree(place)
@@ -45,9 +49,9 @@ def main() -> None:
         directory.rmdir()
 
 
-async def _storm(directory: Path, seed: int, blows: int) -> bool:
-    print(f"seed {seed}, {blows} blows, in {directory}", flush=True)
-    storm, began = Storm(directory, seed), time.monotonic()
+async def _storm(storm: Storm, blows: int) -> bool:
+    print(f"seed {storm.seed}, {blows} blows, in {storm.directory}", flush=True)
+    began = time.monotonic()
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
             await storm.rage(blows)
@@ -63,6 +67,8 @@ async def _storm(directory: Path, seed: int, blows: int) -> bool:
         f"{time.monotonic() - began:.0f} s, {len(faults)} faults",
         flush=True,
     )
+    if isinstance(storm, LogStorm) and storm.takeovers:
+        print(f"  {len(storm.takeovers)} takeovers, the longest {max(storm.takeovers):.1f} s", flush=True)
     return not faults
 
 

@@ -258,6 +258,7 @@ FOR_SDKS = {
     "checkpoint",
     "execute",
     "receive_events",
+    "report_outbox",
     "run_actions",
     "run_batch",
     "start_worker",

@@ -95,14 +95,7 @@ async def until(engine: SqliteEngine, done: Callable[[], Awaitable[bool]]) -> No
 
 
 async def ended(engine: SqliteEngine, run_id: str) -> Run:
-    async def has_ended() -> bool:
-        run = await engine.get_run(run_id)
-        return run is not None and run.status.has_ended
-
-    await until(engine, has_ended)
-    run = await engine.get_run(run_id)
-    assert run is not None
-    return run
+    return await engine.wait_for_run(run_id)
 
 
 async def only_run(engine: SqliteEngine, event_id: str) -> str:

@@ -7,7 +7,7 @@ often each step was executed, is kept for tests to look at.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -215,17 +215,31 @@ def reply(status: int, content: Any, headers: dict[str, str] | None = None) -> w
 
 
 @asynccontextmanager
+async def serving(
+    site: web.Application | Callable[[Any], Awaitable[web.StreamResponse]], port: int = 0
+) -> AsyncIterator[str]:
+    """The origin of a server with an application, or with one handler for all requests."""
+    runner = (
+        web.AppRunner(site, access_log=None, shutdown_timeout=0.1)
+        if isinstance(site, web.Application)
+        else web.ServerRunner(web.Server(site, access_log=None), shutdown_timeout=0.1)
+    )
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
 async def serve(app: SmallApp, port: int = 0) -> AsyncIterator[SmallApp]:
     """On a real port, which is kept in ``app.url``."""
-    site_app = web.Application(client_max_size=64 * 1024 * 1024)
-    site_app.router.add_post("/api/inngest", app.handle)
-    runner = web.AppRunner(site_app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
-    await site.start()
-    app.url = f"http://127.0.0.1:{runner.addresses[0][1]}/api/inngest"
-    try:
-        yield app
-    finally:
-        app.gate.set()
-        await runner.cleanup()
+    site = web.Application(client_max_size=64 * 1024 * 1024)
+    site.router.add_post("/api/inngest", app.handle)
+    async with serving(site, port) as origin:
+        app.url = f"{origin}/api/inngest"
+        try:
+            yield app
+        finally:
+            app.gate.set()

@@ -55,20 +55,6 @@ async def test_task_group_raises_the_group_and_cancels_the_rest() -> None:
     assert run.output == [["boom"], True, "after"]
 
 
-@pytest.mark.parametrize("winner", ["a", "b"])
-async def test_the_first_to_end_wins_at_every_replay(winner: str) -> None:
-    async def function(ctx: Context) -> Any:
-        tasks = {name: asyncio.create_task(ctx.step.run(name, str, name)) for name in "ab"}
-        done, rest = await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
-        for task in rest:
-            task.cancel()
-        [won] = done
-        return [won.result(), await ctx.step.run("after", str, "after"), await ctx.step.run("end", str, "end")]
-
-    run = await engine_for(function).run(pick=named(winner, "after", "end"))
-    assert run.output == [winner, "after", "end"]
-
-
 @pytest.mark.parametrize("order", ["abc", "cba", "bca"])
 async def test_as_completed_yields_in_the_order_of_the_engine(order: str) -> None:
     async def function(ctx: Context) -> Any:
@@ -516,19 +502,6 @@ async def test_anyio_task_groups_and_primitives(order: tuple[str, str]) -> None:
 
     run = await engine_for(function).run(pick=named(*order))
     assert run.output == [*order, "ab"]
-
-
-async def test_repeated_ids_in_sequence_are_numbered() -> None:
-    async def function(ctx: Context) -> Any:
-        return [await ctx.step.run("same", int, number) for number in range(3)]
-
-    run = await engine_for(function).run()
-    assert run.output == [0, 1, 2]
-    assert [answer.ops[0]["userland"] for answer in run.answers[:-1]] == [
-        {"id": "same"},
-        {"id": "same", "index": 1},
-        {"id": "same", "index": 2},
-    ]
 
 
 async def test_a_step_on_another_event_loop_is_refused_by_name() -> None:

@@ -286,24 +286,6 @@ async def test_a_timeout_in_a_group_that_waits_races_nevertheless() -> None:
     assert len(run.stack) == 3
 
 
-async def test_other_cancellation_than_the_clocks_continues() -> None:
-    async def function(ctx: Context) -> Any:
-        async def guarded() -> None:
-            async with ctx.group.timeout("deadline", 1000):
-                try:
-                    await ctx.step.sleep("long", 60_000)
-                except asyncio.CancelledError:
-                    task.cancel()
-                    raise
-
-        task = asyncio.create_task(guarded())
-        [result] = await asyncio.gather(task, return_exceptions=True)
-        return type(result).__name__
-
-    run = await engine_for(function).run(pick=named("deadline"))
-    assert run.output == "CancelledError"
-
-
 async def test_a_sync_function_has_no_timeout() -> None:
     def function(ctx: ContextSync) -> Any:
         ctx.group.timeout("deadline", 1)

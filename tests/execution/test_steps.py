@@ -219,22 +219,6 @@ async def test_id_that_looks_like_a_repetition_is_a_step_of_its_own(ids: list[st
         assert run.output == ran == list(range(len(ids)))
 
 
-async def test_invoke_by_function_object() -> None:
-    client = durably.Client(app_id="app", is_production=False)
-
-    @client.create_function(fn_id="callee", trigger=durably.TriggerEvent(event="never"))
-    async def callee(ctx: Context) -> int:
-        return 1
-
-    async def function(ctx: Context) -> int:
-        return 1 + await ctx.step.invoke("it", function=callee, data={"a": 1})
-
-    engine = engine_for(function, client=client, replies={"it": {"data": 41}})
-    run = await engine.run()
-    assert run.answers[0].ops[0]["opts"] == {"function_id": "app-callee", "payload": {"data": {"a": 1}}}
-    assert run.output == 42
-
-
 async def test_the_input_of_a_step_can_be_replaced() -> None:
     """A rerun from a step with another input: the memo says which, and the step is run with it."""
 

@@ -139,27 +139,6 @@ async def given_to_a_method_that_awaits_it(ctx: Context) -> Any:
     return 1
 
 
-@pytest.mark.parametrize("blocking", [False, True])
-@pytest.mark.parametrize("pick", [named("a"), last])
-@pytest.mark.parametrize(
-    "function",
-    [
-        lost_race,
-        cancelled_before_it_began,
-        wrapped_and_cancelled_before_it_began,
-        steps_made_first_and_awaited_later,
-        error_in_a_gather_that_is_caught,
-        durable_timeout,
-        racing_groups,
-        as_completed,
-        given_to_a_method_that_awaits_it,
-    ],
-)
-async def test_ordinary_asyncio_is_allowed(function: Any, pick: Any, blocking: bool) -> None:
-    run = await engine_for(function, blocking=blocking, max_attempts=1).run(pick=pick)
-    assert (run.status, run.output) == ("Completed", 1)
-
-
 # -- steps in tasks that are not awaited
 
 
@@ -294,6 +273,7 @@ async def awaited_again_and_again(ctx: Context) -> Any:
     return 1
 
 
+@pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("pick", [named("limit", "c", "a", "a1"), last], ids=["first", "last"])
 @pytest.mark.parametrize(
     "function",
@@ -301,6 +281,8 @@ async def awaited_again_and_again(ctx: Context) -> Any:
         lost_race,
         cancelled_before_it_began,
         wrapped_and_cancelled_before_it_began,
+        steps_made_first_and_awaited_later,
+        given_to_a_method_that_awaits_it,
         error_in_a_gather_that_is_caught,
         durable_timeout,
         racing_groups,
@@ -319,8 +301,10 @@ async def awaited_again_and_again(ctx: Context) -> Any:
     ],
     ids=lambda function: function.__name__,
 )
-async def test_steps_that_lost_a_race_are_not_named(function: Any, pick: Any, caplog: pytest.LogCaptureFixture) -> None:
-    run = await engine_for(function, max_attempts=1).run(pick=pick)
+async def test_ordinary_asyncio_is_allowed_and_steps_that_lost_a_race_are_not_named(
+    function: Any, pick: Any, blocking: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = await engine_for(function, blocking=blocking, max_attempts=1).run(pick=pick)
     assert (run.status, run.output) == ("Completed", 1)
     assert "nothing awaited" not in caplog.text
 

@@ -89,11 +89,6 @@ def test_engine_of_the_other_kind_gets_no_inspection(server: Server, variant: st
     assert (answer.status, answer.json) == (403, {})
 
 
-@pytest.mark.parametrize("kind", ["dev", "martian"])
-def test_engine_of_the_same_or_no_kind_is_answered(server: Server, kind: str) -> None:
-    assert app_calls.request("GET", server.url("dev"), headers={"x-inngest-server-kind": kind}).status == 200
-
-
 def test_settings_of_the_endpoint_are_shown(server: Server) -> None:
     signed = {"x-inngest-signature": app_calls.sign(b"")}
     assert (

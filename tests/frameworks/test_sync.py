@@ -50,23 +50,6 @@ def test_in_band_answers_with_the_whole_configuration(server: Server, engine: Fa
     assert engine.received == []
 
 
-@pytest.mark.parametrize(
-    ("signature", "code"),
-    [
-        (None, "header_missing"),
-        (app_calls.sign(IN_BAND_BODY, app_calls.WRONG_KEY), "sig_verification_failed"),
-        (app_calls.sign(b"{}"), "sig_verification_failed"),
-    ],
-)
-def test_in_band_needs_a_signature(server: Server, engine: FakeEngine, signature: str | None, code: str) -> None:
-    headers = IN_BAND | ({"x-inngest-signature": signature} if signature else {})
-    answer = app_calls.request("PUT", server.url("cloud"), IN_BAND_BODY, headers)
-    assert (answer.status, answer.json["code"]) == (401, code)
-    assert "x-inngest-sync-kind" not in answer.headers
-    assert answer.headers["x-inngest-expected-server-kind"] == "cloud"
-    assert engine.received == []
-
-
 def test_in_band_where_it_is_switched_off_is_out_of_band(server: Server, engine: FakeEngine) -> None:
     headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(IN_BAND_BODY)}
     answer = app_calls.request("PUT", server.url("no-in-band"), IN_BAND_BODY, headers)
@@ -110,33 +93,12 @@ def test_out_of_band_in_production_proves_itself(server: Server, engine: FakeEng
     assert received.json["appVersion"] == "1.2.3"
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_where_the_key_is_refused_the_fallback_is_tried(server: Server, engine: FakeEngine, status: int) -> None:
-    answers = iter([(status, {"error": "who?"}), (200, {"ok": True})])
-    engine.answers["/fn/register"] = lambda received: next(answers)
-    assert app_calls.request("PUT", server.url("origin"), b"{}", signed()).status == 200
-    keys = [received.headers["authorization"] for received in engine.to("/fn/register")]
-    assert keys == [app_calls.bearer(app_calls.SIGNING_KEY), app_calls.bearer(app_calls.FALLBACK_KEY)]
-
-
 def test_unsigned_syncs_can_be_refused(server: Server, engine: FakeEngine) -> None:
     answer = app_calls.request("PUT", server.url("strict"), b"")
     assert (answer.status, answer.json["code"]) == (401, "header_missing")
     assert engine.received == []
     answer = app_calls.request("PUT", server.url("strict"), b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert answer.status == 200
-
-
-@pytest.mark.parametrize("is_in_band", [False, True])
-@pytest.mark.parametrize(("variant", "kind"), [("cloud", "dev"), ("dev", "cloud")])
-def test_an_engine_of_the_other_kind_cannot_sync(
-    server: Server, engine: FakeEngine, variant: str, kind: str, is_in_band: bool
-) -> None:
-    headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(IN_BAND_BODY)} if is_in_band else {}
-    answer = app_calls.request("PUT", server.url(variant), IN_BAND_BODY, headers | {"x-inngest-server-kind": kind})
-    assert (answer.status, answer.json["code"]) == (400, "server_kind_mismatch")
-    assert f"{kind} engine" in answer.json["message"]
-    assert engine.received == []
 
 
 @pytest.mark.parametrize(
@@ -152,14 +114,6 @@ def test_synced_url_can_be_set(server: Server, engine: FakeEngine, variant: str,
 
 
 # -- what goes wrong
-
-
-@pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"", b"[]"])
-def test_engines_answer_that_is_not_json_fails_the_sync(server: Server, engine: FakeEngine, body: bytes) -> None:
-    engine.answers["/fn/register"] = 502, body
-    answer = app_calls.request("PUT", server.url("dev"), b"")
-    assert (answer.status, answer.json["code"]) == (500, "registration_failed")
-    assert "502" in answer.json["message"]
 
 
 def test_an_engine_that_is_away(server: Server) -> None:

@@ -85,6 +85,7 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
         ({"retries": "3"}, "retries must be 0 to 20, not '3'"),
         ({"idempotency": 7}, "idempotency takes str, not 7"),
         ({"debounce": 1000}, "debounce takes Debounce, not 1000"),
+        ({"throttle": durably.RateLimit(limit=1, period=60_000)}, "throttle takes Throttle"),
         ({"cancel": durably.Cancel(event="c")}, "cancel takes a list of Cancel"),
         ({"cancel": [durably.Cancel(event="c")] * 6}, "cancel has 6 entries; at most 5 are allowed"),
         ({"concurrency": [durably.Concurrency(limit=1)] * 3}, "concurrency has 3 entries; at most 2 are allowed"),

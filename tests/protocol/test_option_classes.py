@@ -97,38 +97,6 @@ def test_an_invalid_option_is_refused_when_it_is_made(make: Callable[[], Any], m
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"trigger": [durably.TriggerEvent(event=f"e{n}") for n in range(11)]}, "trigger takes at most 10"),
-        ({"trigger": "event"}, "trigger takes TriggerEvent and TriggerCron"),
-        ({"retries": -1}, "retries must be 0 to 20"),
-        ({"retries": 21}, "retries must be 0 to 20"),
-        ({"retries": "4"}, "retries must be 0 to 20"),
-        (
-            {"concurrency": [durably.Concurrency(limit=n) for n in (1, 2, 3)]},
-            "concurrency has 3 entries; at most 2 are allowed",
-        ),
-        ({"concurrency": 5}, "concurrency takes a list of Concurrency"),
-        ({"cancel": [durably.Cancel(event="e")] * 6}, "cancel has 6 entries; at most 5 are allowed"),
-        ({"cancel": durably.Cancel(event="e")}, "cancel takes a list of Cancel"),
-        ({"throttle": durably.RateLimit(limit=1, period=MINUTE)}, "throttle takes Throttle"),
-        ({"idempotency": 5}, "idempotency takes str"),
-    ],
-)
-def test_an_invalid_configuration_names_function_and_option(options: dict[str, Any], message: str) -> None:
-    client = Client(app_id="app", is_production=False)
-    with pytest.raises(FunctionConfigInvalidError) as raised:
-        client.create_function(**({"fn_id": "mine", "trigger": durably.TriggerEvent(event="e")} | options))
-    assert f'function "mine": {message}' in str(raised.value)
-
-
-@pytest.mark.parametrize("fn_id", ["", None, 5])
-def test_a_function_needs_a_name(fn_id: Any) -> None:
-    with pytest.raises(FunctionConfigInvalidError, match="fn_id"):
-        Client(app_id="app").create_function(fn_id=fn_id, trigger=durably.TriggerEvent(event="e"))
-
-
 def test_a_whole_function_on_the_wire() -> None:
     client = Client(app_id="app", is_production=False)
 

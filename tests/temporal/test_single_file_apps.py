@@ -1,7 +1,6 @@
 """Apps with views, workflow and activity in one module, as in tutorials of the frameworks."""
 
 import importlib
-import signal
 import sys
 import textwrap
 import uuid
@@ -16,7 +15,7 @@ from fastapi.testclient import TestClient
 from durably.io.background_loop import get_background_loop
 from durably.temporal import TemporalWorkerError, Workers
 
-from ..cli.conftest import Command, Start, directory, environment, start, write
+from ..cli.conftest import directory, start, write
 from .dev_server import DevServer
 
 __all__ = ["directory", "start"]
@@ -194,26 +193,6 @@ def test_a_web_process_runs_the_worker_of_a_single_file_app(load: Callable[[str]
         started = client.post("/orders", json={"order_id": "7"})
         result = client.get(started.json()["links"]["result"], params={"wait": 30})
         assert result.json()["result"] == "Processed order 7"
-
-
-@pytest.mark.slow
-def test_the_command_works_with_a_single_file_app(start: Start, directory: Path, server: DevServer, queue: str) -> None:
-    write_app(directory / "app.py", FAST_API, queue)
-    command = start("temporal", "worker", "app:temporal", TEMPORAL_ADDRESS=server.address)
-    command.until(f"working on {queue}: OrderWorkflow; process_order")
-    assert command.stop() == 0
-
-
-@pytest.mark.slow
-def test_flasks_command_works_with_a_single_file_app(directory: Path, server: DevServer, queue: str) -> None:
-    write_app(directory / "app.py", FLASK, queue)
-    variables = environment() | {"TEMPORAL_ADDRESS": server.address}
-    command = Command(("temporal", "worker"), directory, variables, [sys.executable, "-m", "flask"])
-    try:
-        command.until(f"working on {queue}: OrderWorkflow; process_order")
-        assert command.stop() == 0
-    finally:
-        command.stop(signal.SIGKILL)
 
 
 def test_a_workflow_that_calls_another_server_fails_although_the_library_is_shared(

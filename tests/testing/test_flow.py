@@ -5,7 +5,6 @@ import datetime as dt
 import pytest
 
 import durably
-from durably.engine.model.runs import RunStatus
 from durably.testing.engine import TestEngine
 from durably.testing.runs import RunStuckError
 
@@ -96,35 +95,3 @@ async def test_throttled_runs_start_on_the_virtual_clock() -> None:
         assert ended[0] == dt.timedelta(0)
         assert ended == sorted(ended)
         assert ended[-1] >= 2 * MINUTE
-
-
-async def test_singleton_skips_further_events() -> None:
-    @client.create_function(fn_id="one", trigger=EVENT, singleton=durably.Singleton(mode="skip"))
-    async def one(ctx: durably.Context) -> None:
-        await ctx.step.sleep("nap", MINUTE)
-
-    async with TestEngine(client, [one], now=BEGIN) as engine:
-        await engine.send([go(), go(), go()])
-        await engine.run_until_idle()
-        assert [run.status for run in engine.runs()].count(RunStatus.COMPLETED) == 1
-
-
-async def test_cancellation_by_an_event_and_by_a_timeout() -> None:
-    @client.create_function(
-        fn_id="cancellable",
-        trigger=EVENT,
-        cancel=[durably.Cancel(event="stop", if_exp="async.data.n == event.data.n")],
-        timeouts=durably.Timeouts(finish=DAY),
-    )
-    async def cancellable(ctx: durably.Context) -> None:
-        await ctx.step.sleep("long", 30 * DAY)
-
-    async with TestEngine(client, [cancellable], now=BEGIN) as engine:
-        first, second = await engine.send([go(1), go(2)])
-        await engine.advance(hours=1)
-        await engine.send(durably.Event(name="stop", data={"n": 1}))
-        first.assert_cancelled()
-        assert not second.has_ended
-        await second.wait()
-        second.assert_cancelled()
-        assert second.ended_at == BEGIN + DAY

@@ -1,5 +1,6 @@
 """The fixtures, in a pytest of their own, and the report of a failed test."""
 
+import re
 import unittest
 
 import pytest
@@ -49,11 +50,12 @@ def test_the_fixture_for_async_tests(app: pytest.Pytester) -> None:
 
 
 @pytest.mark.slow
-def test_sync_fixture_closes_its_engines_and_reports_failures(app: pytest.Pytester) -> None:
+def test_failures_report_the_runs_of_their_engines(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired
+        from durably.testing import TestEngine
 
-        def test_nap(durably_sync_engine):
+        def test_fixture(durably_sync_engine):
             engine = durably_sync_engine(client, [nap], calls_at_once=2)
             run = engine.send(tired)
             engine.advance(days=29)
@@ -61,36 +63,13 @@ def test_sync_fixture_closes_its_engines_and_reports_failures(app: pytest.Pytest
 
         def test_afterwards():
             assert client.in_process is None
-    """)
-    result = app.runpytest_subprocess()
-    result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines(
-        ["*durably: runs of the test engine*", "run * of app-nap: Running for 29d", "*nap *sleeps until +30d"]
-    )
 
-
-@pytest.mark.slow
-def test_error_within_an_engine_reports_its_runs(app: pytest.Pytester) -> None:
-    app.makepyfile("""
-        from naps import client, nap, tired
-        from durably.testing import TestEngine
-
-        def test_nap():
+        def test_error_within_an_engine():
             with TestEngine(client, [nap]).sync() as engine:
                 run = engine.send(tired).wait()
                 assert run.output == "tired"
-    """)
-    result = app.runpytest_subprocess()
-    result.stdout.fnmatch_lines(["*The test engine's runs, at *", "*run * of app-nap: Completed after 30d"])
 
-
-@pytest.mark.slow
-def test_failed_assertion_reports_its_run_once_and_unused_mocks(app: pytest.Pytester) -> None:
-    app.makepyfile("""
-        from naps import client, nap, tired
-        from durably.testing import TestEngine
-
-        def test_nap():
+        def test_assertion_of_a_run():
             with TestEngine(client, [nap]).sync() as engine:
                 engine.mock_step("nap")
                 engine.mock_step("knap")
@@ -98,8 +77,18 @@ def test_failed_assertion_reports_its_run_once_and_unused_mocks(app: pytest.Pyte
                 engine.send(tired).wait().assert_completed(output="tired")
     """)
     result = app.runpytest_subprocess("--tb=short", "-rN")  # in CI, its summary would repeat it
-    result.stdout.fnmatch_lines(["E *No step has used mock_step('knap'), fail_step('nap')."])
-    assert str(result.stdout).count("run 01") == 1
+    result.assert_outcomes(passed=1, failed=3)
+    result.stdout.fnmatch_lines(
+        [
+            "*durably: runs of the test engine*",
+            "run * of app-nap: Running for 29d",
+            "*nap *sleeps until +30d",
+            "*The test engine's runs, at *",
+            "*run * of app-nap: Completed after 30d",
+            "E *No step has used mock_step('knap'), fail_step('nap').",
+        ]
+    )
+    assert len(re.findall("^(?:E +)?run 01", str(result.stdout), re.MULTILINE)) == 3
 
 
 async def test_in_an_async_test_too() -> None:

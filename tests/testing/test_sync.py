@@ -1,10 +1,9 @@
-"""The sync flavour: in plain functions, in unittest, and in Django's own test case."""
+"""The sync flavour: in plain functions and in Django's own test case."""
 
 import datetime as dt
 import subprocess
 import sys
 import threading
-import unittest
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +40,6 @@ def test_all_of_it_without_an_event_loop() -> None:
         mailing.assert_completed()
         assert [run.id for run in engine.runs(mail)] == [mailing.id]
     assert client.in_process is None
-
-
-def test_mocks_and_failing_steps() -> None:
-    with TestEngine(client, [order]).with_app(billing, [mail]).sync() as engine:
-        engine.mock_step("charge", returns="paid")
-        engine.fail_step("charge", attempts=[0])
-        run = engine.send(durably.Event(name="order/placed", data={"amount": 1})).wait()
-        run.assert_step("charge", output="paid", attempts=2)
 
 
 def test_sync_functions_run_in_the_tests_own_thread_and_async_ones_do_not() -> None:
@@ -102,22 +93,6 @@ def test_a_function_that_uses_its_engine_fails_instead_of_hanging() -> None:
     with TestEngine(client, [selfish]).sync() as engine:
         run = engine.send(durably.Event(name="selfish"))
         run.assert_failed(message="a function under test used its test engine")
-
-
-class OnboardingTest(unittest.TestCase):
-    def setUp(self) -> None:
-        self.engine = self.enterContext(TestEngine(client, [onboard]).sync())
-
-    def test_inactive_user_is_reminded(self) -> None:
-        run = self.engine.send(SIGN_UP).wait()
-        run.assert_step("remind", output="We miss you, ada@example.com")
-
-    def test_active_user_is_not_reminded(self) -> None:
-        run = self.engine.send(SIGN_UP)
-        self.engine.advance(days=31)
-        self.engine.send(durably.Event(name="user/logged.in", data={"email": "ada@example.com", "city": "Oslo"}))
-        run.assert_completed(output="came back from Oslo")
-        run.assert_no_step("remind")
 
 
 def test_in_djangos_test_case() -> None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "dev": ("dev", "Run an engine for development, and MODULE:APP with it."),
     "start": ("start", "Run an engine for production."),
     "worker": ("start", "Run an app's functions in a process of its own."),
+    "relay": ("start", "Send the events that an app writes in the transactions of its database."),
     "keys": ("operate", "Make a signing key and an event key, as lines for an environment file."),
     "sync": ("operate", "Sync the app at APP_URL with the engine: the last step of a deployment."),
     "health": ("operate", "Exit with 0 if the engine accepts events and calls apps, with 1 if not."),

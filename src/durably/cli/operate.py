@@ -4,6 +4,7 @@ import datetime as dt
 import os
 import secrets
 import time
+from http import HTTPStatus
 from pathlib import Path
 
 import click
@@ -18,8 +19,6 @@ from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY
 from .client import AnswerError, EngineClient, EngineUnreachedError
 from .options import APP_URL, client_options, database_option, json_option, read_age
 from .text import CliError, Styled, bar, echo, echo_json, progress_line
-
-_KEY_BYTES = 32
 
 
 @click.command()
@@ -37,7 +36,10 @@ def keys(output: Path | None, dashboard: bool, as_json: bool) -> None:
     The engine and its apps need the same keys. The signing key signs calls and their answers, and authenticates
     commands such as `durably runs`. The event key allows only to send events.
     """
-    made = make_keys() | ({DASHBOARD_KEY: secrets.token_hex(_KEY_BYTES)} if dashboard else {})
+    # No value has characters that a shell or systemd would treat specially.
+    made = {SIGNING_KEY.name: f"signkey-prod-{secrets.token_hex(32)}", EVENT_KEY.name: secrets.token_hex(32)}
+    if dashboard:
+        made[DASHBOARD_KEY] = secrets.token_hex(32)
     text = "".join(f"{name}={value}\n" for name, value in made.items())
     if output is not None:
         _write_new(output, text)
@@ -50,17 +52,6 @@ def keys(output: Path | None, dashboard: bool, as_json: bool) -> None:
         click.echo(f"wrote {', '.join(first)} and {last} to {output}")
 
 
-def make_keys() -> dict[str, str]:
-    """New keys by the names of their variables.
-
-    The values have no characters that a shell or systemd would treat specially.
-    """
-    return {
-        SIGNING_KEY.name: f"signkey-prod-{secrets.token_hex(_KEY_BYTES)}",
-        EVENT_KEY.name: secrets.token_hex(_KEY_BYTES),
-    }
-
-
 def _write_new(path: Path, text: str) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -70,10 +61,6 @@ def _write_new(path: Path, text: str) -> None:
         raise CliError(f"cannot write {path}: {(error.strerror or str(error)).lower()}") from None
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
-
-
-_PAUSE_SECONDS = 0.5
-_APP_UNREACHED = 502
 
 
 @click.command()
@@ -93,24 +80,20 @@ def sync(client: EngineClient, app_url: str, wait: dt.timedelta | None, as_json:
     the engine reaches it, like http://127.0.0.1:8000/api/inngest. Exits with 1, and changes nothing, if the app does
     not answer or the engine refuses its functions.
     """
-    done = _sync(client, app_url, 0.0 if wait is None else wait.total_seconds())
+    deadline = time.monotonic() + (wait or dt.timedelta()).total_seconds()
+    while True:
+        try:
+            done = client.sync_app_at(app_url)
+            break
+        except (AnswerError, EngineUnreachedError) as error:
+            is_final = isinstance(error, AnswerError) and error.status != HTTPStatus.BAD_GATEWAY
+            if is_final or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.5)
     if as_json:
         echo_json(done)
     else:
         echo(describe_sync(done))
-
-
-def _sync(client: EngineClient, app_url: str, patience: float) -> AppSyncBody:
-
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            return client.sync_app_at(app_url)
-        except (AnswerError, EngineUnreachedError) as error:
-            is_final = isinstance(error, AnswerError) and error.status != _APP_UNREACHED
-            if is_final or time.monotonic() >= deadline:
-                raise
-        time.sleep(_PAUSE_SECONDS)
 
 
 def describe_sync(done: AppSyncBody) -> Styled:

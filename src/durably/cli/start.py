@@ -396,6 +396,7 @@ def read_dashboard_keys(options: StartOptions) -> DashboardKeys | None:
 # -- workers
 
 _worker_logger = get_logger("durably.worker")
+_relay_logger = get_logger("durably.outbox")
 
 
 @click.command()
@@ -427,8 +428,8 @@ def worker(target: str, log_format: str) -> None:
     run_until_stopped(work())
 
 
-def _load_engine(target: str) -> InProcessHandle[Any]:
-    """The handle of the client's engine. Raises ``CliError``."""
+def _load_client(target: str, command: str) -> Client:
+    """The client MODULE:CLIENT, for a command. Raises ``CliError``."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if os.environ.get("DJANGO_SETTINGS_MODULE"):
@@ -438,11 +439,16 @@ def _load_engine(target: str) -> InProcessHandle[Any]:
     except AppImportError as error:
         hint = ""
         if "DJANGO_SETTINGS_MODULE" in str(error) and not os.environ.get("DJANGO_SETTINGS_MODULE"):
-            hint = f": call `DJANGO_SETTINGS_MODULE=myproject.settings durably worker {target}`"
+            hint = f": call `DJANGO_SETTINGS_MODULE=myproject.settings durably {command} {target}`"
         raise CliError(f"{error}{hint}") from None
     if not isinstance(found, Client):
         raise CliError(f"{target} is an object of type {type(found).__qualname__}, not a durably.Client")
-    engine = found.engine
+    return found
+
+
+def _load_engine(target: str) -> InProcessHandle[Any]:
+    """The handle of the client's engine. Raises ``CliError``."""
+    engine = _load_client(target, "worker").engine
     if not isinstance(engine, InProcessHandle):
         raise CliError(
             f"the engine of {target} is not in the app's own processes, so it needs no worker: it calls the app over "
@@ -451,3 +457,42 @@ def _load_engine(target: str) -> InProcessHandle[Any]:
     if not engine.function_ids:
         raise CliError(f"{target} serves no functions: name a client in the module that calls serve(…)")
     return engine
+
+
+# -- relays
+
+
+@click.command()
+@click.argument("target", metavar="MODULE:CLIENT")
+@log_format_option("text")
+def relay(target: str, log_format: str) -> None:
+    """Send the events that an app writes in the transactions of its database.
+
+    MODULE:CLIENT is the app's Client, whose engine is elsewhere, such as `durably start`. An app with the engine in its
+    own processes needs no relay. The databases are those of Django, with DJANGO_SETTINGS_MODULE, and those given to
+    durably.sqlalchemy.relay(client, …). Several relays may run: one works at a time. SIGTERM ends it.
+    """
+    write_log(log_format)
+    client = _load_client(target, "relay")
+    if client.in_process is not None:
+        raise CliError(
+            f"the engine of {target} is in the app's own processes, which send the events: no relay is needed"
+        )
+    if not client.relays:
+        raise CliError(
+            f"{target} has no database with events: in a Django project, set DJANGO_SETTINGS_MODULE and put "
+            '"durably.django" into INSTALLED_APPS; otherwise call durably.sqlalchemy.relay(client, …) in its module'
+        )
+
+    async def work() -> None:
+        for each in client.relays:
+            each.start(lambda: True, None)
+        _relay_logger.info("the relay of the app %s runs", client.app_id)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for each in client.relays:
+                await asyncio.to_thread(each.stop)
+            _relay_logger.info("the relay of the app %s has stopped", client.app_id)
+
+    run_until_stopped(work())

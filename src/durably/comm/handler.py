@@ -243,7 +243,8 @@ class CommHandler:
             self._log_refusal(_place_of(req), error)
             response = CommResponse.from_error(error)
         req.seconds["comm_handler"] = time.perf_counter() - began
-        return self._seal(response, req.seconds, _signer(req, key) if isinstance(key, str) else None)
+        signer = Signer(key, req.headers.get(Header.SIGNATURE) or "") if isinstance(key, str) else None
+        return self._seal(response, req.seconds, signer)
 
     async def _verify(self, req: CommRequest, io: IO) -> Key:
         client = self.client
@@ -337,7 +338,10 @@ class CommHandler:
         # A sync function without a pool would block the thread that sends the spaces.
         can_stream = function.entries[function_id].is_async or self._threads is not None
         if self._is_streaming and not req.is_connect and can_stream:
-            return self._stream(function, call, _signer(req, key) if isinstance(key, str) else None, io)
+            signer = Signer(key, headers.get(Header.SIGNATURE) or "") if isinstance(key, str) else None
+            return CommResponse.create_streaming(
+                lambda: stream(lambda: io.start(self._complete(function, call, signer)), io)
+            )
         outcome = await self._run(function, call, io)
         if not isinstance(outcome, Returned):
             self._log_errors(call, outcome)
@@ -429,11 +433,6 @@ class CommHandler:
         finally:
             sending_run.reset(token)
 
-    def _stream(self, function: Function[Any], call: FunctionCall, signer: Signer | None, io: IO) -> CommResponse:
-        return CommResponse.create_streaming(
-            lambda: stream(lambda: io.start(self._complete(function, call, signer)), io)
-        )
-
     async def _complete(self, function: Function[Any], call: FunctionCall, signer: Signer | None) -> CommResponse:
         """The answer inside a streamed response.
 
@@ -472,10 +471,6 @@ _over_http: "weakref.WeakSet[CommHandler]" = weakref.WeakSet()
 def serves_over_http() -> bool:
     """Whether an engine in another process can call functions of this process."""
     return bool(_over_http)
-
-
-def _signer(req: CommRequest, key: str) -> Signer:
-    return Signer(key, req.headers.get(Header.SIGNATURE) or "")
 
 
 def _place_of(req: CommRequest) -> str:

@@ -194,7 +194,12 @@ class CommResponse:
             error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
         body = {"code": error.code.value, "message": error.message, "name": error.name}
         status = _STATUS_OF_CODE.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return cls.from_json(body, headers=_headers_of(error), status_code=status)
+        headers: dict[str, str] = {}
+        if isinstance(error, FunctionNotServedError):
+            headers[Header.NO_RETRY.value] = "false"  # a deployment may be under way
+        elif isinstance(error, MethodUnsupportedError):
+            headers["allow"] = error.allowed
+        return cls.from_json(body, headers=headers, status_code=status)
 
     @classmethod
     def create_streaming(cls, stream: Callable[[], Stream]) -> "CommResponse":
@@ -215,16 +220,6 @@ class CommResponse:
             return
         finally:
             drive(chunks.aclose())
-
-
-def _headers_of(error: Error) -> dict[str, str]:
-    match error:
-        case FunctionNotServedError():
-            return {Header.NO_RETRY.value: "false"}  # a deployment may be under way
-        case MethodUnsupportedError():
-            return {"allow": error.allowed}
-        case _:
-            return {}
 
 
 # -- answers to calls
@@ -292,16 +287,8 @@ async def stream(start: Callable[[], PendingResult[CommResponse]], io: IO) -> As
         yield b" "
         while not await io.wait(job, KEEP_ALIVE_SECONDS):
             yield b" "
-        yield _envelope(job.result())
+        answer = job.result()
+        envelope = {"status": int(answer.status_code), "headers": answer.headers, "body": answer.body.decode()}
+        yield msgspec.json.encode(envelope)
     finally:
         job.cancel()
-
-
-def _envelope(response: CommResponse) -> bytes:
-    return msgspec.json.encode(
-        {
-            "status": int(response.status_code),
-            "headers": response.headers,
-            "body": response.body.decode(),
-        }
-    )

@@ -57,14 +57,13 @@ def read_serve_origin(text: str, what: str) -> tuple[str, str]:
 
     Raises ``URLInvalidError``, which names ``what``.
     """
-    origin = read_origin(text, what)
     parts = urlsplit(parse_url(text, what))
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise URLInvalidError(
             f"{what} is {redact_url(urlunsplit(parts))!r}, which is more than an origin: write only its scheme and "
             "host, and the rest in serve_path (DURABLY_SERVE_PATH) or, behind a proxy that rewrites paths, public_path"
         )
-    return origin
+    return parts.scheme, parts.netloc
 
 
 StreamingOption = Streaming | str | bool | None

@@ -17,9 +17,12 @@ class DurablyConfig(AppConfig):  # type: ignore[misc]
         from django.core.signals import request_finished
 
         from .adapter import discovered, make_handler, report_unserved
+        from .outbox import add_relays
 
         discovered.find()
         request_finished.connect(report_unserved)
+        if discovered.clients:
+            add_relays(discovered.clients[0])
         for client in discovered.clients:
             if client.in_process is not None:
                 make_handler(client, discovered.functions_of(client))

@@ -58,6 +58,9 @@ class EmbeddedProcess(ProcessEngine[Node]):
     def is_leader(self) -> bool:
         return self._node is not None and self._node.leader is not None
 
+    def _may_relay(self) -> bool:
+        return self.is_leader
+
     async def _send_directly(self, arguments: Mapping[str, Any]) -> EventReceipt | None:
         """In the leader, pass sends directly to the writer's thread.
 

@@ -16,6 +16,7 @@ import msgspec
 from durably.comm import CommHandler
 from durably.engine.core.backoff import dev_backoff, standard_backoff
 from durably.engine.model.settings import EngineSettings
+from durably.engines import EventRelay
 from durably.errors import EngineNotStartedError, EngineStoppingError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.call import CheckpointRequest, LogLine
@@ -127,6 +128,7 @@ class ProcessEngine(Generic[N]):
         self._settings = settings
         self._max_calls, self._longest_gap = max_calls, longest_gap
         self._handlers: dict[str, CommHandler] = {}
+        self._relays: list[EventRelay] = []
         self._stops_at_exit = False
         self._reset()
         _instances.add(self)
@@ -187,6 +189,22 @@ class ProcessEngine(Generic[N]):
 
     def refuse_to_block(self) -> None:
         """Do nothing: any thread of the app may wait, because the engine has its own."""
+
+    @property
+    def runs_relays(self) -> bool:
+        return True
+
+    def add_relay(self, relay: EventRelay) -> None:
+        self._relays.append(relay)
+        if self._is_serving:
+            relay.start(self._may_relay, self._report_outbox)
+
+    def _report_outbox(self, arguments: dict[str, Any]) -> None:
+        self.request("report_outbox", arguments, TIMEOUT_SECONDS).result()
+
+    def _may_relay(self) -> bool:
+        """Whether this process is the one that runs the relays."""
+        return self._is_serving
 
     def add_handler(self, handler: CommHandler) -> None:
         app_id = handler.client.app_id
@@ -286,6 +304,8 @@ class ProcessEngine(Generic[N]):
         if not self._is_serving or node is None:
             self._is_serving = True
             node = await self._replace_node()
+            for relay in self._relays:
+                relay.start(self._may_relay, self._report_outbox)
         await node.wait_started()
 
     async def _start_in_background(self) -> None:
@@ -310,6 +330,8 @@ class ProcessEngine(Generic[N]):
 
     async def _stop(self) -> None:
         self._end_background_start()
+        for relay in self._relays:  # before the node, through which they send
+            await asyncio.to_thread(relay.stop)
         node, self._node, self._is_serving = self._node, None, False
         if node is not None:
             self._closing = asyncio.create_task(self._close(node, self._closing))
@@ -476,6 +498,8 @@ class ProcessEngine(Generic[N]):
     def _after_fork_in_child(self) -> None:
         node, starts = self._node, self._background_start is not None
         self._reset()
+        for relay in self._relays:
+            relay.forget()
         if node is not None:
             self._note_fork(node)
             node.forget()

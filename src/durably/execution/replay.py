@@ -7,7 +7,6 @@ result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
 import os.path
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -491,15 +490,9 @@ def raised_by_user(error: Exception | SystemExit) -> Exception:
 
     ``sys.exit`` counts as an ordinary error. Otherwise it would end the server's process.
     """
-    error.__traceback__ = _without_own_frames(error.__traceback__)
+    while (tb := error.__traceback__) is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _OWN_CODE:
+        error.__traceback__ = tb.tb_next
     if not isinstance(error, SystemExit):
         return error
     wrapped = RuntimeError(f"sys.exit({error.code!r}) was called, which durable functions must not do: return or raise")
     return wrapped.with_traceback(error.__traceback__)
-
-
-def _without_own_frames(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame of user code."""
-    while tb is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _OWN_CODE:
-        tb = tb.tb_next
-    return tb

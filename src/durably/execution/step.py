@@ -61,7 +61,8 @@ class Step(msgspec.Struct):
     """A step that a call reached.
 
     It has its request, the number of the repetition of its id, and its position among all steps reached.
-    ``awaitable_id`` identifies the coroutine that user code got for it.
+    ``awaitable_id`` identifies the coroutine that user code got for it. ``has_transaction``: its handler has begun a
+    database transaction that stores its result (see ``durably.outbox``).
     """
 
     request: StepRequest
@@ -69,6 +70,7 @@ class Step(msgspec.Struct):
     index: int
     order: int
     awaitable_id: int = 0
+    has_transaction: bool = False
 
     @property
     def name(self) -> str:

@@ -261,7 +261,12 @@ class StepCheckpointer:
         """The answer, with all steps that the engine does not have."""
         self.close()
         if isinstance(ending, Returned) and self._unsent:
-            ending = _complete(ending)
+            # The function's end as an op, which can follow steps in one answer.
+            try:
+                data = msgspec.Raw(encode_output(ending.value, ending.source))
+                ending = FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+            except OutputUnserializableError as error:
+                ending = Raised(error)
         if self._must_commit_before(ending):
             await self._commit(self._io)
         if self._stale is not None:
@@ -293,15 +298,6 @@ class StepCheckpointer:
         """
         while self._timers:
             self._timers.pop().cancel()
-
-
-def _complete(returned: Returned) -> FoundSteps | Raised:
-    """The function's end as an op, which can follow steps in one answer."""
-    try:
-        data = msgspec.Raw(encode_output(returned.value, returned.source))
-    except OutputUnserializableError as error:
-        return Raised(error)
-    return FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
 
 
 class CallLeaseCheck:

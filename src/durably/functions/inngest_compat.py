@@ -9,6 +9,7 @@ Checked with inngest 0.5.19. If the enum is missing, such middleware is refused 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Awaitable, Callable, Collection
@@ -18,7 +19,6 @@ from typing import Any
 import msgspec
 
 from durably.protocol.events import Event
-from durably.protocol.opcodes import Opcode
 
 _PACKAGE = "inngest"
 _OPS_MODULE = "inngest._internal.server_lib"
@@ -108,7 +108,10 @@ class InngestMiddleware:
         The op of the ``TransformOutputResult`` is converted to ``inngest``'s. The changed result is converted back.
         """
         step = result.step
-        theirs = replace(result, step=None if step is None else replace(step, op=self._op_of(step.op)))
+        theirs = replace(result)
+        if step is not None:
+            with contextlib.suppress(ValueError):  # an op that it does not know, so it cannot compare with it
+                theirs.step = replace(step, op=self._ops(step.op.value))
 
         def take_over() -> None:
             result.output, result.error = theirs.output, theirs.error
@@ -119,15 +122,14 @@ class InngestMiddleware:
         """Convert events that the middleware added, which may be ``inngest``'s."""
 
         def take_over() -> None:
-            events[:] = [_to_event(event) for event in events]
+            events[:] = [
+                msgspec.convert(event.model_dump(), Event)
+                if type(event).__module__.partition(".")[0] == _PACKAGE
+                else event
+                for event in events
+            ]
 
         return _then(self._middleware.before_send_events(events), take_over)
-
-    def _op_of(self, op: Opcode) -> Any:
-        try:
-            return self._ops(op.value)
-        except ValueError:  # an op that it does not know, so it cannot compare with it
-            return op
 
 
 def _then(returned: Any, finish: Callable[[], None]) -> Awaitable[None] | None:
@@ -140,8 +142,3 @@ def _then(returned: Any, finish: Callable[[], None]) -> Awaitable[None] | None:
         finish()
 
     return wait()
-
-
-def _to_event(event: Any) -> Event:
-    is_theirs = type(event).__module__.partition(".")[0] == _PACKAGE
-    return msgspec.convert(event.model_dump(), Event) if is_theirs else event

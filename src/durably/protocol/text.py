@@ -210,7 +210,9 @@ class _Printable(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple) and record.args:
-            record.args = tuple(map(_printable_argument, record.args))
+            record.args = tuple(
+                value if value is None or isinstance(value, _HARMLESS) else printable(value) for value in record.args
+            )
         elif not record.args:
             record.msg = printable(record.msg)
         if record.exc_info and record.exc_text is None:
@@ -227,10 +229,6 @@ def get_logger(name: str) -> logging.Logger:
     logger = logging.getLogger(name)
     logger.addFilter(_filter)  # once, even if it is requested several times
     return logger
-
-
-def _printable_argument(value: object) -> object:
-    return value if value is None or isinstance(value, _HARMLESS) else printable(value)
 
 
 def describe_os_error(error: OSError) -> str:

@@ -128,8 +128,9 @@ def resolve(
     )
 
     settings = _inherit(same_server_as, with_server=not has_server)
-    given = {key: _text(key, framework[key]) for key in _OF_THE_SDK & framework.keys()}
-    changes = _read_profile({PREFIX + key: value for key, value in given.items()}, "the framework's settings", True)
+    given = {key: framework[key] for key in _OF_THE_SDK & framework.keys()}
+    variables = {PREFIX + key: str(value).lower() if key == "TLS" else str(value) for key, value in given.items()}
+    changes = _read_profile(variables, "the framework's settings", True)
     changes |= _read_profile(
         environment,
         "the environment or the configuration file",
@@ -190,12 +191,6 @@ def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> Connecti
         build_id=None,
         versioning_behavior=None,
     )
-
-
-def _text(key: str, value: Any) -> str:
-    if not isinstance(value, str | bool | Path):
-        raise TemporalSettingsError(f"the setting {key!r} for Temporal must be a string, not {type(value).__name__}")
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _read_profile(variables: Mapping[str, str], source: str, disable_file: bool, **options: Any) -> dict[str, Any]:

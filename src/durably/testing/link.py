@@ -23,6 +23,7 @@ from durably.engine.core.calls import Answer, CallData, Unreached, failed
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import Clock, EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
+from durably.engines import EventRelay
 from durably.execution import ReplaceStep, StepRequest
 from durably.functions.checkpoints import Checkpoints
 from durably.io.background_loop import await_on, get_background_loop, running_loop
@@ -238,6 +239,13 @@ class TestLink:
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> bool:
         return False
+
+    @property
+    def runs_relays(self) -> bool:
+        return False
+
+    def add_relay(self, relay: EventRelay) -> None:
+        """Do nothing; see ``running_with_server``."""
 
     def refuse_to_block(self) -> None:
         if running_loop() is self._loop:

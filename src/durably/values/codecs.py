@@ -66,7 +66,9 @@ class Unset:
 _MAX_CACHED = 512
 """The size of caches by type. Types can be created at run time, so the caches are bounded."""
 
-_PLAIN = frozenset((Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn))
+_PLAIN: frozenset[Any] = frozenset(
+    (Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn)
+)
 _PLAIN_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
 _PLAIN_DICTS = (dict, abc.Mapping, abc.MutableMapping)
 
@@ -190,10 +192,8 @@ def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
 # -- codecs
 
 
-class _CheckedCodec:
+class _CheckedCodec(Codec):
     """Stores a value only if the decoded value is equal."""
-
-    name: str
 
     def encode(self, value: Any, notify: Notify) -> Any:
         data = self._to_json(value)
@@ -212,9 +212,6 @@ class _CheckedCodec:
             if change is not None:
                 notify(change)
         return data
-
-    def decode(self, data: Any) -> Any:
-        raise NotImplementedError
 
     def _to_json(self, value: Any) -> Any:
         raise NotImplementedError

@@ -19,7 +19,7 @@ from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.opcodes import hash_step_id
 
 from ..conftest import ended, only_run, opened, run_to_end, send, step_is
-from ..small_app import Found, SmallApp, StepFailed, Steps, serve
+from ..small_app import Found, SmallApp, StepFailed, Steps, serve, serving
 
 
 async def inspect(engine: SqliteEngine, run_id: str) -> RunReport:
@@ -311,20 +311,14 @@ async def test_repeated_requests_of_a_fetch_are_attempts(engine: SqliteEngine, a
             request.transport.close()
         return web.Response()
 
-    other = web.Application()
-    other.router.add_post("/", answer)
-    runner = web.AppRunner(other)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    async with serving(answer) as url:
 
-    @app.function("fetcher")
-    def fetcher(steps: Steps) -> object:
-        return steps.options("get", "Gateway", url=url, method="POST")
+        @app.function("fetcher")
+        def fetcher(steps: Steps) -> object:
+            return steps.options("get", "Gateway", url=url, method="POST")
 
-    await engine.sync_app(app.sync_request())
-    report = await inspect(engine, (await run_to_end(engine, "fetcher")).id)
-    await runner.cleanup()
+        await engine.sync_app(app.sync_request())
+        report = await inspect(engine, (await run_to_end(engine, "fetcher")).id)
     (step,) = report.steps
     assert [attempt.attempt for attempt in step.failed_attempts] == [0]
     assert [span.kind for span in step.spans] == [SpanKind.RUNNING, SpanKind.RETRYING, SpanKind.RUNNING]

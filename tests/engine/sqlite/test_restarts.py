@@ -22,7 +22,7 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import Op, hash_step_id
 
 from ..conftest import QUICK, ended, only_run, opened, output, send, step_is, until
-from ..small_app import Raised, SmallApp, Steps
+from ..small_app import Raised, SmallApp, Steps, serving
 
 
 async def test_while_it_sleeps_waits_and_invokes(path: Path, app: SmallApp) -> None:
@@ -122,32 +122,25 @@ async def test_while_a_request_is_under_way_and_its_secrets(path: Path, app: Sma
             await held.wait()
         return web.json_response({"weather": "fine"})
 
-    server = web.Application()
-    server.router.add_get("/", api)
-    runner = web.AppRunner(server, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-
     @app.function("fetching")
     def fetching(steps: Steps) -> object:
         steps.run("before", lambda: 1)
         answer = steps.options("get", "Gateway", url=url, method="GET", headers={"authorization": "Bearer hunter2"})
         return json.loads(answer["body"])
 
-    async with opened(path) as engine:
-        await engine.sync_app(app.sync_request())
-        run_id = await only_run(engine, await send(engine, "fetching"))
-        await asked.wait()
-        await step_is(engine, run_id, "get", StepStatus.RUNNING)
-    async with opened(path) as engine:
-        assert output(await ended(engine, run_id)) == {"weather": "fine"}
+    async with serving(api) as url:
+        async with opened(path) as engine:
+            await engine.sync_app(app.sync_request())
+            run_id = await only_run(engine, await send(engine, "fetching"))
+            await asked.wait()
+            await step_is(engine, run_id, "get", StepStatus.RUNNING)
+        async with opened(path) as engine:
+            assert output(await ended(engine, run_id)) == {"weather": "fine"}
+        held.set()
     assert seen == ["Bearer hunter2"] * 2
     assert app.executions["before"] == 1
     for file in path.parent.iterdir():
         assert b"hunter2" not in file.read_bytes()
-    held.set()
-    await runner.cleanup()
 
 
 async def test_a_closed_engine_takes_nothing(path: Path) -> None:

@@ -9,7 +9,7 @@ from durably.engine.model.requests import OutboundClient
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ..conftest import output, run_to_end
-from ..small_app import SmallApp, StepFailed, Steps
+from ..small_app import SmallApp, StepFailed, Steps, serving
 
 
 def held(engine: SqliteEngine) -> dict[int, Any]:
@@ -48,17 +48,13 @@ async def test_request_body_is_dropped_when_its_step_ends(engine: SqliteEngine, 
             request.transport.close()
         return web.Response()
 
-    runner = web.ServerRunner(web.Server(answer, access_log=None))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with serving(answer) as url:
 
-    @app.function("fetching")
-    def fetching(steps: Steps) -> object:
-        steps.options("get", "Gateway", url=url)
-        return len(held(engine))
+        @app.function("fetching")
+        def fetching(steps: Steps) -> object:
+            steps.options("get", "Gateway", url=url)
+            return len(held(engine))
 
-    await engine.sync_app(app.sync_request())
-    assert output(await run_to_end(engine, "fetching")) == 0
+        await engine.sync_app(app.sync_request())
+        assert output(await run_to_end(engine, "fetching")) == 0
     assert kept_while == [1, 1]
-    await runner.cleanup()

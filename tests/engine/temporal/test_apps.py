@@ -88,22 +88,6 @@ async def test_functions_missing_in_a_sync_start_no_runs_but_their_runs_continue
     assert await app.run_to_end("b", "b", n=3) == 3
 
 
-async def test_the_reason_of_a_refused_sync_is_kept_until_the_next(app: RoutedApp) -> None:
-    serve(app, "a")
-    await app.sync()
-    serve(app, "a", idempotency="event.data.")
-    with pytest.raises(ConfigInvalidError):
-        await app.sync()
-
-    async def is_noted() -> bool:
-        return "idempotency" in ((await record(app)).error or "")
-
-    await async_eventually(is_noted, "the error is recorded")
-    serve(app, "a")
-    assert not (await app.sync()).modified
-    assert (await record(app)).error is None
-
-
 async def test_two_apps_cannot_have_a_function_of_the_same_id(app: RoutedApp) -> None:
     serve(app, "a")
     await app.sync()

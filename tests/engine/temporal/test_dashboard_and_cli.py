@@ -99,13 +99,9 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         assert "greet" in (await durably_command(url, "runs", "show", run.id)).stdout
 
 
-async def test_runs_link_to_temporals_ui(server: DevServer) -> None:
-    async with serving(server.address, make_client(), [], settings=EngineSettings(temporal_ui=f"{UI}/")) as engine:
-        info = await engine.describe_engine()
-        assert info.run_url == f"{UI}/namespaces/default/workflows/durably%2Frun%2F{{run_id}}"
-
-
-@pytest.mark.parametrize("settings", [EngineSettings()])
-async def test_no_link_without_an_address(server: DevServer, settings: EngineSettings) -> None:
-    async with serving(server.address, make_client(), [], settings=settings) as engine:
-        assert (await engine.describe_engine()).run_url is None
+@pytest.mark.parametrize(
+    ("ui", "link"), [(f"{UI}/", f"{UI}/namespaces/default/workflows/durably%2Frun%2F{{run_id}}"), (None, None)]
+)
+async def test_runs_link_to_temporals_ui(server: DevServer, ui: str | None, link: str | None) -> None:
+    async with serving(server.address, make_client(), [], settings=EngineSettings(temporal_ui=ui)) as engine:
+        assert (await engine.describe_engine()).run_url == link

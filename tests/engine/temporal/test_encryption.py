@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator
 
-import pytest
 from temporalio.client import Client
 
 import durably
@@ -69,17 +68,3 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         assert [each for each, found in stored if SECRET.encode() in found] == []
         # The search attributes are readable: they are ids and names.
         assert [each for each, found in stored if f"{app.app_id}-go".encode() in found]
-
-
-@pytest.mark.slow
-async def test_without_encryption_the_server_sees_the_data(server: DevServer) -> None:
-    """The check above finds unencrypted data."""
-    app = make_client()
-
-    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
-    async def go(ctx: durably.Context) -> None: ...
-
-    async with serving(server.address, app, [go]) as engine:
-        await ended_runs(engine, await send(engine, app.app_id, {"text": SECRET}))
-        stored = [found async for found in stored_bytes(await Client.connect(server.address), app.app_id)]
-        assert [each for each, found in stored if SECRET.encode() in found]

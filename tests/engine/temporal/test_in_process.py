@@ -103,13 +103,14 @@ def hold_no_more(app: App) -> Function[Any]:
     return hold
 
 
-async def test_functions_run_in_the_process(server: DevServer) -> None:
+async def test_functions_run_in_the_process_each_time_it_starts(server: DevServer) -> None:
     app = App(TemporalEngine(server.address), "in-process").serve(add, add_sync)
-    async with app.engine.running():
-        await app.send("add", n=1)
-        assert (await app.reported())[0] == 1
-        await app.send("add-sync", n=2)
-        assert await app.reported() == [2, 2]
+    for number in range(2):
+        async with app.engine.running():
+            await app.send("add", n=number)
+            assert (await app.reported())[0] == number
+            await app.send("add-sync", n=number)
+            assert await app.reported() == [number, 2]
 
 
 async def test_events_are_sent_and_operations_executed_in_any_thread(server: DevServer) -> None:
@@ -119,32 +120,6 @@ async def test_events_are_sent_and_operations_executed_in_any_thread(server: Dev
         await asyncio.to_thread(app.client.send_sync, event)
         assert await app.reported() == [3, 2]
         assert await asyncio.to_thread(app.engine.get_run_sync, "01ARZ3NDEKTSV4RRFFQ69G5FAV") is None
-
-
-@pytest.mark.slow
-async def test_a_call_whose_run_was_cancelled_ends_without_a_traceback(
-    server: DevServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    app = App(TemporalEngine(server.address), "cancels")
-    ended = asyncio.Event()
-
-    def wait(app: App) -> Function[Any]:
-        @app.client.create_function(fn_id="wait", trigger=TriggerEvent(event="cancels/wait"))
-        async def wait(ctx: Context) -> None:
-            app.report(ctx.run_id)
-            try:
-                await asyncio.sleep(WAIT_SECONDS)
-            finally:
-                ended.set()
-
-        return wait
-
-    app.serve(wait)
-    async with app.engine.running():
-        await app.send("wait")
-        await app.engine.cancel_run(await app.reported())
-        await within(ended.wait())  # At the next heartbeat the server reports that the call no longer exists.
-    assert "Traceback" not in caplog.text
 
 
 async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
@@ -356,16 +331,6 @@ async def test_events_wait_until_another_process_has_synced_the_functions(
             assert await worker.reported() == [1, 2]
 
 
-async def test_a_worker_process_runs_functions_that_web_processes_do_not(server: DevServer) -> None:
-    app = App(TemporalEngine(server.address, workers=False), "worker").serve(add_sync)
-    await app.engine.start_worker()
-    try:
-        await app.send("add-sync", n=1)
-        assert await app.reported() == [1, 2]
-    finally:
-        await app.engine.stop()
-
-
 async def test_a_url_names_a_temporal_server(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     by_argument = Client(app_id="url", engine=f"temporal://{server.address}/default?workers=false", is_production=True)
     monkeypatch.setenv("DURABLY_ENGINE_URL", f"temporal://{server.address}/default?workers=false")
@@ -401,14 +366,6 @@ async def test_a_test_run_does_not_connect(server: DevServer) -> None:
         await app.send("add-sync")
     with pytest.raises(EngineNotStartedError, match="TestEngine"):
         await app.engine.list_functions()
-
-
-async def test_a_stopped_engine_starts_again(server: DevServer) -> None:
-    app = App(TemporalEngine(server.address), "again").serve(add_sync)
-    for number in range(2):
-        async with app.engine.running():
-            await app.send("add-sync", n=number)
-            assert await app.reported() == [number, 2]
 
 
 async def test_stop_does_not_wait_for_a_registration(server: DevServer) -> None:

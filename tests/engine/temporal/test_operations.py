@@ -89,10 +89,5 @@ async def test_cancellations_and_invocations_return_the_run(server: DevServer) -
         run_id = receipt.run_id
         assert await async_eventually(lambda: engine.get_run(run_id), "the engine knows the run")
         assert await engine.cancel_run(run_id)
-        run = await engine.get_run(run_id)
-        assert run is not None
-        assert run.status is RunStatus.CANCELLED
-        assert "cancelled by request" in run.decode_output()["message"]
-        assert not await engine.cancel_run(run_id)
         with pytest.raises(RunNotFoundError, match="unknown"):
             await engine.cancel_run("unknown")

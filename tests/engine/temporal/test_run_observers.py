@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -196,17 +195,6 @@ async def test_a_replay_counts_nothing_again(server: DevServer) -> None:
     assert after["steps_ended,nap,completed"] == after["runs_ended,nap,completed"] == 1
 
 
-async def test_the_collector_has_the_form_of_prometheus(server: DevServer) -> None:
-    engine = TemporalEngine(server.address)
-    async with opened(engine) as shop:
-        await shop.run("pay")
-        await shop.wait_until_counted("runs_ended,pay,failed")
-        families = {family.name: family for family in await asyncio.to_thread(engine.prometheus_collector().collect)}
-    ended = {tuple(each.labels.values()): each.value for each in families["durably_runs_ended"].samples}
-    assert ended[(f"{shop.id}-pay", "failed")] == 1
-    assert families["durably_up"].samples[0].value == 1
-
-
 async def test_the_end_of_each_run_is_logged(make_engine: MakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "durably.runs")
     async with opened(make_engine(log_runs=True)) as shop:
@@ -261,41 +249,3 @@ async def test_an_end_that_the_server_refuses_is_not_counted_however_late_the_ne
         ended = {name: count for name, count in (await shop.counts()).items() if name.startswith("runs_ended")}
     assert ended == {f"runs_ended,pay,{status}": 1}
     assert status == "cancelled"
-
-
-@pytest.mark.slow
-async def test_run_that_is_cancelled_while_it_ends_is_counted_once_with_its_status(server: DevServer) -> None:
-    """The server refuses the task that ends a run if the cancellation arrives during it."""
-    engine = TemporalEngine(server.address, settings=EngineSettings(**QUICK))
-    shop = Shop(engine)
-    client = Client(app_id=f"{shop.id}b", engine=engine, is_production=False)
-
-    @client.create_function(fn_id="brief", trigger=TriggerEvent(event=f"{shop.id}/brief"))
-    async def brief(ctx: Context) -> None:
-        await asyncio.sleep(1.5)
-
-    CommHandler(client=client, framework="test", functions=[brief])
-    async with engine.running():
-
-        async def start_and_cancel(number: int) -> str:
-            await asyncio.sleep(number * 0.1)
-            run_id = await shop.start("brief")
-            run = await engine.get_run(run_id)
-            assert run is not None
-            ends_at = run.created_at + dt.timedelta(milliseconds=1480 + 4 * (number % 20))
-            await asyncio.sleep((ends_at - dt.datetime.now(dt.UTC)).total_seconds())
-            await engine.cancel_run(run_id)
-            return run_id
-
-        runs = await asyncio.gather(*map(start_and_cancel, range(60)))
-        ended = Counter[str]([(await engine.wait_for_run(run_id)).status.value.lower() for run_id in runs])
-
-        async def counted() -> dict[str, float]:
-            samples = (await shop.read())["runs_ended"].samples
-            return {each.labels[1]: each.value for each in samples if "brief" in each.labels[0] and each.value}
-
-        await async_eventually(
-            counted, "the end of each run is counted", is_right=lambda counts: sum(counts.values()) >= len(runs)
-        )
-        await asyncio.sleep(1)
-        assert await counted() == ended

@@ -101,17 +101,6 @@ def test_the_development_engine_prints_the_steps_of_runs(start: Start, directory
     assert dev.stop() == 0
 
 
-@pytest.mark.slow
-def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start, server: DevServer) -> None:
-    port = free_port()
-    engine = start("start", "--temporal", server.address, "--port", str(port), **KEYS)
-    logged(engine, "engine started")
-    event = json.dumps({"name": "order/unknown"})
-    sent = urllib3.request("POST", f"http://127.0.0.1:{port}/e/{EVENT_KEY}", body=event, timeout=30)
-    assert sent.status == 200, sent.data
-    assert engine.stop(signal.SIGTERM) == 0
-
-
 @pytest.mark.parametrize(
     ("option", "reason"),
     [

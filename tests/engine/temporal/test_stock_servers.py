@@ -113,7 +113,8 @@ class Project:
         await WorkflowEngine(temporal, EngineSettings()).receive_events(body)
 
 
-@pytest.mark.parametrize(("framework", "command"), cases(SERVERS))
+@pytest.mark.slow
+@pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[1]))
 def test_run_continues_after_a_restart(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
     project = Project(framework, tmp_path, server.address)
     with running(command, tmp_path) as web:
@@ -133,19 +134,3 @@ def test_run_continues_in_another_worker(framework: str, command: str, tmp_path:
         os.kill(worker, signal.SIGTERM)
         assert project.wait_noted("completed by") != worker
     assert project.was_charged_once()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[1]))
-def test_unreachable_server_delays_the_start(framework: str, command: str, tmp_path: Path) -> None:
-    late = DevServer()
-    project = Project(framework, tmp_path, late.address)
-    project.release()
-    with running(command, tmp_path) as web:
-        eventually(lambda: f"the Temporal server at {late.address} cannot be reached" in web.log(), web.log())
-        late.start()
-        try:
-            project.hold(web)
-            project.wait_noted("completed by")
-        finally:
-            late.kill()

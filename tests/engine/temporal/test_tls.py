@@ -9,7 +9,6 @@ import pytest
 from temporalio.service import TLSConfig
 
 from durably import TemporalEngine
-from durably.temporal import TemporalCredentialsError
 
 from ...cli.conftest import Start, command_server, directory, start
 from ...cli.test_start import KEYS, logged
@@ -43,16 +42,6 @@ async def test_functions_run_over_tls_with_an_api_key(front: TLSFront, authority
         await app.send("add-sync", n=1)
         assert await app.reported() == [1, 2]
     assert set(front.authorizations) == {f"Bearer {API_KEY}"}
-
-
-async def test_a_wrong_api_key_prevents_the_start_and_is_not_shown(
-    front: TLSFront, authority: Authority, caplog: pytest.LogCaptureFixture
-) -> None:
-    tls = TLSConfig(server_root_ca_cert=authority.pem)
-    app = App(TemporalEngine(front.address, tls=tls, api_key=f"{API_KEY}-wrong"), "wrong-key").serve(add_sync)
-    with pytest.raises(TemporalCredentialsError, match="the server refuses the app's API key: check TEMPORAL_API_KEY"):
-        await app.engine.start()
-    assert API_KEY not in caplog.text
 
 
 def test_durably_start_reads_tls_and_api_key_from_variables(start: Start, front: TLSFront, tmp_path: Path) -> None:

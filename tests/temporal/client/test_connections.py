@@ -1,9 +1,7 @@
 """Several connections in one app: their settings, gateways, workers and commands."""
 
-import os
 import re
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +15,10 @@ from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachabl
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.settings import resolve
 
-from ...cli.conftest import Command, Start, directory, start, write
 from ...ports import free_port
 from ..dev_server import BILLING, DevServer
-from ..user_projects import write_shop
 from ..worker_thread import working
 from ..workflows import ACTIVITIES, WORKFLOWS, OrderWorkflow, SumWorkflow
-
-__all__ = ["directory", "start"]
 
 PATIENCE = timedelta(seconds=90)
 ENVIRONMENT = {
@@ -189,58 +183,6 @@ def test_the_example_of_the_page(server: DevServer, monkeypatch: pytest.MonkeyPa
         assert client.get(f"{other}/{id}", headers={"X-User": "ada"}).status_code == 404
 
 
-FLASK_SHOP = """
-import flask
-from durably.temporal.flask import init_app
-from shop import billing, temporal
-
-app = flask.Flask("shop")
-app.config["TEMPORAL_ADDRESS"] = "127.0.0.1:1"
-app.config["TEMPORAL_NAMESPACE"] = "default"
-app.config["TEMPORAL_BILLING_NAMESPACE"] = "billing"
-init_app(app, temporal)
-init_app(app, billing)
-"""
-
-
-@pytest.mark.slow
-def test_the_command_of_each_connection(start: Start, directory: Path, server: DevServer, billing: Temporal) -> None:
-    id = uuid.uuid4().hex[:8]
-    write_shop(directory, id)
-    path = directory / "shop.py"
-    declared = path.read_text().replace("temporal.add_worker", "billing.add_worker")
-    path.write_text(
-        declared.replace(
-            "temporal = Temporal()",
-            'temporal = Temporal()\nbilling = Temporal(name="billing", same_server_as=temporal)',
-        )
-    )
-    write(directory / "flask_shop.py", FLASK_SHOP)
-    variables = {"TEMPORAL_ADDRESS": server.address, "TEMPORAL_BILLING_NAMESPACE": BILLING}
-    command = start("temporal", "worker", "shop:billing", **variables)
-    command.until(f"connecting to {server.address}, namespace billing")
-    command.until("working on slow")
-    run_order(billing, id)
-    assert command.stop() == 0
-
-    program = [sys.executable, "-m", "flask", "--app", "flask_shop"]
-    environment = {**command_environment(), "TEMPORAL_ADDRESS": server.address}
-    flask_command = Command(("temporal-billing", "worker"), directory, environment, program)
-    flask_command.until(f"connecting to {server.address}, namespace billing")
-    flask_command.until("working on slow")
-    run_order(billing, id)
-    assert flask_command.stop() == 0
-
-
-def run_order(billing: Temporal, id: str) -> None:
-    done = billing.sync.execute_workflow("OrderWorkflow", "7", id=uuid.uuid4().hex, task_queue=f"orders-{id}")
-    assert done.startswith("processed 7")
-
-
-def command_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
-
-
 def test_two_connections_of_a_flask_app_need_names() -> None:
     import flask
 
@@ -248,5 +190,7 @@ def test_two_connections_of_a_flask_app_need_names() -> None:
 
     app = flask.Flask(__name__)
     init_app(app, Temporal())
+    init_app(app, Temporal(name="billing"))
+    assert {"temporal", "temporal-billing"} <= app.cli.commands.keys()
     with pytest.raises(TemporalSettingsError, match="give this one a name"):
         init_app(app, Temporal(namespace=BILLING))

@@ -14,13 +14,14 @@ from temporalio.client import Schedule, ScheduleActionStartWorkflow, ScheduleSpe
 from temporalio.service import RetryConfig, RPCError
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, Limits
+from durably.temporal.gateway import Gateway, GatewayResponse, Limits
 from durably.temporal.gateway.problems import to_problem
 
 from ...ports import free_port
 from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
+from ..gateway.gateway_client import make_request
 from ..proxy import Proxy
 from ..workflows import TASK_QUEUE
 
@@ -50,15 +51,8 @@ def gateway_at(address: str, limits: Limits | None = None, **options: Any) -> Ga
     return Gateway(temporal, exposures(), allow_anonymous=True, limits=limits)
 
 
-async def ask(
-    gateway: Gateway, method: str, path: str, body: Any = None, *, prefer: str = "", **query: str
-) -> GatewayResponse:
-    content = b"" if body is None else json.dumps(body).encode()
-    headers = {"Prefer": prefer} | ({} if body is None else {"Content-Type": "application/json"})
-    request = GatewayRequest(
-        method=method, path=path, mount="", headers=headers, query_params=query, body=content, raw_request=None
-    )
-    return await gateway.handle(request)
+async def ask(gateway: Gateway, method: str, path: str, body: Any = None, /, **query: str) -> GatewayResponse:
+    return await gateway.handle(make_request(None, method, path, body, **query))
 
 
 def kind(response: GatewayResponse) -> tuple[int, str]:
@@ -150,7 +144,7 @@ async def test_workflow_started_before_the_connection_broke_is_not_reported_as_u
     """Otherwise the client would start it a second time."""
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
-    starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
+    starting = asyncio.create_task(ask(gateway, "POST", "orders", order, h_prefer="wait=60"))
     handle = (await temporal.client()).get_workflow_handle(f"order-{order['order_id']}")
     await async_eventually(lambda: exists(handle), "the workflow has started")
     async with asyncio.timeout(60):
@@ -158,7 +152,7 @@ async def test_workflow_started_before_the_connection_broke_is_not_reported_as_u
             proxy.cut()
             await asyncio.wait({starting}, timeout=0.2)
     assert starting.result().status_code == 202
-    assert starting.result().headers["Location"] == f"/orders/{handle.id}"
+    assert starting.result().headers["Location"] == f"/api/orders/{handle.id}"
     await handle.terminate()
 
 

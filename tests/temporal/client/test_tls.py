@@ -76,68 +76,54 @@ async def test_client_certificates_are_read_from_the_environment(
 
 
 async def test_a_server_that_demands_a_client_certificate(
-    open_front: Open, authority: Authority, other_authority: Authority
+    open_front: Open, authority: Authority, other_authority: Authority, mine: Certificate
 ) -> None:
-    address, ca = open_front().address, authority.pem
+    address, other = open_front().address, authority.issue("other")
     foreign, expired = other_authority.issue("app"), authority.issue("app", expired=True)
-    without = await refusal(address, TLSConfig(server_root_ca_cert=ca))
-    assert "the server demands a client certificate: set " in without.message
-    for given in (foreign, expired):
-        tls = TLSConfig(server_root_ca_cert=ca, client_cert=given.cert, client_private_key=given.key)
-        assert "the server refuses the client certificate" in (await refusal(address, tls)).message
+    for cert, key, words in (
+        (None, None, "the server demands a client certificate: set "),
+        (foreign.cert, foreign.key, "the server refuses the client certificate"),
+        (expired.cert, expired.key, "the server refuses the client certificate"),
+        (mine.cert, mine.cert, CLIENT_KEY),
+        (mine.key, mine.key, CLIENT_CERT),
+        (mine.cert, other.key, "the private key does not match the client certificate"),
+    ):
+        tls = TLSConfig(server_root_ca_cert=authority.pem, client_cert=cert, client_private_key=key)
+        assert words in (await refusal(address, tls)).message
     assert "expects TLS: set TEMPORAL_TLS" in (await refusal(address, False)).message
 
 
-async def test_swapped_files_are_named(open_front: Open, authority: Authority, mine: Certificate) -> None:
-    address = open_front().address
-    for given, named in (((mine.cert, mine.cert), CLIENT_KEY), ((mine.key, mine.key), CLIENT_CERT)):
-        tls = TLSConfig(server_root_ca_cert=authority.pem, client_cert=given[0], client_private_key=given[1])
+async def test_server_of_an_untrusted_authority_is_refused(
+    open_front: Open, server: DevServer, authority: Authority, other_authority: Authority
+) -> None:
+    ours = TLSConfig(server_root_ca_cert=authority.pem)
+    trusted = open_front(demands_certificate=False).address
+    expired, elsewhere = (
+        open_front(demands_certificate=False, server=certificate).address
+        for certificate in (
+            authority.issue("localhost", expired=True),
+            authority.issue("server", host="temporal.example.com"),
+        )
+    )
+    untrusted = f"no trusted authority signed the server's certificate: check {CA_CERT}"
+    cases: list[tuple[str, TLSConfig | bool, str]] = [
+        (trusted, True, untrusted),
+        (trusted, TLSConfig(server_root_ca_cert=other_authority.pem), untrusted),
+        (expired, ours, "the server's certificate has expired"),
+        (elsewhere, ours, SERVER_NAME),
+        (server.address, True, "the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and TEMPORAL_TLS"),
+    ]
+    for address, tls, words in cases:
         failure = await refusal(address, tls)
         assert isinstance(failure, TemporalCredentialsError)
-        assert named in failure.message
-
-
-async def test_key_of_another_certificate_is_refused(open_front: Open, authority: Authority, mine: Certificate) -> None:
-    tls = TLSConfig(
-        server_root_ca_cert=authority.pem, client_cert=mine.cert, client_private_key=authority.issue("other").key
-    )
-    failure = await refusal(open_front().address, tls)
-    assert isinstance(failure, TemporalCredentialsError)
-    assert "the private key does not match the client certificate" in failure.message
-    assert CLIENT_KEY in failure.message
+        assert words in failure.message
+    named = TLSConfig(server_root_ca_cert=authority.pem, domain="temporal.example.com")
+    assert (await Temporal(elsewhere, tls=named).check_health()).ok
 
 
 async def test_a_server_without_client_certificates(open_front: Open, authority: Authority) -> None:
     address = open_front(demands_certificate=False).address
     assert (await Temporal(address, tls=TLSConfig(server_root_ca_cert=authority.pem)).check_health()).ok
-
-
-async def test_server_of_an_untrusted_authority_is_refused(open_front: Open, other_authority: Authority) -> None:
-    address = open_front(demands_certificate=False).address
-    for tls in (True, TLSConfig(server_root_ca_cert=other_authority.pem)):
-        failure = await refusal(address, tls)
-        assert isinstance(failure, TemporalCredentialsError)
-        assert f"no trusted authority signed the server's certificate: check {CA_CERT}" in failure.message
-
-
-async def test_a_server_whose_certificate_has_expired(open_front: Open, authority: Authority) -> None:
-    front = open_front(demands_certificate=False, server=authority.issue("localhost", expired=True))
-    failure = await refusal(front.address, TLSConfig(server_root_ca_cert=authority.pem))
-    assert "the server's certificate has expired" in failure.message
-
-
-async def test_a_server_of_another_name(open_front: Open, authority: Authority) -> None:
-    front = open_front(demands_certificate=False, server=authority.issue("server", host="temporal.example.com"))
-    failure = await refusal(front.address, TLSConfig(server_root_ca_cert=authority.pem))
-    assert "the server's certificate is for another name" in failure.message
-    assert SERVER_NAME in failure.message
-    named = TLSConfig(server_root_ca_cert=authority.pem, domain="temporal.example.com")
-    assert (await Temporal(front.address, tls=named).check_health()).ok
-
-
-async def test_tls_to_a_server_without_tls_is_an_error(server: DevServer) -> None:
-    failure = await refusal(server.address, True)
-    assert "the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and TEMPORAL_TLS" in failure.message
 
 
 @pytest.mark.parametrize(

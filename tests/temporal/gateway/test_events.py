@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from durably.temporal import Temporal
-from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, GatewayResponse, Limits, expose
+from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayResponse, Limits, expose
 
 from ..app_server import AppServer
 from ..workflows import TASK_QUEUE, StepsWorkflow
-from .gateway_client import ask
+from .gateway_client import ask, make_request
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -35,17 +35,8 @@ def gateway(temporal: Temporal) -> Gateway:
 async def connect(
     gateway: Gateway, workflow_id: str, last: str = "", *, principal: str | None = None
 ) -> GatewayResponse:
-    request = GatewayRequest(
-        method="GET",
-        path=f"chains/{workflow_id}/events",
-        mount="",
-        headers={"last-event-id": last} if last else {},
-        query_params={},
-        body=b"",
-        raw_request=None,
-        principal=principal,
-    )
-    return await gateway.handle(request)
+    headers = {"h_last_event_id": last} if last else {}
+    return await gateway.handle(make_request(principal, "GET", f"chains/{workflow_id}/events", **headers))
 
 
 async def read(response: GatewayResponse) -> AsyncIterator[tuple[str, str, Any]]:
@@ -104,16 +95,8 @@ async def test_a_stream_follows_a_reset_after_the_end(gateway: Gateway, temporal
     handle = await client.start_workflow("StepsWorkflow", [], id=f"c-{uuid.uuid4().hex}", task_queue=TASK_QUEUE)
     await handle.result()
     before = [event async for event in read(await connect(gateway, handle.id))]
-    reset = GatewayRequest(
-        method="POST",
-        path=f"chains/{handle.id}/reset",
-        mount="",
-        headers={"content-type": "application/json"},
-        query_params={},
-        body=b'{"to": "first_workflow_task"}',
-        raw_request=None,
-    )
-    assert (await gateway.handle(reset)).status_code == 202
+    reset = await ask(gateway, None, "POST", f"chains/{handle.id}/reset", {"to": "first_workflow_task"})
+    assert reset.status == 202
     after = [event async for event in read(await connect(gateway, handle.id, before[-1][0]))]
     kinds = [kind for _, kind, _ in after]
     assert (kinds[0], after[0][2]["cause"], kinds[-1]) == ("run", "reset", "result")
@@ -125,19 +108,25 @@ async def test_a_reset_of_an_earlier_run_ends_the_open_run(temporal: Temporal) -
     gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=Limits(stream_limit=60))
     started = (await ask(gateway, None, "POST", "chains", {"steps": ["again", "wait"]})).json
     place, first = f"chains/{started['workflow_id']}", started["run_id"]
-    runs: list[str] = []
-    async for _, kind, data in read(await connect(gateway, started["workflow_id"], f"{first}:1")):
-        runs += [data["run_id"]] if kind == "run" else []
-        if kind == "workflow_execution_started":
-            break
-    [second] = runs
-    assert (
-        await ask(gateway, None, "POST", f"{place}/reset", {"to": "first_workflow_task"}, run_id=first)
-    ).status == 202
+
+    async def wait_for_next(run_id: str) -> str:
+        """The run that follows by continue-as-new, once it has started."""
+        following = ""
+        async for _, kind, data in read(await connect(gateway, started["workflow_id"], f"{run_id}:1")):
+            if kind == "run":
+                following = data["run_id"]
+            elif following and kind == "workflow_execution_started":
+                break
+        return following
+
+    second = await wait_for_next(first)
+    reset = await ask(gateway, None, "POST", f"{place}/reset", {"to": "first_workflow_task"}, run_id=first)
+    assert reset.status == 202
     for operation in ("signals/go", "cancel", "terminate"):
         refused = await ask(gateway, None, "POST", f"{place}/{operation}", run_id=second)
         assert (operation, refused.status) == (operation, 409), refused.json
-    assert (await ask(gateway, None, "POST", f"{place}/signals/go")).status == 202
+    fourth = await wait_for_next(reset.json["run_id"])
+    assert (await ask(gateway, None, "POST", f"{place}/signals/go", run_id=fourth)).status == 202
     done = await ask(gateway, None, "GET", f"{place}/result", wait="30")
     assert (done.status, done.json["result"]) == (200, "done")
     of_second = await ask(gateway, None, "GET", f"{place}/result", run_id=second)

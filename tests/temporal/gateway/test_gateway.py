@@ -34,10 +34,9 @@ from durably.temporal.gateway.problems import to_problem
 from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
-from ..gateway_requests import get
 from ..workflows import MistypedWorkflow, OrderWorkflow, SleepingWorkflow, SumWorkflow
 from . import gateway_client as asking
-from .gateway_client import Answer
+from .gateway_client import Answer, get
 
 pytestmark = pytest.mark.usefixtures("worker")
 

@@ -15,8 +15,8 @@ from ..app_server import QUICK, AppServer, running
 from ..apps import exposures
 from ..bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
 from ..dev_server import DevServer
-from ..gateway_requests import get
 from ..serve import SERVERS
+from .gateway_client import get, make_request
 
 SEGMENTS = st.sampled_from(
     [
@@ -81,18 +81,7 @@ def test_each_malformed_request_has_its_status(
 
 
 def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
-    headers = {"Content-Type": "application/json"}
-    response = gateway.handle_sync(
-        GatewayRequest(
-            method="POST" if body else "GET",
-            path=path,
-            mount="",
-            headers=headers,
-            query_params={},
-            body=body,
-            raw_request=None,
-        )
-    )
+    response = gateway.handle_sync(make_request(None, "POST" if body else "GET", path, body))
     assert response.status_code == 400
     return response
 

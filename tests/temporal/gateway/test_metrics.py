@@ -22,8 +22,8 @@ from ...ports import free_port
 from ...waiting import async_eventually
 from ..apps import LIMITS, exposures
 from ..dev_server import DevServer
-from ..gateway_requests import get
 from ..workflows import TASK_QUEUE
+from .gateway_client import get
 from .test_gateway import ORDER, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -118,7 +118,7 @@ def test_each_process_serves_its_own(server: DevServer) -> None:
         from durably.temporal import Temporal
         from durably.temporal.gateway import Gateway
         from tests.temporal.apps import exposures
-        from tests.temporal.gateway_requests import get
+        from tests.temporal.gateway.gateway_client import get
 
         port = int(sys.argv[2])
         temporal = Temporal(sys.argv[1], task_queue="orders")

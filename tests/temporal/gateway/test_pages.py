@@ -9,7 +9,7 @@ import pytest
 
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, TemporalSettingsError
-from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, expose
+from durably.temporal.gateway import FOR_OPERATORS, Gateway, expose
 from durably.temporal.gateway.authorization import principal_key
 from durably.temporal.gateway.problems import Problem
 from durably.temporal.gateway.services import VARIABLE, PageTokens
@@ -18,7 +18,7 @@ from ...waiting import async_eventually
 from ..app_server import AppServer
 from ..dev_server import BILLING
 from ..workflows import SleepingWorkflow
-from .gateway_client import Answer
+from .gateway_client import Answer, make_request
 
 SECRET = "for tests only, and long enough"
 REFUSAL = "page is not a next_page of this request"
@@ -52,17 +52,7 @@ class Site:
         await async_eventually(are_listed, "all workflows are listed")
 
     async def ask(self, path: str, principal: Any = "ada", secrets: Any = (), **query: str) -> Answer:
-        request = GatewayRequest(
-            method="GET",
-            path=path,
-            mount="/api",
-            headers={},
-            query_params=query,
-            body=b"",
-            raw_request=None,
-            principal=principal,
-            secrets=secrets,
-        )
+        request = replace(make_request(principal, "GET", path, **query), secrets=secrets)
         return Answer(await self.gateway.handle(request))
 
     def again(self, **options: Any) -> "Site":

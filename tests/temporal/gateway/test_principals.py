@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from durably.temporal import Temporal, UnknownPrincipalError
-from durably.temporal.gateway import Action, Gateway, GatewayRequest, expose
+from durably.temporal.gateway import Action, Gateway, expose
 from durably.temporal.gateway.authorization import ANONYMOUS, check_principal, is_anonymous, principal_key
 
 from ...ports import free_port
 from ..workflows import SumWorkflow
+from .gateway_client import make_request
 
 
 class User:
@@ -138,16 +139,7 @@ def test_coroutines_and_functions_as_principals_are_refused(make: Callable[[], A
         check_principal(make())
     temporal = Temporal("127.0.0.1:1", task_queue="sums")
     gateway = Gateway(temporal, [expose(SumWorkflow, name="sums")], authorize=lambda action: pytest.fail("asked"))
-    request = GatewayRequest(
-        method="POST",
-        path="sums",
-        mount="",
-        headers={"Content-Type": "application/json"},
-        query_params={},
-        body=b'{"pair": {"left": 1}}',
-        raw_request=None,
-        principal=make(),
-    )
+    request = make_request(make(), "POST", "sums", {"pair": {"left": 1}})
     assert gateway.handle_sync(request).status_code == 500
 
 

@@ -11,7 +11,6 @@ from temporalio.common import WorkflowIDConflictPolicy
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
-from ..app_server import AppServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, SleepingWorkflow, StepsWorkflow, SumWorkflow
 from .gateway_client import Answer, ask
 
@@ -163,12 +162,3 @@ async def test_starts_at_the_same_time_are_one_workflow(temporal: Temporal) -> N
         assert len({answer.json["run_id"] for answer in started}) == 1
         assert sorted("attached" in answer.json for answer in started) == [False, *[True] * 7]
         assert (await ask(gateway, "ada", "POST", f"{place}/terminate")).status == 202
-
-
-def test_it_attaches_in_each_framework(app: AppServer) -> None:
-    order = new_order()
-    first = app.post("/open/carts", order)
-    again = app.post("/open/carts", order)
-    assert (first.status, again.status, again.json["attached"]) == (202, 202, True)
-    assert again.json["run_id"] == first.json["run_id"]
-    assert app.post(f"{first.headers['Location']}/terminate").status == 202

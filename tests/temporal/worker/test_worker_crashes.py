@@ -16,7 +16,7 @@ from ...waiting import eventually
 from ..dev_server import DevServer
 from ..django.django_site import DjangoSite
 from ..django.test_worker import start_workflow
-from ..gateway_requests import get
+from ..gateway.gateway_client import get
 from ..worker_process import WorkerProcess
 from .long_activity import EnduringWorkflow
 

@@ -6,7 +6,7 @@ as Prometheus allows. Gauges are read for each scrape.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import msgspec
 
 from durably.engine.core.calls import AttemptFailed, Unreached
 from durably.engine.core.ops import EXECUTED, REQUESTS
-from durably.engine.model.overview import FunctionLoad, LogState
+from durably.engine.model.overview import FunctionLoad, LogState, OutboxReport
 from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.subscriptions import (
@@ -250,13 +250,15 @@ class EngineState(msgspec.Struct, frozen=True):
     """The values of an engine that gauges show.
 
     ``loads`` are those of all functions. ``followers`` is the number of other processes that use the engine.
-    ``started_at`` is in milliseconds since the epoch.
+    ``started_at`` and ``now`` are in milliseconds since the epoch. ``outboxes`` are by name.
     """
 
     database: Path
     started_at: int
     loads: list[FunctionLoad]
     followers: int
+    outboxes: Mapping[str, OutboxReport]
+    now: int
 
 
 def read_gauges(state: EngineState, counters: EngineCounters) -> list[Metric]:
@@ -271,6 +273,19 @@ def read_gauges(state: EngineState, counters: EngineCounters) -> list[Metric]:
         *(Metric(name, [Sample((label,), read(group)) for label, group in loads.items()]) for name, read in _OF_LOADS),
         Metric("database_size_bytes", [Sample((name,), size) for name, size in _read_sizes(state.database).items()]),
         Metric("processes", [Sample(("leader",), 1), Sample(("follower",), state.followers)]),
+        Metric(
+            "outbox_events",
+            [
+                Sample((name, state_of), count)
+                for name, each in state.outboxes.items()
+                for state_of, count in (("waiting", each.waiting), ("refused", each.refused))
+            ],
+        ),
+        Metric("outbox_oldest_seconds", [Sample((name,), each.oldest) for name, each in state.outboxes.items()]),
+        Metric(
+            "outbox_report_age_seconds",
+            [Sample((name,), (state.now - each.at) / 1000) for name, each in state.outboxes.items()],
+        ),
         Metric("start_time_seconds", [Sample((), state.started_at / 1000)]),
         Metric("build_info", [Sample((version("durably"),), 1)]),
     ]

@@ -665,6 +665,14 @@ class Engine:
         An engine keeps them in development only, and of each run the first 5,000. Raises ``RunNotFoundError``.
         """
 
+    @Operation("POST /v1/outboxes", show=_show_ok)
+    async def report_outbox(self, name: str, waiting: int, refused: int, oldest: float) -> None:
+        """Keep the state of an outbox for the metrics and the overview, until the engine restarts.
+
+        A relay reports it every ten seconds: the numbers of events that wait and that were refused, and the seconds
+        that the oldest one has waited.
+        """
+
     @Operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         """Metadata of a run from SDKs; ``None`` if the run does not exist."""

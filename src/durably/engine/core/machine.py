@@ -166,7 +166,9 @@ def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]
     In that case the app has a bug, or a checkpoint was committed and its acknowledgement was lost.
     """
     if call.is_discovery:
-        _drop_lost_requests(transition)
+        # Close lost requests that the discovery has not reported again: the function has continued without them.
+        for wait in [wait for wait in transition.waits.values() if wait.needs_op]:
+            transition.close_wait(wait.step_id)
         is_undone = not (transition.calls or transition.waits or transition.written or transition.discover_again)
     else:
         target = call.step_id
@@ -177,15 +179,6 @@ def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]
             transition.step_ended(call.race)
     if is_undone:
         transition.fail_attempt(call, NOTHING_ASKED, no_retry=False, retry_at=transition.now)
-
-
-def _drop_lost_requests(transition: Transition) -> None:
-    """Close lost requests that a discovery has not reported again.
-
-    A restart lost them, and the function has continued without them.
-    """
-    for wait in [wait for wait in transition.waits.values() if wait.needs_op]:
-        transition.close_wait(wait.step_id)
 
 
 def _write_steps(transition: Transition, run_input: Checkpointed) -> None:
@@ -287,16 +280,13 @@ def _cancel(transition: Transition, run_input: CancelRequested) -> None:
 
 def find_delays(state: RunState, step_id: str | None, now: int) -> tuple[list[Wait], list[Call]]:
     """The sleeps and the delayed calls to which ``DelaysSkipped`` applies."""
+
+    def is_of_step(call: Call) -> bool:
+        hashed = hash_step_id(call.name) if call.is_discovery and call.name else call.step_id
+        return step_id in (None, hashed, call.name)
+
     sleeps = [wait for wait in state.waits if wait.op == Opcode.SLEEP and step_id in (None, wait.step_id, wait.name)]
-    delayed = [call for call in state.calls if not call.is_made(now) and _is_of_step(call, step_id)]
-    return sleeps, delayed
-
-
-def _is_of_step(call: Call, step_id: str | None) -> bool:
-    if step_id is None:
-        return True
-    hashed = hash_step_id(call.name) if call.is_discovery and call.name else call.step_id
-    return step_id in (hashed, call.name)
+    return sleeps, [call for call in state.calls if not call.is_made(now) and is_of_step(call)]
 
 
 def _skip_delays(transition: Transition, run_input: DelaysSkipped) -> None:

@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
-from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
+from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
@@ -63,13 +63,14 @@ class S3Log(LogStore):
         self.name = f"the log {url}"
         self._confirmed = dt.datetime.fromtimestamp(0, dt.UTC)
         """The store's time at which this process led for certain."""
-        self._leader_tag = ""
+        self._own_record: tuple[str, str] = "", ""
+        """The node of the leader's record that this process wrote last, and the record's tag."""
         self._sizes: tuple[float, int] = (float("-inf"), 0)
 
     @functools.cached_property
     def _s3(self) -> Any:
         # The caller repeats requests, because it knows which may be repeated.
-        config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+        config = Config(connect_timeout=5, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1})
         return boto3.session.Session().client("s3", config=config)  # boto3's own session is for one thread.
 
     def _call(self, request: Callable[..., T], *accepted: int, **arguments: Any) -> T | int:
@@ -208,7 +209,8 @@ class S3Log(LogStore):
 
     def renew(self, leader: LeaderRecord) -> bool:
         record = _Leader(leader.node, leader.address, leader.remaining)
-        if self._put_leader(record, self._leader_tag):
+        node, tag = self._own_record
+        if node == leader.node and self._put_leader(record, tag):
             return True
         response = self._get(_LEADER)
         if response is None or msgspec.json.decode(response["Body"].read(), type=_Leader).node != leader.node:
@@ -217,8 +219,6 @@ class S3Log(LogStore):
 
     def _put_leader(self, record: _Leader, tag: str | None = None) -> bool:
         """``tag``: only if the record is still the one of this tag; returns whether it was."""
-        if tag == "":
-            return False
         response: Any = self._call(
             self._s3.put_object,
             _REFUSED,
@@ -228,7 +228,7 @@ class S3Log(LogStore):
         )
         if response == _REFUSED:
             return False
-        self._leader_tag = response["ETag"]
+        self._own_record = record.node, response["ETag"]
         self._confirmed = max(self._confirmed, _date(response))
         return True
 
@@ -286,7 +286,7 @@ class S3Log(LogStore):
                 self._call(self._s3.delete_objects, Delete={"Objects": keys[start : start + 1000], "Quiet": True})
 
     def interrupt(self) -> None:
-        """Requests have a limit of time of their own."""
+        """Nothing: each request has a limit of time."""
 
     def close(self) -> None:
         if (client := vars(self).pop("_s3", None)) is not None:

@@ -136,18 +136,32 @@ class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
     counts: list[RunCounts]
 
 
+class OutboxReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the relay of an outbox has reported ``at`` a time, in ms since the epoch.
+
+    ``waiting`` events are not sent yet, the oldest for ``oldest`` seconds. The engine has ``refused`` the others.
+    """
+
+    waiting: int
+    refused: int
+    oldest: float
+    at: int
+
+
 class ConcernKind(StrEnum):
     FAILING_FUNCTION = "failing function"
     UNMATCHED_EVENTS = "unmatched events"
     UNREACHED_APP = "unreached app"
     STUCK_KEY = "stuck concurrency key"
     PAUSED_FUNCTION = "paused function"
+    OUTBOX = "outbox"
 
 
 class Concern(msgspec.Struct, frozen=True, kw_only=True):
     """A condition that needs attention.
 
-    ``subject`` is the id of the function or app, or the event's name. ``message`` is a sentence with the remedy.
+    ``subject`` is the id of the function or app, or the name of the event or outbox. ``message`` is a sentence with the
+    remedy.
     """
 
     kind: ConcernKind

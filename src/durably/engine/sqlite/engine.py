@@ -27,6 +27,7 @@ from durably.engine.model.overview import (
     FunctionLoad,
     FunctionReport,
     LogState,
+    OutboxReport,
     Overview,
     ScheduleInfo,
     SyncResult,
@@ -232,9 +233,13 @@ class SqliteEngine(LocalEngine):
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        notes, awaited = await self._read(
-            lambda connection: (_read_notes(connection, event.id), runs.awaited_names(connection))
-        )
+
+        def read(connection: sqlite3.Connection) -> tuple[list[str], list[str]]:
+            row = connection.execute("SELECT notes FROM events WHERE id = ?", (event.id,)).fetchone()
+            notes = msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []
+            return notes, runs.awaited_names(connection)
+
+        notes, awaited = await self._read(read)
         return event_routing.explain_event(event, notes, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
@@ -406,6 +411,10 @@ class SqliteEngine(LocalEngine):
         self._runtime.changes.note_run(run_id)
         return kept
 
+    async def report_outbox(self, name: str, waiting: int, refused: int, oldest: float) -> None:
+        at = self._settings.clock.now()
+        self._overviews.outboxes[name] = OutboxReport(waiting=waiting, refused=refused, oldest=oldest, at=at)
+
     async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         return await self._read(runs.list_metadata, run_id)
 
@@ -424,6 +433,8 @@ class SqliteEngine(LocalEngine):
             self._started_at,
             await self._overviews.function_loads(to_datetime(self._settings.clock.now() - _SECOND), None),
             self.count_followers(),
+            self._overviews.outboxes,
+            self._settings.clock.now(),
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
@@ -438,8 +449,3 @@ class SqliteEngine(LocalEngine):
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:
     return None if body is None else msgspec.Raw(body)
-
-
-def _read_notes(connection: sqlite3.Connection, event_id: str) -> list[str]:
-    row = connection.execute("SELECT notes FROM events WHERE id = ?", (event_id,)).fetchone()
-    return msgspec.json.decode(row[0], type=list[str]) if row and row[0] else []

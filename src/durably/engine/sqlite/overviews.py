@@ -15,6 +15,7 @@ from durably.engine.model.overview import (
     FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    OutboxReport,
     Overview,
     RunCounts,
     ScheduleInfo,
@@ -106,6 +107,8 @@ class Overviews:
         self._call_dispatcher = call_dispatcher
         self._statistics = statistics
         self._clock = clock
+        self.outboxes: dict[str, OutboxReport] = {}
+        """What relays have reported since the engine's start."""
 
     async def overview(self, since: dt.datetime | None, until: dt.datetime | None) -> Overview:
         now = self._clock.now()
@@ -224,7 +227,8 @@ class Overviews:
         last = now // MINUTE + 1
         counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
         failing = loads.failing_functions(counts, await self._replayed(counts, last - HOUR), now)
-        return [*loads.unreached_apps(self._statistics.unreached_apps), *failing, *others][:_MOST_CONCERNS]
+        unreached = loads.unreached_apps(self._statistics.unreached_apps)
+        return [*unreached, *loads.outbox_concerns(self.outboxes, now), *failing, *others][:_MOST_CONCERNS]
 
 
 def _load(

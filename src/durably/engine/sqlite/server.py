@@ -12,10 +12,14 @@ from durably.engine.log.standby import follow
 from durably.engine.model.overview import LogState
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import DatabaseLostError, DatabaseUnavailableError, EngineError
-from durably.protocol.text import describe_os_error
+from durably.protocol.text import describe_os_error, get_logger
 
 from .engine import SqliteEngine
 from .files import DatabaseLock, find_file
+
+_RETRY_SECONDS = 0.2
+
+_logger = get_logger("durably.engine")
 
 
 class DatabaseUnusableError(EngineError):
@@ -43,8 +47,13 @@ async def serve_database(
                 file = find_file(Path(path))
                 with DatabaseLock(file):
                     await follow(log, file, settings.durability)
-                with contextlib.suppress(DatabaseLostError):  # Another standby was faster.
+                try:
                     return await SqliteEngine.open(path, settings, log=log)
+                except DatabaseLostError:
+                    continue  # Another standby was faster.
+                except DatabaseUnavailableError as error:
+                    _logger.warning("this standby could not take over; it tries again: %s", error.message)
+                    await asyncio.sleep(_RETRY_SECONDS)
         except OSError as error:
             raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
 

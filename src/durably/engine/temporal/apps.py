@@ -47,7 +47,7 @@ from durably.engine.temporal.records import (
 )
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.waits import Waits
-from durably.engine.temporal.routing.workflows import path_of
+from durably.engine.temporal.routing.workflows import wait_key
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError
 from durably.protocol.events import InternalEvent
@@ -57,7 +57,6 @@ from durably.protocol.text import get_logger
 _logger = get_logger("durably.engine")
 
 _PARALLEL_REQUESTS = 20
-_LONGEST_ERROR = 2000
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _PAUSED, _RESUMED = "the function is paused", "the function is resumed"
 
@@ -150,7 +149,7 @@ class AppSync:
     async def _configure(self, wanted: tuple[str, FunctionRecord]) -> None:
         function_id, record = wanted
         for cancel in record.config.cancel or ():
-            await self._waits.add_path(cancel.event, path_of(cancel.if_exp))
+            await self._waits.add_path(cancel.event, wait_key(cancel.if_exp, {}).path)
         known = await self._records.find_function(function_id)
         if known is not None and record == msgspec.structs.replace(known, is_paused=False, paused_at=None):
             return
@@ -190,12 +189,6 @@ class AppSync:
         if is_paused:
             await _each(update, schedules)
 
-    async def note_refused(self, app_id: str, error: str) -> None:
-        """Store the reason why a later sync of an app was refused."""
-        handle = self._client.get_workflow_handle(app_workflow_id(app_id))
-        with ignoring_not_found():
-            await handle.signal("note_refused", error[:_LONGEST_ERROR])
-
     async def _store(self, function_id: str, record: FunctionRecord) -> None:
         await update_with_start(
             self._client,
@@ -234,7 +227,10 @@ def _sync_input(
     )
     app = AppRecord(
         url=request.url,
-        functions={record.config.id: _digest(record) for record in records},
+        functions={
+            record.config.id: hashlib.sha256(msgspec.json.encode((record.config, record.policy))).hexdigest()[:16]
+            for record in records
+        },
         sdk=request.sdk,
         framework=request.framework,
         version=request.app_version,
@@ -258,10 +254,6 @@ def _policy_of(settings: EngineSettings, max_attempts: int) -> RunPolicy:
         max_depth=settings.max_depth,
         call_timeout=settings.call_timeout // _MILLISECOND,
     )
-
-
-def _digest(record: FunctionRecord) -> str:
-    return hashlib.sha256(msgspec.json.encode((record.config, record.policy))).hexdigest()[:16]
 
 
 def _triggers_by_name(functions: Iterable[FunctionRecord]) -> Mapping[str, list[TriggerRecord]]:

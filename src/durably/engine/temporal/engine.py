@@ -66,7 +66,6 @@ from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     CheckpointInvalidError,
-    ConfigInvalidError,
     EngineError,
     FunctionNotFoundError,
     FunctionPausedError,
@@ -169,16 +168,12 @@ class WorkflowEngine(LocalEngine):
         return await self._apps.has_synced(app_id)
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
-        try:
-            functions = read_sync(request, in_process=in_process)
-            check_support(functions)
-            await self.prepare()
-            result = await self._apps.sync(request, functions, in_process=in_process)
-            self._router.has_synced = self._router.has_synced or bool(functions)
-            return result
-        except ConfigInvalidError as error:
-            await self._apps.note_refused(request.app_id, error.message)
-            raise
+        functions = read_sync(request, in_process=in_process)
+        check_support(functions)
+        await self.prepare()
+        result = await self._apps.sync(request, functions, in_process=in_process)
+        self._router.has_synced = self._router.has_synced or bool(functions)
+        return result
 
     async def accept_events(
         self,

@@ -296,7 +296,11 @@ class RunLists:
             page = RunPage(runs=[await self.view(run)], cursor=None)
         else:
             page = await self.page(msgspec.structs.replace(wanted, event_id=id), limit, cursor)
-        return RunPage(runs=list(map(_shortened, page.runs)), cursor=page.cursor)
+        runs = [
+            msgspec.structs.replace(run, output=None) if len(bytes(run.output or b"")) > _LONGEST_OUTPUT else run
+            for run in page.runs
+        ]
+        return RunPage(runs=runs, cursor=page.cursor)
 
     async def wait_for_changes(self, after: int | None, run_id: str | None) -> Changes:
         """Wait for another position than ``after``, which is that of a state. Positions are compared for equality."""
@@ -400,11 +404,6 @@ def _error_output(cause: BaseException | None) -> msgspec.Raw:
         case _:
             name, message = type(cause).__name__, str(cause)
     return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))
-
-
-def _shortened(run: Run) -> Run:
-    is_short = run.output is None or len(bytes(run.output)) <= _LONGEST_OUTPUT
-    return run if is_short else msgspec.structs.replace(run, output=None)
 
 
 def stored_event(event: EventRecord) -> StoredEvent:

@@ -357,13 +357,11 @@ class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The run to start for an invocation, or the error of its step.
 
-    If it has neither, the function has buckets. They start the run, which reports its end to the step. The run's id is
-    ``run_id``, unless it is the run of a batch.
+    If it has neither, the function has buckets. They start the run, which reports its end to the step.
     """
 
     run: RunInput | None = None
     error: ErrorData | None = None
-    run_id: str | None = None
 
 
 class SignalRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

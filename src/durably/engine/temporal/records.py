@@ -103,12 +103,6 @@ class AppWorkflow:
         changes = {"added": result.added, "changed": result.changed, "removed": result.removed}
         self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, **changes))
 
-    @workflow.signal(name="note_refused")
-    def note_refused(self, error: str) -> None:
-        """Store the reason why a sync was refused before it was applied."""
-        if self._record is not None:
-            self._put(msgspec.structs.replace(self._record, error=error))
-
     def _put(self, record: AppRecord) -> None:
         self._record = record
         workflow.upsert_memo({APP: record})

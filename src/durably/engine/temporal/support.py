@@ -51,6 +51,7 @@ UNSUPPORTED = {
     "list_schedules": "each is a Schedule in Temporal's own UI, and in `temporal schedule list`",
     "overview": _COUNTS,
     "replay_runs": _RERUN,
+    "report_outbox": "read the table durably_outbox",
     "run_traces": "use OpenTelemetry",
     "search_events": _EVENTS,
     "search_runs.if_exp": _COUNTS,
@@ -105,7 +106,7 @@ SUPPORT: Sequence[OptionSupport] = (
         Support.DIFFERENT,
         "It is exact. Each call takes its slot from one workflow for each value of the key, or for the function if it "
         "has no key or several limits. A slot costs about four actions, and a run keeps it for calls that follow one "
-        "another within a second. One queue serves some 70 calls a second. The slots of a run that is terminated in "
+        "another within a second. One queue serves some 65 calls a second on two cores. The slots of a run that is terminated in "
         "Temporal's UI are free within a minute. A call that does not reach its app keeps its slot until it does. A "
         "changed set of limits applies to runs that start after the sync; changed numbers apply to waiting calls "
         "within a minute",

@@ -29,6 +29,7 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.client.sync import SyncWorkflowHandle
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.authorization import principal_key
+from durably.temporal.gateway.lists import status_of
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 from durably.temporal.gateway.services import Pages, PageTokens
 
@@ -41,11 +42,9 @@ from .workflow_pages import (
     RPC_TIMEOUT,
     STATUSES,
     TEXT_FILTERS,
-    Row,
     RunLink,
     fetch_details,
     fetch_rows,
-    row_of,
     run_in_ui,
     search,
 )
@@ -137,7 +136,10 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             choices.insert(0, ("By connection", links))
         context = {
             "title": "Workflows",
-            "rows": [{"row": row, "url": self._url(connection, row)} for row in page.rows] if page else [],
+            "rows": [
+                {"row": row, "status": status_of(row), "url": self._url(connection, row.id, row.run_id)}
+                for row in (page.rows if page else ())
+            ],
             "page": page,
             "filters": filters,
             "problems": problems,
@@ -172,17 +174,18 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         context = {
             "title": workflow_id,
             "details": details,
-            "links": [{"link": link, "url": self._url(connection, link)} for link in details.links],
+            "status": status_of(details.workflow),
+            "links": [{"link": link, "url": self._link_url(connection, link)} for link in details.links],
             "events": [
-                {"event": event.brief, "link": event.link, "url": event.link and self._url(connection, event.link)}
-                for event in details.events
+                {"event": event, "link": link, "url": self._link_url(connection, link)}
+                for event, link in details.events
             ],
-            "ui_url": run_in_ui(temporal, connection, workflow_id, details.row.run_id),
+            "ui_url": run_in_ui(temporal, connection, workflow_id, details.workflow.run_id),
             "quoted_id": quote(workflow_id),
             "connection": connection,
-            "terminate_url": self._url(connection, details.row, "terminate"),
-            "signals": signals_by_workflow(connection).get(details.row.type, ()),
-            "next": _with(request, page=details.next_page, run=details.row.run_id) if details.next_page else None,
+            "terminate_url": self._url(connection, workflow_id, details.workflow.run_id, "terminate"),
+            "signals": signals_by_workflow(connection).get(details.workflow.workflow_type, ()),
+            "next": _with(request, page=details.next_page, run=details.workflow.run_id) if details.next_page else None,
             "may": may,
         }
         return self._render(request, "workflow", context)
@@ -197,12 +200,13 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             return answer
         connection, temporal = _connection(request)
         handle = temporal.sync.get_workflow_handle(unquote(object_id), run_id=request.GET.get("run") or None)
-        row = row_of(handle.describe(rpc_timeout=RPC_TIMEOUT))
+        described = handle.describe(rpc_timeout=RPC_TIMEOUT)
         context = {
             "title": "Terminate the workflow?",
-            "row": row,
+            "row": described,
+            "status": status_of(described),
             "connection": connection,
-            "back": self._url(connection, row),
+            "back": self._url(connection, described.id, described.run_id),
         }
         return self._render(request, "terminate", context)
 
@@ -226,17 +230,18 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
             place = "" if connection == DEFAULT_CONNECTION else f", connection {connection}"
             self.log_change(request, Workflow(workflow_id=workflow_id), f"{done}, run {run_id}{place}.")
             messages.success(request, f"{done}: {workflow_id}.")
-        return HttpResponseRedirect(self._url(connection, RunLink("", workflow_id, run_id or "")))
+        return HttpResponseRedirect(self._url(connection, workflow_id, run_id or ""))
 
-    def _url(self, connection: str, run: Row | RunLink, page: str = "change") -> str | None:
-        """The page of a run.
-
-        ``None`` for a run in another namespace than the connection's.
-        """
-        if isinstance(run, RunLink) and run.namespace is not None:
+    def _link_url(self, connection: str, link: RunLink | None) -> str | None:
+        """``None`` for a run in another namespace than the connection's."""
+        if link is None or link.namespace is not None:
             return None
-        here = reverse(f"{self.admin_site.name}:durably_temporal_workflow_{page}", args=[quote(run.workflow_id)])
-        query = {"run": run.run_id, "connection": "" if connection == DEFAULT_CONNECTION else connection}
+        return self._url(connection, link.workflow_id, link.run_id)
+
+    def _url(self, connection: str, workflow_id: str, run_id: str, page: str = "change") -> str:
+        """The page of a run."""
+        here: str = reverse(f"{self.admin_site.name}:durably_temporal_workflow_{page}", args=[quote(workflow_id)])
+        query = {"run": run_id, "connection": "" if connection == DEFAULT_CONNECTION else connection}
         given = urlencode({name: value for name, value in query.items() if value})
         return f"{here}?{given}" if given else here
 

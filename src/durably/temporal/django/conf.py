@@ -10,7 +10,7 @@ The environment takes precedence.
 """
 
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Concatenate, ParamSpec, cast
 
 from django.conf import settings
@@ -50,7 +50,9 @@ class Connections:
             return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([DEFAULT_CONNECTION, *(name for name in _several() if name != DEFAULT_CONNECTION)])
+        return iter(
+            [DEFAULT_CONNECTION, *(name for name in getattr(settings, _SEVERAL, {}) if name != DEFAULT_CONNECTION)]
+        )
 
     def __contains__(self, name: object) -> bool:
         return any(name == each for each in self)
@@ -79,7 +81,7 @@ def connection_settings(name: str) -> dict[str, Any]:
 
     Raises ``TemporalSettingsError``.
     """
-    several = _several()
+    several = getattr(settings, _SEVERAL, {})
     plain = ("TEMPORAL", *(f"TEMPORAL_{key}" for key in _PLAIN))
     single = [f"settings.{each}" for each in plain if getattr(settings, each, None)]
     if name == DEFAULT_CONNECTION and name in several and single:
@@ -90,20 +92,11 @@ def connection_settings(name: str) -> dict[str, Any]:
         where, given = f"settings.{_SEVERAL}[{name!r}]", several[name]
     else:
         where, given = "settings.TEMPORAL", getattr(settings, "TEMPORAL", {})
-    if not isinstance(given, Mapping):
-        raise TemporalSettingsError(f"{where} must be a dictionary, not {type(given).__name__}")
     if unknown := sorted(set(given) - FRAMEWORK_KEYS - _OTHER_KEYS):
         known = ", ".join(sorted(FRAMEWORK_KEYS | _OTHER_KEYS))
         raise TemporalSettingsError(f"{where} has an unknown key {unknown[0]!r}; known are {known}")
     alone = {} if name in several else {key: getattr(settings, f"TEMPORAL_{key}", None) for key in _PLAIN}
     return {key: value for key, value in {**alone, **given}.items() if value is not None}
-
-
-def _several() -> Mapping[str, Any]:
-    given = getattr(settings, _SEVERAL, {})
-    if not isinstance(given, Mapping):
-        raise TemporalSettingsError(f"settings.{_SEVERAL} must be a dictionary, not {type(given).__name__}")
-    return given
 
 
 def project_secrets() -> list[str]:

@@ -33,7 +33,7 @@ from temporalio.service import RPCError
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.events import Brief
-from durably.temporal.gateway.lists import SERVER_STATUSES, condition, pending_activities, status_of
+from durably.temporal.gateway.lists import SERVER_STATUSES, condition, pending_activities
 from durably.temporal.gateway.messages import HistoryEvent, PendingActivity
 from durably.temporal.gateway.problems import Problem
 from durably.temporal.gateway.services import Pages
@@ -187,36 +187,15 @@ ATTRIBUTE_FILTER = ("attribute", "value")
 
 
 @dataclass(frozen=True)
-class Row:
-    """A workflow in the list."""
-
-    workflow_id: str
-    run_id: str
-    type: str
-    status: str
-    task_queue: str
-    start_time: dt.datetime
-    close_time: dt.datetime | None
-
-
-@dataclass(frozen=True)
 class RowPage:
     """A page of the list of workflows.
 
     ``count`` is the approximate number of workflows on all pages. ``next_page`` is the page token.
     """
 
-    rows: list[Row]
+    rows: list[WorkflowExecution]
     count: int
     next_page: str | None
-
-
-@dataclass(frozen=True)
-class Event:
-    """A line of a history, and the other workflow that it names, if any."""
-
-    brief: HistoryEvent
-    link: RunLink | None
 
 
 @dataclass(frozen=True)
@@ -224,19 +203,18 @@ class Details:
     """A workflow, its pending activities, and a page of its history.
 
     ``payloads`` are inputs and results, by title. ``payloads`` and ``memo`` are empty for users who may not see
-    payloads.
+    payloads. ``events`` have the other workflow that each names, if any.
     """
 
-    row: Row
+    workflow: WorkflowExecutionDescription
     is_running: bool
     links: list[RunLink]
-    history_length: int
     memo: Mapping[str, Any]
     search_attributes: Mapping[str, Any]
     payloads: Mapping[str, list[PayloadText]]
     pending: list[PendingActivity]
     missing_worker: str | None
-    events: list[Event]
+    events: list[tuple[HistoryEvent, RunLink | None]]
     next_page: str | None
 
 
@@ -286,8 +264,7 @@ async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages)
     found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
     await found.fetch_next_page()
     count = await client.count_workflows(query, rpc_timeout=RPC_TIMEOUT)
-    rows = [row_of(execution) for execution in found.current_page or ()]
-    return RowPage(rows, count.count, pages.give(found.next_page_token))
+    return RowPage(list(found.current_page or ()), count.count, pages.give(found.next_page_token))
 
 
 async def fetch_details(
@@ -319,10 +296,9 @@ async def fetch_details(
             missing = await missing_worker(client, described.task_queue, RPC_TIMEOUT)
     brief = Brief(converter)
     return Details(
-        row=row_of(described),
+        workflow=described,
         is_running=is_running,
         links=list(run_links(client, described, start, end)),
-        history_length=described.history_length,
         memo=await described.memo() if with_payloads else {},
         search_attributes={
             pair.key.name: ", ".join(pair.value) if isinstance(pair.value, list) else pair.value
@@ -331,7 +307,7 @@ async def fetch_details(
         payloads=await _payloads(converter, start, end) if with_payloads else {},
         pending=await pending_activities(described),
         missing_worker=missing,
-        events=[Event(await brief.event(event), event_link(client, event)) for event in found],
+        events=[(await brief.event(event), event_link(client, event)) for event in found],
         next_page=pages.give(events.next_page_token),
     )
 
@@ -345,15 +321,3 @@ async def _payloads(
     if end is not None and end.HasField("workflow_execution_completed_event_attributes"):
         found["Result"] = end.workflow_execution_completed_event_attributes.result.payloads
     return {title: [await payload_text(converter, each) for each in payloads] for title, payloads in found.items()}
-
-
-def row_of(execution: WorkflowExecution) -> Row:
-    return Row(
-        workflow_id=execution.id,
-        run_id=execution.run_id,
-        type=execution.workflow_type,
-        status=status_of(execution),
-        task_queue=execution.task_queue,
-        start_time=execution.start_time,
-        close_time=execution.close_time,
-    )

@@ -7,7 +7,6 @@ then goes through ``start``, ``_start_once`` if its id may be in use, and ``_sta
 """
 
 import functools
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -116,10 +115,6 @@ class Gateway:
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
         if len(self.exposures) < len(exposures):
             raise TemporalSettingsError("two exposures have the same name: give one of them name=")
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", owner_attribute):
-            raise TemporalSettingsError(
-                f'owner_attribute="{owner_attribute}" is not the name of a search attribute: letters, digits, _'
-            )
         for exposure in exposures:
             where = f"expose({exposure.workflow_type}"
             temporal.add_search_attributes(*exposure.attribute_keys, where=f"{where})")

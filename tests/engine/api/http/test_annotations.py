@@ -4,11 +4,12 @@ import base64
 import logging
 from typing import Any
 
-import aiohttp
 import pytest
+from aiohttp import web
 
 from durably.engine.sqlite.transactions import operations
 
+from ...small_app import serving
 from .conftest import Harness
 
 TARGET = {"kind": "step", "op": "merge", "values": {"model": "small", "tokens": 12}}
@@ -116,25 +117,17 @@ async def test_an_app_of_connect_is_refused_at_its_sync(dev: Harness) -> None:
 
 
 async def test_a_run_whose_app_asks_for_an_unknown_op_fails_for_good(dev: Harness) -> None:
-    async def answer(request: aiohttp.web.Request) -> aiohttp.web.Response:
+    async def answer(request: web.Request) -> web.Response:
         calls.append(request)
         ops = [{"id": "a", "op": "SyncRunComplete", "displayName": "the step"}]
-        return aiohttp.web.json_response(ops, status=206, headers={"x-inngest-sdk": "js:v9"})
+        return web.json_response(ops, status=206, headers={"x-inngest-sdk": "js:v9"})
 
     calls: list[object] = []
-    application = aiohttp.web.Application()
-    application.router.add_post("/api/inngest", answer)
-    runner = aiohttp.web.AppRunner(application, access_log=None)
-    await runner.setup()
-    try:
-        await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/api/inngest"
+    async with serving(answer) as url:
         step = {"id": "step", "name": "step", "runtime": {"type": "http", "url": url}}
         function = {"id": "new-f", "triggers": [{"event": "new"}], "steps": {"step": step}}
         await dev.json("POST", "/fn/register", json={"url": url, "appName": "new", "functions": [function]})
         run = await dev.ended((await dev.run_of(await dev.send("new"))).id)
-    finally:
-        await runner.cleanup()
     assert run.status == "Failed"
     message = run.decode_output()["message"]
     assert message.startswith(

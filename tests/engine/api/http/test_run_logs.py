@@ -34,7 +34,10 @@ async def lines_of(harness: Harness, run_id: str, count: int) -> list[Shown]:
             position = changes.position
 
 
-async def run(harness: Harness, serve_functions: ServeFunctions, client: durably.Client, function: Any) -> str:
+async def run(harness: Harness, serve_functions: ServeFunctions, logger: Any, handler: Any) -> str:
+    """The id of a run of a function, which has ended."""
+    client = client_of(harness, logger=logger)
+    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(handler)
     await harness.server.discovery.sync(await serve_functions(client, [function]))
     return (await harness.ended((await harness.run_of(await harness.send("go"))).id)).id
 
@@ -73,9 +76,7 @@ def logger(caplog: pytest.LogCaptureFixture) -> logging.Logger:
 async def test_lines_of_an_app_arrive_with_their_step_and_attempt(
     dev: Harness, serve_functions: ServeFunctions, logger: logging.Logger
 ) -> None:
-    client = client_of(dev, logger=logger)
-    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs)
-    lines = await lines_of(dev, await run(dev, serve_functions, client, function), 7)
+    lines = await lines_of(dev, await run(dev, serve_functions, logger, logs), 7)
     assert lines[:-1] == [
         ("INFO", "top", None, 0),
         ("WARNING", "card declined", "pay", 0),
@@ -102,16 +103,15 @@ async def test_invalid_log_line_affects_nothing(dev: Harness, serve_functions: S
 
         error = info
 
-    client = client_of(dev, logger=Silent())
-
-    @client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))
     async def function(ctx: durably.Context) -> None:
         ctx.logger.info(Hostile())
         ctx.logger.info("%d", "no number")
         ctx.logger.info("paid", order=3)
         ctx.logger.info("x" * (checkpoints.MAX_LINE_LENGTH + 5))
 
-    lines = [message for _, message, _, _ in await lines_of(dev, await run(dev, serve_functions, client, function), 3)]
+    lines = [
+        message for _, message, _, _ in await lines_of(dev, await run(dev, serve_functions, Silent(), function), 3)
+    ]
     assert lines[:2] == ["%d no number", "paid order=3"]
     assert lines[2].endswith("… (5 characters are not kept)")
 
@@ -120,14 +120,12 @@ async def test_the_number_of_lines_at_a_time_is_limited(
     dev: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, logger: logging.Logger
 ) -> None:
     monkeypatch.setattr(checkpoints, "MAX_LINES", 3)
-    client = client_of(dev, logger=logger)
 
-    @client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))
     async def function(ctx: durably.Context) -> None:
         for number in range(5):
             ctx.logger.info("line %d", number)
 
-    lines = await lines_of(dev, await run(dev, serve_functions, client, function), 4)
+    lines = await lines_of(dev, await run(dev, serve_functions, logger, function), 4)
     assert [message for _, message, _, _ in lines] == [
         "line 0",
         "line 1",
@@ -140,9 +138,7 @@ async def test_an_engine_keeps_a_limited_number_of_lines(
     dev: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, logger: logging.Logger
 ) -> None:
     monkeypatch.setattr(operations, "MAX_LOG_LINES", 2)
-    client = client_of(dev, logger=logger)
-    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs_sync)
-    run_id = await run(dev, serve_functions, client, function)
+    run_id = await run(dev, serve_functions, logger, logs_sync)
     await lines_of(dev, run_id, 2)
     line = LogLine(at=dt.datetime.now(dt.UTC), level="INFO", message="more")
     assert [await dev.engine.add_run_logs(run_id, [line, line]) for _ in range(2)] == [False, False]
@@ -162,9 +158,7 @@ async def test_lines_are_purged_with_their_run(
 ) -> None:
     clock = ShiftedClock()
     dev = await open_server(EngineSettings(clock=clock, retention=dt.timedelta(days=1)))
-    client = client_of(dev, logger=logger)
-    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs_sync)
-    await lines_of(dev, await run(dev, serve_functions, client, function), 2)
+    await lines_of(dev, await run(dev, serve_functions, logger, logs_sync), 2)
     clock.offset = 2 * 24 * 3600 * 1000
     retention = dev.engine._runtime._retention
     assert retention is not None
@@ -183,9 +177,7 @@ async def test_lines_are_purged_with_their_run(
 async def test_lines_of_all_runs_are_listed_from_a_position_on(
     dev: Harness, serve_functions: ServeFunctions, logger: logging.Logger
 ) -> None:
-    client = client_of(dev, logger=logger)
-    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs_sync)
-    first = await run(dev, serve_functions, client, function)
+    first = await run(dev, serve_functions, logger, logs_sync)
     await lines_of(dev, first, 2)
     page = await dev.engine.list_logs()
     assert [(entry.run_id, entry.line.message) for entry in page.entries] == [(first, "top"), (first, "card declined")]

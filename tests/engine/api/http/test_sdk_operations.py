@@ -9,6 +9,7 @@ from aiohttp import web
 import durably
 from durably.engine.model.runs import StepStatus
 
+from ...small_app import serving
 from .conftest import Harness, ServeFunctions, client_of
 
 
@@ -75,15 +76,8 @@ class RawApp:
 
 async def test_checkpoints_are_stored_until_the_call_is_stale(dev: Harness) -> None:
     app = RawApp()
-    site = web.Application()
-    site.add_routes([web.post("/api", app.call)])
-    runner = web.AppRunner(site)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        await _checkpoint_by_hand(dev, app, f"http://127.0.0.1:{runner.addresses[0][1]}/api")
-    finally:
-        await runner.cleanup()
+    async with serving(app.call) as url:
+        await _checkpoint_by_hand(dev, app, url)
 
 
 async def _checkpoint_by_hand(dev: Harness, app: RawApp, url: str) -> None:

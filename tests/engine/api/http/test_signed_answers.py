@@ -13,6 +13,7 @@ import durably
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.runs import Run, RunStatus
 
+from ...small_app import serving
 from .conftest import EVENT_KEY, SIGNING_KEY, Harness, ServeFunctions, client_of
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -28,7 +29,7 @@ class Meddler:
         self.answers: list[Answer] = []
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def handle(self, request: web.Request) -> web.Response:
+    async def handle(self, request: web.BaseRequest) -> web.Response:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_HEADERS}
         self.requests.append((request.method, _kept(request.headers), await request.read()))
         async with (
@@ -52,16 +53,9 @@ def _kept(headers: Any) -> dict[str, str]:
 @asynccontextmanager
 async def meddling(target: str) -> AsyncIterator[Meddler]:
     meddler = Meddler(target)
-    app = web.Application()
-    app.router.add_route("*", "/api/inngest", meddler.handle)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        meddler.url = f"http://127.0.0.1:{runner.addresses[0][1]}/api/inngest"
+    async with serving(meddler.handle) as origin:
+        meddler.url = f"{origin}/api/inngest"
         yield meddler
-    finally:
-        await runner.cleanup()
 
 
 Between = Callable[..., Awaitable[Meddler]]

@@ -1,8 +1,6 @@
 """Syncs of apps: pushed by the app, and requested by the engine."""
 
 import gzip
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 
 from ....fake_engine import serving_fake_engine
+from ...small_app import serving
 from .conftest import FALLBACK_KEY, SIGNING_KEY, Harness, ServeFunctions, client_of
 
 
@@ -199,15 +198,11 @@ async def test_invalid_sync_is_explained(cloud: Harness, body: dict[str, Any], e
 
 
 async def test_engine_in_its_apps_processes_requests_no_sync(dev: Harness) -> None:
-    runner = web.AppRunner(create_api(dev.engine, ApiKeys(server_kind=ServerKind.DEV)))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/apps/sync"
-        async with dev.http.post(url, json={"url": "http://127.0.0.1:9/api"}) as response:
-            answer = await response.json()
-    finally:
-        await runner.cleanup()
+    async with (
+        serving(create_api(dev.engine, ApiKeys(server_kind=ServerKind.DEV))) as origin,
+        dev.http.post(f"{origin}/v1/apps/sync", json={"url": "http://127.0.0.1:9/api"}) as response,
+    ):
+        answer = await response.json()
     assert (response.status, "in its app's own processes" in answer["error"]) == (400, True)
 
 
@@ -221,19 +216,6 @@ async def test_in_cloud_mode_an_app_of_another_key_is_refused(cloud: Harness, se
     assert cloud.syncs == []
 
 
-@asynccontextmanager
-async def _answering(answer: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
-    site = web.Application()
-    site.add_routes([web.get("/api", answer), web.put("/api", answer)])
-    runner = web.AppRunner(site)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/api"
-    finally:
-        await runner.cleanup()
-
-
 async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -> None:
     """The request says that its body is JSON: parsers such as Express's need that."""
     content_types: list[str] = []
@@ -243,7 +225,7 @@ async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -
         headers = {"x-inngest-sdk": "by-hand:v1", "x-inngest-sync-kind": "in_band", "x-inngest-signature": "t=1&s=00"}
         return web.json_response({"app_id": "shop", "url": str(request.url), "functions": []}, headers=headers)
 
-    async with _answering(answer) as url:
+    async with serving(answer) as url:
         with pytest.raises(SyncFailedError, match="cannot be trusted"):
             await cloud.server.discovery.sync(url)
     assert cloud.syncs == []
@@ -287,7 +269,7 @@ async def test_an_endless_answer_is_read_up_to_a_limit(cloud: Harness, method: s
             await response.write(_ZEROS)
             sent += len(_ZEROS)
 
-    async with _answering(answer) as url:
+    async with serving(answer) as url:
         with pytest.raises(SyncFailedError, match=f"answered with more than {MAX_ANSWER_BYTES} bytes"):
             await cloud.server.discovery.sync(url)
     assert sent < 10 * MAX_ANSWER_BYTES
@@ -300,7 +282,7 @@ async def test_a_compressed_answer_is_refused_unread(cloud: Harness) -> None:
         accepted.append(request.headers["accept-encoding"])
         return web.Response(body=gzip.compress(b"{}"), headers=_APP | {"content-encoding": "gzip"})
 
-    async with _answering(answer) as url:
+    async with serving(answer) as url:
         with pytest.raises(SyncFailedError, match="content-encoding gzip, although the request does not accept it"):
             await cloud.server.discovery.sync(url)
     assert accepted == ["identity"]

@@ -20,7 +20,6 @@ from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_wor
 from durably.engine.temporal.routing import bucket as bucket_module
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.workflows import wait_key
-from durably.engine.temporal.runs import waits
 from durably.protocol.opcodes import hash_step_id
 
 from ....waiting import async_eventually
@@ -30,19 +29,18 @@ SECOND = dt.timedelta(seconds=1)
 MINUTE = dt.timedelta(minutes=1)
 
 
-async def test_rate_limit_drops_events_beyond_it_per_key(world: World) -> None:
-    world.recording("work", rate_limit=RateLimit(limit=2, period=MINUTE, key="event.data.user"))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rate_limit": RateLimit(limit=1, period=MINUTE, key="event.data.key")},
+        {"idempotency": "event.data.key"},
+    ],
+)
+async def test_events_beyond_the_limit_of_their_key_are_dropped(world: World, options: dict[str, Any]) -> None:
+    world.recording("work", **options)
     await world.open()
-    for n, user in enumerate(["a", "a", "b"]):
-        await world.send("work", n=n, user=user)
-    await world.wait_for_seen(0, 2)
-
-
-async def test_idempotency_starts_one_run_for_each_value(world: World) -> None:
-    world.recording("work", idempotency="event.data.order")
-    await world.open()
-    for n, order in enumerate(["a", "a", "b", "a"]):
-        await world.send("work", n=n, order=order)
+    for n, key in enumerate("aaba"):
+        await world.send("work", n=n, key=key)
     await world.wait_for_seen(0, 2)
 
 
@@ -196,26 +194,6 @@ async def test_event_cancels_a_run_that_waits_for_a_worker_of_its_buckets(
         left = world.temporal.get_workflow_handle(wait_workflow_id(stop.event, key.path, key.value))
         async with asyncio.timeout(PATIENCE):
             await left.result()
-
-
-async def test_a_step_whose_invoked_run_was_terminated_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waits, "_FIRST_CHECK", 200)
-    single = world.gated("single", singleton=Singleton(mode="skip"))
-
-    @world.function("invoker")
-    async def invoker(ctx: Context) -> object:
-        world.run_ids["invoker"] = ctx.run_id
-        try:
-            return await ctx.step.invoke("call", function=single, data={"n": 1})
-        except StepError as error:
-            return error.message
-
-    await world.open()
-    await world.send("invoker")
-    await world.limit.wait_for(1)
-    await world.run(1).terminate()
-    run = await world.engine.wait_for_run(world.run_ids["invoker"])
-    assert bytes(run.output or b"").decode() == f'"the run {world.run_ids[1]} was terminated on Temporal"'
 
 
 async def test_a_bucket_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

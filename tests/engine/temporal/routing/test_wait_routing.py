@@ -95,21 +95,6 @@ async def test_events_that_fail_a_condition_do_not_reach_the_run(app: RoutedApp)
     await has_left(app, wait_id(app, "stop"))
 
 
-async def test_a_run_evaluates_a_condition_that_reads_much_of_its_event(app: RoutedApp) -> None:
-    longer = "size(async.data.text) > size(event.data.text)"
-
-    @app.function("wait", event=app.event("go"))
-    def wait(steps: Steps) -> object:
-        return len(steps.wait_registered("wait", app.event("reply"), longer)["data"]["text"])
-
-    await app.sync()
-    run_id = app.run_id(await app.send("go", text="x" * 5000), "wait")
-    await app.wait_for_calls(2)
-    for length in (10, 6000):
-        await app.send("reply", text="x" * length)
-    assert await app.result(run_id) == 6000
-
-
 async def test_waits_leave_when_they_lose_a_race_time_out_or_their_run_ends(app: RoutedApp) -> None:
     @app.function("race", event=app.event("race"))
     def race(steps: Steps) -> object:

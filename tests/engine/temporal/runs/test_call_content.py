@@ -77,30 +77,25 @@ async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) 
     return list(data.memos)
 
 
-async def test_a_process_without_the_run_reads_its_memos_page_by_page() -> None:
-    workflow = Workflow(content(A, B))
-    assert await memos_of_call("run-1", content(A, B), workflow) == [A, B]
-    assert workflow.queries == 2
-
-
-async def test_known_memos_are_not_read_again() -> None:
-    CONTENTS.put("run-2", content(A))
-    workflow = Workflow(content(A, B))
-    assert await memos_of_call("run-2", content(A, B), workflow) == [A, B]
-    assert workflow.queries == 1
-
-
-async def test_a_memo_that_was_not_committed_before_the_call_is_left_out() -> None:
-    """The process executed a workflow task whose result did not reach the server."""
-    CONTENTS.put("run-3", content(A, B))
-    assert await memos_of_call("run-3", content(A), Workflow(content(A))) == [A]
-
-
-async def test_memos_in_another_order_than_the_committed_ones_are_read_again() -> None:
-    CONTENTS.put("run-4", content(B, A))
-    assert await memos_of_call("run-4", content(A, B), Workflow(content(A, B))) == [A, B]
-    CONTENTS.put("run-5", content(B))
-    assert await memos_of_call("run-5", content(A, B, C), Workflow(content(A, B, C))) == [A, B, C]
+@pytest.mark.parametrize(
+    ("known", "committed", "queries"),
+    [
+        (None, [A, B], 2),
+        ([A], [A, B], 1),
+        ([A, B], [A], 0),  # The process executed a workflow task whose result did not reach the server.
+        ([B, A], [A, B], 2),
+        ([B], [A, B, C], 5),  # The known ones were extended first, and were not the committed ones.
+    ],
+)
+async def test_memos_are_read_if_the_process_does_not_know_the_committed_ones(
+    known: list[tuple[str, bytes]] | None, committed: list[tuple[str, bytes]], queries: int
+) -> None:
+    run_id = str(uuid.uuid4())
+    if known is not None:
+        CONTENTS.put(run_id, content(*known))
+    workflow = Workflow(content(*committed))
+    assert await memos_of_call(run_id, content(*committed), workflow) == committed
+    assert workflow.queries == queries
 
 
 async def test_reading_memos_does_not_change_the_workflows_memos() -> None:

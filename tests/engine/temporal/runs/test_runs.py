@@ -42,23 +42,6 @@ async def test_a_cancelled_run_is_cancelled_in_both_views_with_its_reason(server
         assert not await on_temporal.engine.cancel_run(by_engine.id)
 
 
-async def test_a_run_that_finishes_late_is_cancelled(server: DevServer) -> None:
-    app = make_client()
-
-    @app.create_function(fn_id="slow", trigger=on(app, "slow"), timeouts=durably.Timeouts(finish="1s"))
-    async def slow(ctx: durably.Context) -> None:
-        await ctx.step.sleep("nap", 60_000)
-
-    async with running(server.address, app, slow) as on_temporal:
-        run = await on_temporal.start("slow")
-        with pytest.raises(WorkflowFailureError) as failure:
-            await run.result()
-        assert isinstance(failure.value.cause, CancelledError)
-        described = await run.handle.describe()
-        assert described.status is WorkflowExecutionStatus.CANCELED
-        assert "timeouts.finish" in (await described.memo_value(END, type_hint=dict))["message"]
-
-
 async def test_the_invoker_of_a_cancelled_run_gets_the_reason(server: DevServer) -> None:
     app = make_client()
 

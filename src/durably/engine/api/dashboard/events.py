@@ -1,7 +1,6 @@
 """Events: what each started, and sending of events."""
 
 import datetime as dt
-from typing import Any
 
 import msgspec
 
@@ -66,7 +65,12 @@ def _condition(visit: Visit) -> str | None:
 async def show_event(visit: Visit) -> DashboardResponse:
     event = await _event(visit, visit.arguments["event_id"])
     runs = await visit.engine.event_runs(event.id)
-    triggered = [function for function in await visit.engine.list_functions() if _may_trigger(function, event.name)]
+    patterns = patterns_of(event.name)
+    triggered = [
+        function
+        for function in await visit.engine.list_functions()
+        if not {trigger.event for trigger in function.config.triggers}.isdisjoint(patterns)
+    ]
     return await visit.page(
         "event.html",
         event=event,
@@ -75,10 +79,6 @@ async def show_event(visit: Visit) -> DashboardResponse:
         triggered=triggered,
         may_send=await visit.may("receive_events"),
     )
-
-
-def _may_trigger(function: Any, name: str) -> bool:
-    return not {trigger.event for trigger in function.config.triggers}.isdisjoint(patterns_of(name))
 
 
 async def show_value(visit: Visit) -> DashboardResponse:

@@ -43,12 +43,8 @@ async def show_functions(visit: Visit) -> DashboardResponse:
     )
 
 
-async def show_function(visit: Visit) -> DashboardResponse:
-    return await _function_page(visit, text=None, error=None)
-
-
-async def _function_page(visit: Visit, *, text: str | None, error: str | None) -> DashboardResponse:
-    """``text`` is in the form of an invocation, with the ``error`` that it has.
+async def show_function(visit: Visit, *, text: str | None = None, error: str | None = None) -> DashboardResponse:
+    """The page of a function. ``text`` is in the form of an invocation, with the ``error`` that it has.
 
     By default it is the data of the event of the function's last run.
     """
@@ -108,9 +104,9 @@ async def invoke(visit: Visit) -> DashboardResponse:
     try:
         receipt = await visit.engine.invoke(visit.arguments["function_id"], read_object(text))
     except FormError as error:
-        return await _function_page(visit, text=text, error=str(error))
+        return await show_function(visit, text=text, error=str(error))
     except EngineError as error:
-        return await _function_page(visit, text=text, error=error.message)
+        return await show_function(visit, text=text, error=error.message)
     # Without a run, the event's page has the reason.
     if receipt.run_id:
         return visit.redirect(f"/runs/{receipt.run_id}", notice="invoked")

@@ -126,32 +126,6 @@ def on_database(path: str) -> Finding:
     return Finding(option=f" --db {shlex.quote(path)}")
 
 
-def read_cookie(headers: Mapping[str, str], name: str) -> str | None:
-    """The value of a cookie, ``None`` if it is missing.
-
-    ``http.cookies`` drops all cookies if one of them is malformed, and the app may have such ones. Of several cookies
-    of the name, the first has the longest path.
-    """
-    for part in headers.get("cookie", "").split(";"):
-        found, _, value = part.partition("=")
-        if found.strip() == name:
-            return value.strip()
-    return None
-
-
-def make_cookie(request: DashboardRequest, name: str, value: str, *, max_age: int | None = None) -> tuple[str, str]:
-    """The header that sets a cookie for the dashboard alone.
-
-    ``max_age`` is in seconds. Without it, the cookie is kept until the browser is closed.
-    """
-    attributes = [f"{name}={value}", f"Path={request.mount or '/'}", "HttpOnly", "SameSite=Lax"]
-    if max_age is not None:
-        attributes.append(f"Max-Age={max_age}")
-    if request.is_secure:
-        attributes.append("Secure")
-    return "set-cookie", "; ".join(attributes)
-
-
 CSRF_COOKIE = "durably-csrf"
 CSRF_FIELD = "csrf"
 _TOKEN_BYTES = 32
@@ -182,9 +156,14 @@ HEADERS: Mapping[str, str] = {
 
 
 def read_token(request: DashboardRequest) -> str | None:
-    """The token in the request's cookie; ``None`` if it has none of ours."""
-    token = read_cookie(request.headers, CSRF_COOKIE)
-    return token if token is not None and _TOKEN.fullmatch(token) else None
+    """The token in the request's cookie; ``None`` if it has none of ours.
+
+    ``http.cookies`` drops all cookies if one of them is malformed, and the app may have such ones. Of several cookies
+    of the name, the first has the longest path.
+    """
+    cookies = (part.partition("=") for part in request.headers.get("cookie", "").split(";"))
+    token = next((value.strip() for name, _, value in cookies if name.strip() == CSRF_COOKIE), "")
+    return token if _TOKEN.fullmatch(token) else None
 
 
 def make_token() -> str:
@@ -192,8 +171,9 @@ def make_token() -> str:
 
 
 def token_cookie(token: str, request: DashboardRequest) -> tuple[str, str]:
-    """The header that gives a browser its token."""
-    return make_cookie(request, CSRF_COOKIE, token)
+    """The header that gives a browser its token, for the dashboard alone, until the browser is closed."""
+    attributes = [f"{CSRF_COOKIE}={token}", f"Path={request.mount or '/'}", "HttpOnly", "SameSite=Lax"]
+    return "set-cookie", "; ".join([*attributes, "Secure"] if request.is_secure else attributes)
 
 
 def describe_forgery(request: DashboardRequest, form: Mapping[str, str]) -> str | None:

@@ -177,6 +177,8 @@ def concern_link(concern: Concern) -> tuple[str, dict[str, Any]]:
             return "/events", {"name": concern.subject, "unmatched": "1"}
         case ConcernKind.UNREACHED_APP:
             return "/apps", {"app": concern.subject}
+        case ConcernKind.OUTBOX:
+            return "/events", {}
         case ConcernKind.STUCK_KEY | ConcernKind.PAUSED_FUNCTION:
             return f"/functions/{concern.subject}", {}
 

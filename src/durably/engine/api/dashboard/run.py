@@ -38,11 +38,7 @@ async def read_report(visit: Visit) -> RunReport:
     return report
 
 
-async def show_run(visit: Visit) -> DashboardResponse:
-    return await _run_page(visit)
-
-
-async def _run_page(visit: Visit, *, refused: str | None = None, error: str | None = None) -> DashboardResponse:
+async def show_run(visit: Visit, *, refused: str | None = None, error: str | None = None) -> DashboardResponse:
     """The page of a run.
 
     ``refused`` is the input of the form to run a step again, with the ``error`` that it has.
@@ -189,7 +185,7 @@ async def rerun(visit: Visit) -> DashboardResponse:
         arguments = None if given is None else msgspec.json.decode(given, type=list[msgspec.Raw])
     except (msgspec.DecodeError, RecursionError) as error:
         wanted = 'The input must be a JSON array of the arguments of the step, such as [{"id": 7}, true]'
-        return await _run_page(visit, refused=given, error=f"{wanted}: {error}.")
+        return await show_run(visit, refused=given, error=f"{wanted}: {error}.")
     from_step = None if step is None else FromStep(step, arguments)
     new_id = await visit.engine.rerun(visit.arguments["run_id"], from_step=from_step)
     return visit.redirect(f"/runs/{new_id}", notice="rerun")

@@ -11,8 +11,7 @@ import msgspec
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import App, FunctionInfo, StepTimes, SyncReport
 from durably.engine.model.runs import BulkOperation, Run, to_datetime, to_optional_datetime
-from durably.engine.sqlite.transactions.bulk_operations import BulkOperation as BulkOperationRow
-from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, read_bulk_operations
+from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, BulkOperationRow, read_bulk_operations
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function

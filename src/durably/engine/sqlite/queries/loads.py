@@ -10,7 +10,7 @@ import msgspec
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.functions import Registry, explain_unmatched
-from durably.engine.model.overview import Concern, ConcernKind, UnreachedApp
+from durably.engine.model.overview import Concern, ConcernKind, OutboxReport, UnreachedApp
 from durably.engine.model.runs import to_optional_datetime
 from durably.engine.sqlite.statistics import COMPLETED, FAILED, HOUR, MINUTE
 from durably.protocol.events import INTERNAL_PREFIX
@@ -241,6 +241,35 @@ def paused_functions(connection: sqlite3.Connection) -> list[Concern]:
         if count:
             found.append(_concern(ConcernKind.PAUSED_FUNCTION, function_id, message, count, paused_at))
     return _most_first(found)
+
+
+_OUTBOX_SECONDS = 60.0
+
+
+def outbox_concerns(outboxes: Mapping[str, OutboxReport], now: int) -> list[Concern]:
+    """Outboxes with refused events, with events that wait for long, or without a relay."""
+    found = []
+    for name, each in outboxes.items():
+        silent = (now - each.at) / 1000
+        if silent > _OUTBOX_SECONDS:
+            message = (
+                f"the relay of the outbox {name!r} has not reported for {silent:.0f} s: its events are not sent unless "
+                "it runs, in the process with the engine or by `durably relay`"
+            )
+            found.append(_concern(ConcernKind.OUTBOX, name, message, each.waiting, each.at))
+        elif each.oldest > _OUTBOX_SECONDS:
+            message = (
+                f"{each.waiting:,} events wait in the outbox {name!r}, the oldest for {each.oldest:.0f} s: the log of "
+                "its relay has the reason"
+            )
+            found.append(_concern(ConcernKind.OUTBOX, name, message, each.waiting, now - round(each.oldest * 1000)))
+        if each.refused:
+            message = (
+                f"the engine has refused {each.refused:,} events of the outbox {name!r}: the column error of "
+                "durably_outbox has the reasons. Correct the rows and set it to NULL, or delete them"
+            )
+            found.append(_concern(ConcernKind.OUTBOX, name, message, each.refused, None))
+    return found
 
 
 def _concern(kind: ConcernKind, subject: str, message: str, count: int, since: int | None) -> Concern:

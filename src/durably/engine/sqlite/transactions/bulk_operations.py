@@ -40,7 +40,7 @@ class BulkOperationKind(StrEnum):
     REPLAY = "replay"
 
 
-class BulkOperation(msgspec.Struct, frozen=True):
+class BulkOperationRow(msgspec.Struct, frozen=True):
     """A bulk cancellation or replay, and its progress.
 
     ``affected`` is the number of runs changed so far. For the other fields see ``schema``.
@@ -67,21 +67,21 @@ _COLUMNS = (
 _statuses = msgspec.json.Decoder(tuple[RunStatus, ...])
 
 
-def read_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperation]:
+def read_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperationRow]:
     """Operations of one kind, oldest first."""
     rows = connection.execute(f"SELECT {_COLUMNS} FROM bulk_operations WHERE kind = ? ORDER BY id", (kind,))
     return [_read_row(row) for row in rows]
 
 
-def _find(connection: sqlite3.Connection, operation_id: str) -> BulkOperation | None:
+def _find(connection: sqlite3.Connection, operation_id: str) -> BulkOperationRow | None:
     row = connection.execute(f"SELECT {_COLUMNS} FROM bulk_operations WHERE id = ?", (operation_id,)).fetchone()
     return _read_row(row) if row else None
 
 
-def _read_row(row: Any) -> BulkOperation:
+def _read_row(row: Any) -> BulkOperationRow:
     operation_id, kind, function_id, after, before, expression, statuses, *others = row
     decoded = None if statuses is None else _statuses.decode(statuses)
-    return BulkOperation(
+    return BulkOperationRow(
         operation_id, BulkOperationKind(kind), function_id, after, before, expression, decoded, *others
     )
 
@@ -99,7 +99,7 @@ def _paused_functions(connection: sqlite3.Connection) -> set[str]:
     return {function_id for (function_id,) in connection.execute("SELECT function_id FROM pauses")}
 
 
-def cancel_runs(transaction: Transaction, wanted: RunFilter) -> BulkOperation:
+def cancel_runs(transaction: Transaction, wanted: RunFilter) -> BulkOperationRow:
     """Begin to cancel runs. Raises ``FunctionNotFoundError`` and ``SelectionInvalidError``."""
     function_id = _find_function_id(transaction, wanted)
     if transaction.registry.functions.get(function_id) is None:
@@ -109,7 +109,7 @@ def cancel_runs(transaction: Transaction, wanted: RunFilter) -> BulkOperation:
     return operation
 
 
-def replay_runs(transaction: Transaction, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperation:
+def replay_runs(transaction: Transaction, wanted: RunFilter, statuses: Collection[RunStatus]) -> BulkOperationRow:
     """Begin to rerun finished runs.
 
     Raises ``FunctionNotFoundError``, ``FunctionPausedError`` and ``SelectionInvalidError``.
@@ -194,7 +194,7 @@ def _begin(
     wanted: RunFilter,
     statuses: tuple[RunStatus, ...] | None,
     until_key: int,
-) -> BulkOperation:
+) -> BulkOperationRow:
     """Store an operation. ``started_before`` is by default now. Raises ``SelectionInvalidError``."""
     started_after, started_before = to_optional_milliseconds(wanted.started_after), transaction.now
     if wanted.started_before is not None:
@@ -203,7 +203,7 @@ def _begin(
         raise SelectionInvalidError("started_after must be before started_before")
     if wanted.if_exp:
         check_condition(wanted.if_exp)
-    operation = BulkOperation(
+    operation = BulkOperationRow(
         id=transaction.new_id(),
         kind=kind,
         function_id=function_id,
@@ -258,7 +258,7 @@ def continue_operation(transaction: Transaction, operation_id: str) -> None:
 
 
 def _is_meant(
-    transaction: Transaction, operation: BulkOperation, run_key: int, status: RunStatus, created_at: int
+    transaction: Transaction, operation: BulkOperationRow, run_key: int, status: RunStatus, created_at: int
 ) -> bool:
     """Whether an operation applies to a run.
 

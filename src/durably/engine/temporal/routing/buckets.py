@@ -169,16 +169,16 @@ class Buckets:
     @activity.defn(name=FIND_ENDED)
     async def find_ended(self, active: list[ActiveRun]) -> list[str]:
         """The ids of the runs that have ended."""
-        ended = await asyncio.gather(*map(self._has_ended, active))
-        return [run.run_id for run, has_ended in zip(active, ended, strict=True) if has_ended]
-
-    async def _has_ended(self, run: ActiveRun) -> bool:
-        """Whether a run has ended."""
-        described = await describe(self._client, run_workflow_id(run.run_id))
-        # A run that does not exist starts soon, or ended long ago.
-        if described is None:
-            return run.since + _MAX_START_DELAY < wall_clock()
-        return described.status is not WorkflowExecutionStatus.RUNNING
+        found = await asyncio.gather(*(describe(self._client, run_workflow_id(run.run_id)) for run in active))
+        return [
+            run.run_id
+            for run, described in zip(active, found, strict=True)
+            if (
+                run.since + _MAX_START_DELAY < wall_clock()  # It starts soon, or ended long ago.
+                if described is None
+                else described.status is not WorkflowExecutionStatus.RUNNING
+            )
+        ]
 
     # activities of runs and of queues of calls
 

@@ -189,7 +189,12 @@ class MemoryRows(QueueRows):
     def drop_call(self, run_key: int, generation: int) -> str | None:
         key_id = self._key_of.pop((run_key, generation), None)
         if key_id is not None:
-            _remove(self._calls[key_id], run_key, generation)
+            heap = self._calls[key_id]
+            if (heap[0].run_key, heap[0].generation) == (run_key, generation):
+                heapq.heappop(heap)
+            else:
+                heap[:] = [call for call in heap if (call.run_key, call.generation) != (run_key, generation)]
+                heapq.heapify(heap)
             self._forget(run_key, generation)
             if not self._calls[key_id]:
                 del self._calls[key_id]
@@ -244,14 +249,6 @@ class MemoryRows(QueueRows):
         for bucket_id in due:
             self._throttles[bucket_id] = ThrottleLevel(self.level(bucket_id))
         return due
-
-
-def _remove(heap: list[QueuedCall], run_key: int, generation: int) -> None:
-    if (heap[0].run_key, heap[0].generation) == (run_key, generation):
-        heapq.heappop(heap)
-        return
-    heap[:] = [call for call in heap if (call.run_key, call.generation) != (run_key, generation)]
-    heapq.heapify(heap)
 
 
 def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
@@ -365,7 +362,11 @@ class CallLimitQueue:
         """The calls that may be made now, in order."""
         queue = LimitQueue(self._rows, now)
         for function_id, options in self._changed.items():
-            self._put_options(queue, function_id, options)
+            before = self._state.options.get(function_id)
+            self._state.options[function_id] = options
+            if before is not None and before != options:
+                self._flows.pop(function_id, None)
+                queue.update_limits(self._flow(function_id))
         for call, change in self._joined.items():
             self._join(queue, change, call.generation, now)
         touched = {call.run_id for call in (*self._joined, *self._left)}
@@ -393,13 +394,6 @@ class CallLimitQueue:
         queued = QueuedCall(change.queue_entry.position, key, generation)
         starts_run = change.starts_run and generation == change.joined[0]
         queue.join(queued, change.queue_entry, self._flow(change.function_id), starts_run=starts_run)
-
-    def _put_options(self, queue: LimitQueue, function_id: str, options: FunctionOptions) -> None:
-        before = self._state.options.get(function_id)
-        self._state.options[function_id] = options
-        if before is not None and before != options:
-            self._flows.pop(function_id, None)
-            queue.update_limits(self._flow(function_id))
 
     def _flow(self, function_id: str) -> Flow:
         if function_id not in self._flows:

@@ -276,8 +276,14 @@ class Router:
         The run is skipped, or fails immediately, if the function must not start.
         """
         function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
-        outcome = self._outcome_of(record, events[0])
+        outcome = None
+        if (runaway := self._explain_runaway(record, events[0])) is not None:
+            outcome = RunOutcome(RunStatus.FAILED, runaway)
+        elif record.is_paused:
+            outcome = RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
         cancel_on = () if outcome is not None else cancel_on_of(function.flow, wall_clock())
+        timeouts = function.flow.options.timeouts
+        finish = None if timeouts is None else timeouts.finish
         return RunInput(
             run_id=make_run_id(events[0].at, events[0].id, function.id),
             function_id=function.id,
@@ -295,16 +301,8 @@ class Router:
                 for each in cancel_on
             ),
             flow=None if outcome is not None else run_flow_of(function.flow, events[0], wall_clock()),
-            finish_timeout=_finish_timeout_of(function),
+            finish_timeout=milliseconds(finish) if isinstance(finish, dt.timedelta) else finish,
         )
-
-    def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
-        runaway = self._explain_runaway(record, event)
-        if runaway is not None:
-            return RunOutcome(RunStatus.FAILED, runaway)
-        if record.is_paused:
-            return RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
-        return None
 
     def _explain_runaway(self, record: FunctionRecord, event: EventRecord) -> ErrorData | None:
         is_run_end = event.name in RUN_END_EVENTS
@@ -369,7 +367,7 @@ class Router:
         if has_buckets(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
             await self.buckets.trigger(function, msgspec.structs.replace(record, invoker=invoker))
-            return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
+            return ResolvedInvocation()
         await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
@@ -441,13 +439,6 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
         "source_app_id": invocation.source_app_id,
         "source_fn_id": invocation.source_function_id,
     }
-
-
-def _finish_timeout_of(function: SyncedFunction) -> int | str | None:
-    """The option ``timeouts.finish`` as a string, or in milliseconds."""
-    timeouts = function.flow.options.timeouts
-    finish = None if timeouts is None else timeouts.finish
-    return milliseconds(finish) if isinstance(finish, dt.timedelta) else finish
 
 
 class _Sender(msgspec.Struct, frozen=True):

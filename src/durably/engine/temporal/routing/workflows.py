@@ -104,11 +104,6 @@ def _has_own_key(value: str) -> bool:
     return value.startswith(_EXACT_KEYS)
 
 
-def path_of(expression: str | None) -> str | None:
-    """The path in the key of every wait with this condition."""
-    return wait_key(expression, {}).path
-
-
 _CANCEL_PREFIX = "cancel:"
 
 
@@ -258,7 +253,8 @@ class WaitWorkflow:
             if history_is_long() and not self._refused:
                 self._continue_as_new()
             if self._refused:
-                await self._refuse_some()
+                some, self._refused = self._refused[:MAX_PARALLEL_DELIVERIES], self._refused[MAX_PARALLEL_DELIVERIES:]
+                await asyncio.gather(*map(self._refuse, some))
             elif self._deliveries:
                 await self._deliver_some()
             elif self._kept:
@@ -347,10 +343,6 @@ class WaitWorkflow:
         else:
             self._deliveries.popleft()
 
-    async def _refuse_some(self) -> None:
-        some, self._refused = self._refused[:MAX_PARALLEL_DELIVERIES], self._refused[MAX_PARALLEL_DELIVERIES:]
-        await asyncio.gather(*map(self._refuse, some))
-
     async def _refuse(self, wait: WaitRecord) -> None:
         problem = (
             f"{self._capacity} waits for the event {wait.event!r} have the same value, or none, which is the maximum "
@@ -411,17 +403,15 @@ class SignalWorkflow:
     @workflow.run
     async def run(self) -> None:
         await workflow.wait_condition(lambda: not self._is_new)
-        while (wait := await self._next()) is not None:
+        while True:
+            await workflow.wait_condition(lambda: self._wait is not None or workflow.all_handlers_finished())
+            if (wait := self._wait) is None:
+                return
             try:
                 seconds = max(wait.until - now(), 1) / 1000
                 await workflow.wait_condition(lambda: self._wait is not wait, timeout=seconds)
             except TimeoutError:
                 self._wait = None
-
-    async def _next(self) -> SignalRecord | None:
-        """The wait, or ``None`` if there is none and no Update is running."""
-        await workflow.wait_condition(lambda: self._wait is not None or workflow.all_handlers_finished())
-        return self._wait
 
     @workflow.update(name="wait")
     def wait(self, wait: SignalRecord) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -23,7 +23,6 @@ from durably.engine.core.inputs import CancelRequested, MakeRequest
 from durably.engine.core.ops import REQUESTS
 from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.temporal.apps import AppSync
-from durably.engine.temporal.client import describe
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.messages import (
     END,
@@ -345,15 +344,9 @@ def unreached_seconds(attempt: int) -> float:
 
 CANCEL = "durably.cancel"
 COPY_MEMOS = "durably.copy_memos"
-FIND_LOST = "durably.find_lost"
 READ_END = "durably.read_end"
 LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
-_LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
-
-
-def terminated_error(run_id: str) -> ErrorData:
-    return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
 
 
 class LocalActivities:
@@ -381,7 +374,6 @@ class LocalActivities:
             self.match,
             self.cancel,
             self.read_end,
-            self.find_lost,
             self.copy_memos,
         ]
 
@@ -400,12 +392,6 @@ class LocalActivities:
         described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
         error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
         return error
-
-    @activity.defn(name=FIND_LOST)
-    async def find_lost(self, run_id: str) -> ErrorData | None:
-        """The error of a run that ended without its code and without a report."""
-        described = await describe(self._client, run_workflow_id(run_id))
-        return terminated_error(run_id) if described is not None and described.status in _LOST else None
 
     @activity.defn(name=COPY_MEMOS)
     async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:

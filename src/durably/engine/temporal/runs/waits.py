@@ -42,67 +42,14 @@ from durably.engine.temporal.messages import (
 from durably.engine.temporal.routing.router import RESOLVE
 from durably.engine.temporal.routing.waits import LEAVE, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
 from durably.engine.temporal.routing.workflows import cancel_position, cancel_waits, condition_of, wait_key
-from durably.engine.temporal.runs.activities import FIND_LOST, LOCAL_TIMEOUT, READ_END, terminated_error
+from durably.engine.temporal.runs.activities import LOCAL_TIMEOUT, READ_END
 from durably.engine.temporal.runs.context import RunContext, stop
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 
-Registered = WaitRecord | SignalRecord
 MAX_IGNORED = 100
 """Maximum number of remembered event ids. An event is delivered again soon, if at all."""
 RUN = "durably.Run"
-_FIRST_CHECK = 60_000
-_LONGEST_CHECK = 43_200_000
-"""Milliseconds between checks of an invoked run, from a minute to half a day."""
-_ERROR_OR_NONE: Any = ErrorData | None
-
-
-class RegisteredWaits:
-    """The waits of a run that are registered outside of it, and its last events. Pure.
-
-    An event may be delivered again after a crash. It ends no wait that began after its first delivery. No event that
-    started the run ends its waits.
-    """
-
-    def __init__(self, run: RunInput) -> None:
-        self._registered: dict[str, Registered] = {wait.step_id: wait for wait in cancel_waits(run)}
-        self._received_ids = [event.id for event in run.events]
-
-    @property
-    def received_ids(self) -> tuple[str, ...]:
-        """The ids of the last events that the run received."""
-        return tuple(self._received_ids[-MAX_IGNORED:])
-
-    def begin(self, registered: Registered) -> None:
-        self._registered[registered.step_id] = registered
-
-    def note_delivered(self, delivery: Delivery) -> None:
-        """Record that an event ends a wait. The event itself has removed an exact wait."""
-        self._received_ids.append(delivery.event.id)
-        registered = self._registered.get(delivery.step_id)
-        if isinstance(registered, WaitRecord) and registered.is_exact:
-            self.forget(delivery.step_id)
-
-    def forget(self, step_id: str) -> None:
-        """Remove a wait that was removed outside: it timed out, or received its signal."""
-        self._registered.pop(step_id, None)
-
-    def close(self, step_id: str) -> LeaveInput | None:
-        """End a wait. Returns the registration to remove outside, if any."""
-        registered = self._registered.pop(step_id, None)
-        return None if registered is None else _leaving([registered])
-
-    def close_all(self) -> LeaveInput | None:
-        registered = [*self._registered.values()]
-        self._registered.clear()
-        return _leaving(registered) if registered else None
-
-
-def _leaving(registered: Sequence[Registered]) -> LeaveInput:
-    return LeaveInput(
-        tuple(each for each in registered if isinstance(each, WaitRecord)),
-        tuple(each for each in registered if isinstance(each, SignalRecord)),
-    )
 
 
 class RunWaits:
@@ -119,7 +66,12 @@ class RunWaits:
         first.
         """
         self._handling_early: set[asyncio.Task[None]] = set()
-        self._registered_waits = RegisteredWaits(context.run)
+        self._registered: dict[str, WaitRecord | SignalRecord] = {
+            wait.step_id: wait for wait in cancel_waits(context.run)
+        }
+        """The waits that are registered outside of the run."""
+        self._received_ids = [event.id for event in context.run.events]
+        """The run's last events. One may be delivered again after a crash, and ends no wait that began later."""
         self._leaving: set[asyncio.Task[None]] = set()
 
     def add(self, step_id: str, task: "asyncio.Task[None]") -> None:
@@ -130,9 +82,8 @@ class RunWaits:
         task = self._tasks.pop(step_id, None)
         if task is not None:
             stop(task)
-        left = self._registered_waits.close(step_id)
-        if left is not None:
-            self._leaving.add(leaving := self._context.spawn(self._leave, left))
+        if (registered := self._registered.pop(step_id, None)) is not None:
+            self._leaving.add(leaving := self._context.spawn(self._leave, [registered]))
             leaving.add_done_callback(self._leaving.discard)
 
     def stop_all(self) -> None:
@@ -144,13 +95,18 @@ class RunWaits:
 
     async def leave_all(self) -> None:
         """Deregister all waits of a run that has ended."""
-        left = self._registered_waits.close_all()
-        if left is not None:
-            await self._leave(left)
+        registered = [*self._registered.values()]
+        self._registered.clear()
+        if registered:
+            await self._leave(registered)
         while self._leaving:
             await workflow.wait([*self._leaving])
 
-    async def _leave(self, left: LeaveInput) -> None:
+    async def _leave(self, registered: Sequence[WaitRecord | SignalRecord]) -> None:
+        left = LeaveInput(
+            tuple(each for each in registered if isinstance(each, WaitRecord)),
+            tuple(each for each in registered if isinstance(each, SignalRecord)),
+        )
         while self._context.registrations:
             await workflow.wait([*self._context.registrations])
         await workflow.execute_local_activity(LEAVE, left, start_to_close_timeout=LOCAL_TIMEOUT)
@@ -168,7 +124,10 @@ class RunWaits:
         if wait is None:
             self._keep_early(delivery)
         elif self._meets(delivery, wait.expression):
-            self._registered_waits.note_delivered(delivery)
+            self._received_ids.append(delivery.event.id)
+            registered = self._registered.get(delivery.step_id)
+            if isinstance(registered, WaitRecord) and registered.is_exact:  # The event has removed it.
+                del self._registered[delivery.step_id]
             self._context.apply(WaitResolved(delivery.step_id, bytes(delivery.event.body)))
 
     def _meets(self, delivery: Delivery, expression: str | None) -> bool:
@@ -179,7 +138,7 @@ class RunWaits:
 
     def resolve(self, resolved: WaitResolved) -> None:
         if any(wait.step_id == resolved.step_id for wait in self._context.state.waits):
-            self._registered_waits.forget(resolved.step_id)
+            self._registered.pop(resolved.step_id, None)
             self._context.apply(resolved)
         else:
             self._keep_early(resolved)
@@ -209,7 +168,7 @@ class RunWaits:
 
     async def _end_at_timeout(self, step_id: str, until: int, summary: str) -> None:
         await workflow.sleep(max(until - now(), 1) / 1000, summary=summary)
-        self._registered_waits.forget(step_id)
+        self._registered.pop(step_id, None)
         self._context.apply(TimerFired(step_id))
 
     def await_event(self, command: AwaitEvent) -> None:
@@ -224,10 +183,10 @@ class RunWaits:
             path=key.path,
             value=key.value,
             is_exact=key.is_exact,
-            ignored=self._registered_waits.received_ids,
+            ignored=tuple(self._received_ids[-MAX_IGNORED:]),
             condition=condition_of(command.expression, self._context.triggers[0].fields),
         )
-        self._registered_waits.begin(record)
+        self._registered[record.step_id] = record
         registered = self._register(self._register_event, record, command.name)
         self.add(command.step_id, self._context.spawn(self._time_out_after, registered, command))
 
@@ -245,7 +204,7 @@ class RunWaits:
             replaces=command.replaces,
             until=command.until,
         )
-        self._registered_waits.begin(record)
+        self._registered[record.step_id] = record
         registered = self._register(self._register_signal, record, command.name)
         self.add(command.step_id, self._context.spawn(self._time_out_after, registered, command))
 
@@ -254,7 +213,7 @@ class RunWaits:
             WAIT_FOR_SIGNAL, record, result_type=bool, start_to_close_timeout=LOCAL_TIMEOUT, summary=name
         )
         if not taken:
-            self._registered_waits.forget(record.step_id)
+            self._registered.pop(record.step_id, None)
             self._context.apply(SignalConflicted(record.step_id, record.signal))
 
     def _register(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> "asyncio.Task[None]":
@@ -304,31 +263,12 @@ class RunWaits:
             self._context.apply(WaitResolved(command.step_id, error_memo(resolved.error), failed=True))
             return
         if resolved.run is None:
-            if resolved.run_id is not None and not await self._is_to_report(command, resolved.run_id):
-                return
             await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
             return
         child = self._context.spawn(self._run_child, command, resolved.run)
         done, _ = await workflow.wait([child], timeout=max(command.until - now(), 1) / 1000)
         if not done:
             self._context.apply(TimerFired(command.step_id))
-
-    async def _is_to_report(self, command: Invoke, run_id: str) -> bool:
-        """Check at intervals that a run was not terminated.
-
-        A terminated run reports no end. Returns shortly before the timeout of the step.
-        """
-        pause = _FIRST_CHECK
-        while command.until - now() > pause:
-            await workflow.sleep(pause / 1000, summary=f"{command.name} checks its run")
-            error: ErrorData | None = await workflow.execute_local_activity(
-                FIND_LOST, run_id, result_type=_ERROR_OR_NONE, start_to_close_timeout=LOCAL_TIMEOUT
-            )
-            if error is not None:
-                self._context.apply(WaitResolved(command.step_id, error_memo(error), failed=True))
-                return False
-            pause = min(2 * pause, _LONGEST_CHECK)
-        return True
 
     async def _run_child(self, command: Invoke, run: RunInput) -> None:
         try:
@@ -363,5 +303,6 @@ class RunWaits:
             )
             return reported
         if isinstance(cause, TerminatedError):
-            return terminated_error(run.run_id)
+            message = f"the run {run.run_id} was terminated on Temporal"
+            return ErrorData(name="FunctionCancelledError", message=message)
         return ErrorData(name=type(cause).__name__, message=str(cause))

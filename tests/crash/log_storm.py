@@ -1,0 +1,221 @@
+"""A storm over three engines with one commit log, its PostgreSQL server, the network between them, and the app."""
+
+import asyncio
+import contextlib
+import signal
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from durably.engine.log.log import CommitLog
+from durably.engine.model.settings import Durability
+from durably.engine.sqlite.maintenance import check_database
+
+from ..ports import free_port
+from ..postgres import PostgresServer
+from ..waiting import async_eventually
+from .log_engine_process import LEASE_SECONDS
+from .processes import Victim
+from .storm import Storm
+
+TAKEOVER_SECONDS = LEASE_SECONDS + 5
+"""The longest that an engine may be missing after the loss of one, on a busy machine."""
+BLOWS = (
+    *("kill", "kill any", "stop", "terminate", "app", "app"),
+    *("restart log", "crash log", "pause log", "cut", "swallow", "delete"),
+)
+_LOOK_SECONDS = 0.02
+
+
+class Wire:
+    """A TCP connection that can be cut, or that can swallow answers: connects to the port that ``target`` names."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.target, self.swallows = port, 0, False
+        self._open: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            ends = {writer, far_writer}
+            self._open |= ends
+            try:
+                tasks = [
+                    asyncio.ensure_future(self._pump(reader, far_writer, is_answer=False)),
+                    asyncio.ensure_future(self._pump(far_reader, writer, is_answer=True)),
+                ]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+            finally:
+                self._open -= ends
+                far_writer.transport.abort()
+        writer.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if not (is_answer and self.swallows):
+                    writer.write(data)
+                    await writer.drain()
+
+
+@dataclass
+class LogStorm(Storm):
+    """``takeovers`` are the seconds from each loss of a leader until another engine was ready."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.takeovers: list[float] = []
+        self.postgres = PostgresServer()
+        self.wires = [Wire(free_port()) for _ in range(3)]
+        self.ports = [free_port() for _ in range(3)]
+        self.places = [self.directory / f"machine-{number}" for number in range(3)]
+        self.url = "postgresql://postgres@127.0.0.1:{}/postgres"
+        self.engines = [
+            Victim(
+                f"engine {number}",
+                self.directory / f"engine-{number}.log",
+                str(self.ports[number]),
+                str(self.places[number] / "engine.db"),
+                self.url.format(self.wires[number].port),
+                module="tests.crash.log_engine_process",
+            )
+            for number in range(3)
+        ]
+        self.front = Wire(int(self.engine_url.rpartition(":")[2]))
+        self.leader = 0
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.postgres.start)
+        for wire in (*self.wires, self.front):
+            wire.target = self.postgres.port
+            await wire.start()
+        for place, engine in zip(self.places, self.engines, strict=True):
+            place.mkdir()
+            engine.start()
+        self.app.start()
+        routing = asyncio.create_task(self._route())
+        try:
+            yield
+            await self._end()
+        finally:
+            routing.cancel()
+            for victim in (*self.engines, self.app):
+                victim.kill()
+            for wire in (*self.wires, self.front):
+                wire.close()
+            await asyncio.to_thread(self.postgres.__exit__)
+
+    async def _route(self) -> None:
+        """Connect clients to the engine that is ready, as a load balancer would."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as http:
+            while True:
+                for number, port in enumerate(self.ports):
+                    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                        async with http.get(f"http://127.0.0.1:{port}/ready") as response:
+                            if response.status == 200:
+                                if self.front.target != port:
+                                    self.front.cut()
+                                self.front.target, self.leader = port, number
+                                self.database = self.places[number] / "engine.db"
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    def _count(self, query: str) -> int:
+        try:
+            return super()._count(query)
+        except sqlite3.Error:  # The machine's disk was just deleted, or restored.
+            return 1
+
+    async def _strike(self) -> None:
+        leader = self.engines[self.leader]
+        blow = self._random.choice(BLOWS)
+        self.blows.append(f"{blow} (leader {self.leader})")
+        began, was = time.monotonic(), self.leader
+        match blow:
+            case "kill" | "kill any" | "terminate":
+                victim = leader if blow != "kill any" else self._random.choice(self.engines)
+                victim.send(signal.SIGTERM if blow == "terminate" else signal.SIGKILL)
+                await asyncio.to_thread(victim.wait)
+                if victim is leader:
+                    await self._wait_for_leader(began, was)
+                victim.start()
+            case "stop":
+                leader.send(signal.SIGSTOP)
+                await asyncio.sleep(self._random.uniform(0.2, 3 * LEASE_SECONDS))
+                leader.send(signal.SIGCONT)
+            case "app":
+                self.app.send(self._random.choice([signal.SIGKILL, signal.SIGTERM]))
+                await asyncio.to_thread(self.app.wait)
+                self.app.start()
+            case "restart log" | "crash log":
+                await asyncio.to_thread(self.postgres.stop, "fast" if blow == "restart log" else "immediate")
+                await asyncio.sleep(self._random.uniform(0, 1.5))
+                await asyncio.to_thread(self.postgres.start)
+            case "pause log":
+                self.postgres.pause()
+                await asyncio.sleep(self._random.uniform(0.1, 2 * LEASE_SECONDS))
+                self.postgres.resume()
+            case "cut":
+                for _ in range(self._random.randint(1, 5)):
+                    self.wires[self.leader].cut()
+                    await asyncio.sleep(0.05)
+            case "swallow":
+                wire = self.wires[self.leader]
+                wire.swallows = True
+                await asyncio.sleep(self._random.uniform(0.01, 0.3))
+                wire.cut()
+                wire.swallows = False
+            case "delete":
+                place = self.places[self.leader]
+                for file in place.glob("engine.db*"):
+                    if file.name != "engine.db.lock":
+                        file.unlink(missing_ok=True)
+
+    async def _wait_for_leader(self, began: float, was: int) -> None:
+        """Wait until another engine is ready. Being late is a fault."""
+        await async_eventually(lambda: self.leader != was, "another engine is ready", timeout=60)
+        took = time.monotonic() - began
+        self.takeovers.append(took)
+        if took > TAKEOVER_SECONDS:
+            self.faults.append(f"no engine was ready for {took:.1f} s after {self.blows[-1]}")
+
+    async def _end(self) -> None:
+        """Stop all engines, let each file catch up, and compare them."""
+        for engine in self.engines:
+            engine.send(signal.SIGTERM)
+        for engine in self.engines:
+            if status := await asyncio.to_thread(engine.wait):
+                self.faults.append(f"{engine.name} ended with {status}")
+        dumps = [await asyncio.to_thread(self._caught_up, place / "engine.db") for place in self.places]
+        self.database = self.places[0] / "engine.db"
+        if len({*map(tuple, dumps)}) != 1:
+            self.faults.append("the databases of the machines differ")
+
+    def _caught_up(self, path: Path) -> list[str]:
+        log = CommitLog(self.url.format(self.postgres.port))
+        try:
+            log.open_database(path, Durability.OFF).close()
+        finally:
+            log.close()
+        self.faults += check_database(path)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            return list(connection.iterdump())
