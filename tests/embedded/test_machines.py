@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,10 +21,13 @@ from cryptography.x509.oid import NameOID
 
 import durably.fast_api
 from durably import Context, Embedded, Event
+from durably.embedded.follower import EngineMovedError
+from durably.embedded.network import Network
 from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import LogRefusedError
 
+from ..ports import free_port
 from ..postgres import PostgresServer
 from ..waiting import async_eventually
 from .app import App, output_of
@@ -241,20 +245,30 @@ async def test_machines_with_tls_trust_the_certificates_of_their_ca(
         await starting
 
 
-async def test_a_fixed_address_is_the_one_in_the_log(make_app: MakeApp, url: str, unused_port: int) -> None:
-    app = make_app("a", address=f"localhost:{unused_port}")
+async def test_a_fixed_address_is_the_one_in_the_log(make_app: MakeApp, url: str) -> None:
+    address = f"localhost:{free_port()}"
+    app = make_app("a", address=address)
     await app.engine.start()
-    assert (await leader_address(url))[0] == f"localhost:{unused_port}"
+    assert (await leader_address(url))[0] == address
     follower = make_app("b")
     await follower.engine.start()
     assert await follower.run(Event(name="hello"))
 
 
-@pytest.fixture
-def unused_port() -> int:
-    from ..ports import free_port
+async def test_a_process_that_cannot_reach_the_leader_does_not_start(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen = Network.listen
 
-    return free_port()
+    def listen_elsewhere(network: Network, log: CommitLog) -> socket.socket:
+        listener = listen(network, log)
+        log.address = f"127.0.0.1:{free_port()}"
+        return listener
+
+    monkeypatch.setattr(Network, "listen", listen_elsewhere)
+    await make_app("a").engine.start()
+    with pytest.raises(EngineMovedError, match=r"the leader at 127\.0\.0\.1"):
+        await make_app("b", lease=dt.timedelta(seconds=0.5)).engine.start()
 
 
 async def test_a_database_of_another_log_is_refused(make_app: MakeApp, postgres: PostgresServer) -> None:

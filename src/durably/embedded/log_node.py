@@ -123,10 +123,11 @@ class LogNode(Node):
         remote = RemoteLeader(leader.node, leader.address, self._log.key, self._network.client_tls)
         try:
             follower = await Follower.connect(remote, self._worker, self._timing)
-        except TimeoutError:
+        except (TimeoutError, EngineMovedError) as error:
+            why = str(error) or f"it has not answered for {self._timing.lease:g} s"
             raise EngineMovedError(
-                f"the leader at {leader.address} has not answered for {self._timing.lease:g} s: check that this "
-                "machine can reach the address",
+                f"the leader at {leader.address} cannot be reached ({why}): if it runs, let this machine connect to "
+                "that address, or give Embedded another address there",
                 is_unclear=False,
             ) from None
         _logger.info(
