@@ -165,6 +165,25 @@ async def test_followers_leave_a_leader_that_does_not_reach_the_log_any_more(
     assert output_of(await apps[0].run(Event(name="hello")))
 
 
+@pytest.mark.slow
+async def test_the_leader_stays_when_the_store_was_away(make_app: MakeApp) -> None:
+    """For longer than the lease, which nobody could renew."""
+    with PostgresServer() as server:
+        apps = [make_app(name, log=server.url) for name in "ab"]
+        for app in apps:
+            await app.engine.start()
+        await asyncio.to_thread(server.stop, "immediate")
+        sending = asyncio.create_task(apps[1].run(Event(name="hello")))
+        await asyncio.sleep(1.5 * LEASE.total_seconds())
+        assert not sending.done()
+        await asyncio.to_thread(server.start)
+        assert output_of(await sending)
+        await asyncio.sleep(LEASE.total_seconds())
+        assert [is_leader(app) for app in apps] == [True, False]
+        for app in apps:
+            await app.engine.stop()
+
+
 async def test_a_leader_whose_disk_is_deleted_continues_with_the_log(make_app: MakeApp, tmp_path: Path) -> None:
     app = make_app("a")
     await app.engine.start()
