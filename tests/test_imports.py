@@ -195,7 +195,7 @@ def test_engines_do_not_import_each_other() -> None:
         assert violations(modules("engine", engine), lambda m, o=other: not is_within(m, f"durably.engine.{o}")) == []
 
 
-TRACING_OF_ENGINES = [PACKAGE / "otel" / "engine.py", PACKAGE / "otel" / "exporter.py"]
+TRACING_OF_ENGINES = [PACKAGE / "otel" / "engine.py"]
 """The modules that report an engine's spans, for engines in the app's process and for the command line."""
 
 

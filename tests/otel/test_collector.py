@@ -102,7 +102,6 @@ def test_invalid_exporter_settings_are_refused() -> None:
 
 
 def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "durably.otel.exporter", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     result = CliRunner().invoke(dev, ["--otel", "--port", "0", "--db", ":memory:"])
     assert result.exit_code == 1

@@ -159,10 +159,11 @@ def open_tracing(is_on: bool) -> AbstractContextManager[Any]:
         if (protocol := os.environ.get(name, "http/protobuf")) != "http/protobuf":
             raise CliError(f"--otel exports by http/protobuf only: {name} must not be {protocol!r}")
     try:
-        from durably.otel.exporter import exporting
+        from durably.otel.engine import exporting
+
+        return exporting()
     except ModuleNotFoundError as error:
         raise CliError(f'--otel: {error.name} is not installed; it comes with pip install "durably[otel]"') from None
-    return exporting()
 
 
 # -- syncs

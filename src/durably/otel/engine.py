@@ -8,13 +8,17 @@ even after a restart.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import Tracer
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Tracer, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import Link, SpanContext, SpanKind
@@ -262,3 +266,29 @@ def _links_of(tracer: Tracer, run: EndedRun) -> list[Link]:
         repeated = _run_context(tracer, run.rerun_of, run.traceparents[0])
         links.append(Link(names.to_span_context(repeated), {names.LINK: "rerun of"}))
     return links
+
+
+def exporting() -> AbstractContextManager[OtelEngineTracing]:
+    """The tracing of an engine that exports its spans and metrics over OTLP, for ``--otel``.
+
+    OpenTelemetry's own variables configure it, such as ``OTEL_EXPORTER_OTLP_ENDPOINT`` and ``OTEL_TRACES_SAMPLER``. On
+    exit, pending spans and metrics are exported. Raises ``ModuleNotFoundError`` without the exporter's package.
+    """
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    @contextmanager
+    def export() -> Iterator[OtelEngineTracing]:
+        named = OTELResourceDetector().detect().attributes  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
+        resource = Resource.create({} if SERVICE_NAME in named else {SERVICE_NAME: "durably-engine"})
+        tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        tracer_provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        meter_provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        try:
+            yield OtelEngineTracing(tracer_provider, meter_provider)
+        finally:
+            tracer_provider.shutdown()
+            meter_provider.shutdown()
+
+    return export()

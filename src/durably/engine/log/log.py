@@ -37,8 +37,6 @@ LEASE_SECONDS = 5.0
 SNAPSHOT_BYTES = 64 * 1024 * 1024
 _RENEWALS = 5
 """Renewals in the time of a lease."""
-_APPEND_SECONDS = 10.0
-"""The longest wait for the store's answer. The request is then interrupted and repeated."""
 _RETRY_SECONDS = 0.05, 1.0
 """The first and the longest pause before an append whose outcome is unknown is repeated."""
 _APPLIED_TOGETHER = 500
@@ -101,7 +99,6 @@ class CommitLog:
         self._leads = False
         self._closing = threading.Event()
         self._stops_waiting = threading.Event()
-        self._append_began: float | None = None
         self._renewed_at = 0.0
         self._state: tuple[float, LogState | None] = 0.0, None
         self._bytes_since_snapshot = 0
@@ -245,14 +242,15 @@ class CommitLog:
         """
         self.sequence, _ = _position(connection)
         applied = 0
-        while entries := self._side.read(self.sequence, _APPLIED_TOGETHER):
+        while entries := self._read_next():
             numbers = [number for number, _ in entries]
             if numbers != [*range(self.sequence + 1, self.sequence + 1 + len(entries))]:
                 raise LogDamagedError(
                     f"{self._side.name} lacks entries between {self.sequence} and {numbers[-1]}: the database "
                     f"{self._path} cannot follow it; move the file away, and it is restored"
                 )
-            apply_entries(connection, entries)
+            with _unavailable():
+                apply_entries(connection, entries)
             self.sequence = numbers[-1]
             applied += len(entries)
         return applied
@@ -281,6 +279,10 @@ class CommitLog:
         self._store.interrupt()
         self._side.interrupt()
 
+    def _read_next(self) -> list[tuple[int, bytes]]:
+        with _unavailable():
+            return self._side.read(self.sequence, _APPLIED_TOGETHER)
+
     # the leader
 
     def may_take_over(self) -> bool:
@@ -304,7 +306,8 @@ class CommitLog:
             epoch: int = connection.execute("SELECT epoch FROM owner").fetchone()[0]
             self._append(connection, lambda number, payload: self._store.claim(number, payload, leader))
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
         self._leads, self._renewed_at, self._state = True, time.monotonic(), (0.0, None)
@@ -328,7 +331,6 @@ class CommitLog:
         connection.execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, token))
         is_unclear, (pause, longest) = False, _RETRY_SECONDS
         while True:
-            self._append_began = time.monotonic()
             try:
                 try:
                     request(sequence, payload)
@@ -346,8 +348,6 @@ class CommitLog:
                 if self._stops_waiting.wait(pause):
                     raise DatabaseUnavailableError(f"it is unknown whether entry {sequence} was stored") from None
                 pause = min(2 * pause, longest)
-            finally:
-                self._append_began = None
         self.sequence = sequence
         self._bytes_since_snapshot += len(payload)
 
@@ -356,11 +356,9 @@ class CommitLog:
         return bool(entries) and entries[0][0] == sequence and decode_entry(*entries[0]).token == token
 
     def _renew(self, on_lost: Callable[[EngineError], None]) -> None:
-        """Renew the lease, interrupt appends that are not answered, and store snapshots, until the end."""
+        """Renew the lease, and store snapshots, until the end."""
         leader = LeaderRecord(self.node, self.address, self.lease)
         while not self._closing.wait(self.lease / _RENEWALS):
-            if self._append_began is not None and time.monotonic() - self._append_began > _APPEND_SECONDS:
-                self._store.interrupt()
             began = time.monotonic()
             try:
                 if not self._side.renew(leader):

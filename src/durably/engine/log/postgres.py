@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -14,7 +15,7 @@ from psycopg import errors
 
 from durably.protocol.engine_errors import LogDamagedError
 
-from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
+from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
@@ -65,15 +66,21 @@ class PostgresLog(LogStore):
         self.name = f"the log {self._log!r} in PostgreSQL at {host}{parts.path}"
         self._connection: psycopg.Connection[Any] | None = None
         self._lock = threading.RLock()
-        self._socket: int | None = None
+        self._asked_at: float | None = None
+        self._closed = threading.Event()
+        self._watching: threading.Thread | None = None
 
     def _run(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         with self._lock:
             sent = False
+            if self._watching is None:
+                self._watching = threading.Thread(target=self._watch, name="durably-log-watch", daemon=True)
+                self._watching.start()
+            self._asked_at = time.monotonic()
             try:
                 connection = self._connection
                 if connection is None or connection.closed:
-                    connection = self._connection = self._connect()
+                    connection = self._connect()
                 sent = True
                 return work(connection)
             except errors.UniqueViolation:
@@ -88,9 +95,22 @@ class PostgresLog(LogStore):
                     f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
                     is_unclear=sent and is_broken,
                 ) from None
+            finally:
+                self._asked_at = None
+
+    def _watch(self) -> None:
+        """Break a connection that does not answer: libpq itself would wait for ever."""
+        while not self._closed.wait(1):
+            if (asked_at := self._asked_at) is not None and time.monotonic() - asked_at > ANSWER_SECONDS:
+                self.interrupt()
+
+    def interrupt(self) -> None:
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=_duplicate(connection)) as end:
+                end.shutdown(socket.SHUT_RDWR)
 
     def _connect(self) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(
+        connection = self._connection = psycopg.connect(
             self._url,
             autocommit=True,
             connect_timeout=_CONNECT_SECONDS,
@@ -105,28 +125,22 @@ class PostgresLog(LogStore):
         connection.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
-        self._socket = connection.pgconn.socket
-        with contextlib.suppress(OSError), socket.socket(fileno=_duplicate(self._socket)) as end:
+        with contextlib.suppress(OSError), socket.socket(fileno=_duplicate(connection)) as end:
             if end.family in (socket.AF_INET, socket.AF_INET6):
                 self.local_host = end.getsockname()[0]
         return connection
 
     def _drop(self) -> None:
-        connection, self._connection, self._socket = self._connection, None, None
+        connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(psycopg.Error):
                 connection.close()
 
     def descriptors(self) -> list[int]:
-        return [] if self._socket is None else [self._socket]
-
-    def interrupt(self) -> None:
-        if (number := self._socket) is not None:
-            with contextlib.suppress(OSError), socket.socket(fileno=_duplicate(number)) as end:
-                end.shutdown(socket.SHUT_RDWR)
+        return [] if self._connection is None else [self._connection.pgconn.socket]
 
     def close(self) -> None:
-        self.interrupt()
+        self._closed.set()
         with self._lock:
             self._drop()
 
@@ -285,5 +299,5 @@ def _row(cursor: psycopg.Cursor[Any]) -> tuple[Any, ...]:
     return tuple(row)
 
 
-def _duplicate(descriptor: int) -> int:
-    return os.dup(descriptor)
+def _duplicate(connection: psycopg.Connection[Any]) -> int:
+    return os.dup(connection.pgconn.socket)

@@ -26,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
-from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
+from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class S3Log(LogStore):
     @functools.cached_property
     def _s3(self) -> Any:
         # The caller repeats requests, because it knows which may be repeated.
-        config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+        config = Config(connect_timeout=5, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1})
         return boto3.session.Session().client("s3", config=config)  # boto3's own session is for one thread.
 
     def _call(self, request: Callable[..., T], *accepted: int, **arguments: Any) -> T | int:
@@ -286,7 +286,7 @@ class S3Log(LogStore):
                 self._call(self._s3.delete_objects, Delete={"Objects": keys[start : start + 1000], "Quiet": True})
 
     def interrupt(self) -> None:
-        """Requests have a limit of time of their own."""
+        """Nothing: each request has a limit of time."""
 
     def close(self) -> None:
         if (client := vars(self).pop("_s3", None)) is not None:

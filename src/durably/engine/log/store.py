@@ -8,6 +8,8 @@ import msgspec
 
 from durably.protocol.engine_errors import EngineError, LogDamagedError
 
+ANSWER_SECONDS = 10.0
+
 
 class LogUnavailableError(EngineError):
     """The store cannot be reached now. ``is_unclear``: the request may have been carried out."""
@@ -55,7 +57,7 @@ class _Manifest(msgspec.Struct, frozen=True):
 class LogStore(abc.ABC):
     """A commit log in a store. All methods block, and may be called in any thread, by one thread at a time.
 
-    They raise ``LogUnavailableError`` if the store cannot be reached.
+    They raise ``LogUnavailableError`` if the store cannot be reached, or has not answered for ``ANSWER_SECONDS``.
     """
 
     name: str
@@ -152,7 +154,10 @@ class LogStore(abc.ABC):
 
     @abc.abstractmethod
     def interrupt(self) -> None:
-        """Break a request that has not been answered. It then raises ``LogUnavailableError``. For any thread."""
+        """Break a request that has not been answered, if possible, in any thread.
+
+        It then raises ``LogUnavailableError``.
+        """
 
     @abc.abstractmethod
     def close(self) -> None: ...

@@ -13,21 +13,20 @@ from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably import Client, Context, Function, TriggerEvent
-from durably.comm import CommHandler
-from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
+from durably.embedded.calls import sync_of
 from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.flow.config import read_flow
-from durably.engine.model.settings import EngineSettings, SystemClock
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.engine.temporal.ids import app_queue, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.routing.limit_queue import QueueCounts
-from durably.protocol.call import CheckpointRequest
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from ....temporal.dev_server import DevServer
 from ....waiting import async_eventually
+from ..running_apps import RunningApp
 
 PATIENCE = 30.0
 
@@ -140,7 +139,7 @@ class World:
         return config
 
     def sync_request(self) -> SyncRequest:
-        return sync_of(self._handler)
+        return sync_of(self._app.handler)
 
     async def wait_for_queue(self, fn_id: str, counts: QueueCounts) -> None:
         await self.wait_for_counts(self.queue_of(fn_id), counts)
@@ -169,8 +168,8 @@ class World:
         self._workers = contextlib.AsyncExitStack()
 
     async def sync(self) -> None:
-        self._handler = CommHandler(client=self.client, framework="test", functions=list(self.functions.values()))
-        await self.engine.sync_app(self.sync_request(), in_process=True)
+        self._app = RunningApp(self.client, [*self.functions.values()], self.temporal, self.engine)
+        await self._app.sync()
 
     async def close(self) -> None:
         self.limit.open()
@@ -178,11 +177,7 @@ class World:
         await self.engine.close()
 
     async def _call(self, call: CallInput, data: CallData) -> Answer:
-        checkpoints = EngineCheckpoints(self._checkpoint, lambda coroutine: coroutine.close())
-        return await run_call(self._handler, data, checkpoints, SystemClock())
-
-    async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
-        await self.engine.checkpoint(run_id, request)
+        return await self._app.call_function(call, data)
 
     async def send(self, name: str, *, seed: str | None = None, **data: Any) -> str:
         body = msgspec.json.encode({"name": self.event(name), "data": data})
