@@ -7,20 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import msgspec
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
-from durably.protocol.engine_errors import LogDamagedError
+from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
-from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
+from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogGapError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS durably;
 CREATE TABLE IF NOT EXISTS durably.logs (
     name text PRIMARY KEY,
     record bytea NOT NULL,
@@ -47,6 +47,15 @@ CREATE TABLE IF NOT EXISTS durably.log_snapshots (
 _INITIALISE_LOCK = 0x447572
 """The key of the advisory lock under which the tables are made: ``IF NOT EXISTS`` alone fails for two at a time."""
 _CONNECT_SECONDS = 5
+_SLOWEST_BYTES = 200_000
+"""Bytes a second: how fast a large entry must be sent or received at least."""
+_READ_BYTES = 16 * 1024 * 1024
+"""Bytes of entries that are read together. One entry may be larger."""
+_HAS_PREVIOUS = """(
+    %(sequence)s = 1
+    OR EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %(log)s AND sequence = %(sequence)s - 1)
+    OR EXISTS (SELECT 1 FROM durably.log_snapshots WHERE log = %(log)s AND sequence = %(sequence)s - 1 AND part = 0)
+)"""
 
 
 class PostgresLog(LogStore):
@@ -58,25 +67,35 @@ class PostgresLog(LogStore):
     poll_seconds = 0.1
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        self._log = query.pop("log", "durably")
-        self._url = urlunsplit(parts._replace(query=urlencode(query)))
-        host = parts.hostname or query.get("host", "localhost")
-        self.name = f"the log {self._log!r} in PostgreSQL at {host}{parts.path}"
+        try:
+            parts = urlsplit(url)
+            query = dict(parse_qsl(parts.query.replace("+", "%2B")))
+            self._log = query.pop("log", "durably")
+            self._url = urlunsplit(parts._replace(query=urlencode(query, quote_via=quote)))
+            place = conninfo_to_dict(self._url)
+        except (ValueError, psycopg.Error):  # The error may contain the password.
+            place = {"host": "@"}
+        host, database, port = (str(place.get(part) or "") for part in ("host", "dbname", "port"))
+        if "@" in host + database or (port and not port.replace(",", "").isdigit()):
+            raise LogRefusedError(
+                "the commit log's URL cannot be read: it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
+                "special characters of USER and PASSWORD, such as @ : / ? # and %, percent-encoded"
+            )
+        self.name = f"the log {self._log!r} in PostgreSQL at {host or 'localhost'}/{database}"
         self._connection: psycopg.Connection[Any] | None = None
         self._lock = threading.RLock()
-        self._asked_at: float | None = None
+        self._answer_until: float | None = None
         self._closed = threading.Event()
         self._watching: threading.Thread | None = None
 
-    def _run(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def _run(self, work: Callable[[psycopg.Connection[Any]], T], size: int = 0) -> T:
+        """``size``: the bytes that are sent or received, if they may be many."""
         with self._lock:
             sent = False
             if self._watching is None:
                 self._watching = threading.Thread(target=self._watch, name="durably-log-watch", daemon=True)
                 self._watching.start()
-            self._asked_at = time.monotonic()
+            self._answer_until = time.monotonic() + ANSWER_SECONDS + size / _SLOWEST_BYTES
             try:
                 connection = self._connection
                 if connection is None or connection.closed:
@@ -91,17 +110,19 @@ class PostgresLog(LogStore):
                     # A server that has become a replica refuses writes. The next connection finds the primary.
                     self._drop()
                 lines = str(error).strip().splitlines()
+                if isinstance(error, errors.InsufficientPrivilege):
+                    lines[0] += ": let the role create the schema durably, or make it the schema's owner"
                 raise LogUnavailableError(
                     f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
                     is_unclear=sent and is_broken,
                 ) from None
             finally:
-                self._asked_at = None
+                self._answer_until = None
 
     def _watch(self) -> None:
         """Break a connection that does not answer: libpq itself would wait for ever."""
         while not self._closed.wait(1):
-            if (asked_at := self._asked_at) is not None and time.monotonic() - asked_at > ANSWER_SECONDS:
+            if (until := self._answer_until) is not None and time.monotonic() > until:
                 self.interrupt()
 
     def interrupt(self) -> None:
@@ -152,6 +173,8 @@ class PostgresLog(LogStore):
             if not exists:
                 with connection.transaction():
                     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
+                    if _row(connection.execute("SELECT to_regnamespace('durably') IS NULL"))[0]:
+                        connection.execute("CREATE SCHEMA durably")
                     connection.execute(_TABLES)
             row = connection.execute("SELECT record FROM durably.logs WHERE name = %s", (self._log,)).fetchone()
             return None if row is None else msgspec.json.decode(row[0], type=LogRecord)
@@ -174,17 +197,21 @@ class PostgresLog(LogStore):
     def append(self, sequence: int, payload: bytes, node: str) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
             # A leader that was replaced long ago may find its number free, because old entries are trimmed.
+            leads = "EXISTS (SELECT 1 FROM durably.logs WHERE name = %(log)s AND node = %(node)s)"
+            arguments = {"log": self._log, "sequence": sequence, "payload": payload, "node": node}
             inserted = connection.execute(
-                "INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s "
-                "WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s)",
-                (self._log, sequence, payload, self._log, node),
+                "INSERT INTO durably.log_entries (log, sequence, payload) "
+                f"SELECT %(log)s, %(sequence)s, %(payload)s WHERE {leads} AND {_HAS_PREVIOUS}",
+                arguments,
                 binary=True,
             )
             if inserted.rowcount == 0:
+                if _row(connection.execute(f"SELECT {leads}", arguments))[0]:
+                    raise LogGapError(f"{self.name} has lost the entry before {sequence}")
                 raise LogConflictError(f"another process leads {self.name}")
 
         with self._conflicts(sequence):
-            self._run(work)
+            self._run(work, len(payload))
 
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
@@ -197,6 +224,12 @@ class PostgresLog(LogStore):
                 )
                 if node != leader.node and not is_over:
                     raise LogConflictError(f"another process leads {self.name}")
+                is_end = (
+                    f"SELECT {_HAS_PREVIOUS} AND NOT EXISTS "
+                    "(SELECT 1 FROM durably.log_entries WHERE log = %(log)s AND sequence >= %(sequence)s)"
+                )
+                if not _row(connection.execute(is_end, {"log": self._log, "sequence": sequence}))[0]:
+                    raise LogConflictError(f"{self.name} does not end with entry {sequence - 1}")
                 connection.execute(
                     "INSERT INTO durably.log_entries (log, sequence, payload) VALUES (%s, %s, %s)",
                     (self._log, sequence, payload),
@@ -218,22 +251,38 @@ class PostgresLog(LogStore):
             raise LogConflictError(f"{self.name} has an entry {sequence} already") from None
 
     def read(self, after: int, limit: int) -> list[tuple[int, bytes]]:
-        return self._run(
-            lambda connection: connection.execute(
-                "SELECT sequence, payload FROM durably.log_entries WHERE log = %s AND sequence > %s "
-                "ORDER BY sequence LIMIT %s",
-                (self._log, after, limit),
-                binary=True,
-            ).fetchall()
+        """At most ``_READ_BYTES``, but at least one."""
+        size = 0
+
+        def measure(connection: psycopg.Connection[Any]) -> int:
+            query = (
+                "SELECT sequence, length(payload) FROM durably.log_entries WHERE log = %s AND sequence > %s "
+                "ORDER BY sequence LIMIT %s"
+            )
+            nonlocal size
+            last = after
+            for sequence, length in connection.execute(query, (self._log, after, limit)):
+                if size and size + length > _READ_BYTES:
+                    break
+                last, size = sequence, size + length
+            return last
+
+        query = (
+            "SELECT sequence, payload FROM durably.log_entries WHERE log = %s AND sequence > %s AND sequence <= %s "
+            "ORDER BY sequence"
         )
+        arguments = (self._log, after, self._run(measure))
+        if not size:
+            return []
+        return self._run(lambda connection: connection.execute(query, arguments, binary=True).fetchall(), size)
 
     def last(self) -> int:
         query = "SELECT coalesce(max(sequence), 0) FROM durably.log_entries WHERE log = %s"
         return int(self._run(lambda connection: _row(connection.execute(query, (self._log,)))[0]))
 
-    def entry_bytes(self) -> int:
-        query = "SELECT coalesce(sum(length(payload)), 0) FROM durably.log_entries WHERE log = %s"
-        return int(self._run(lambda connection: _row(connection.execute(query, (self._log,)))[0]))
+    def entry_bytes(self, after: int = 0) -> int:
+        query = "SELECT coalesce(sum(length(payload)), 0) FROM durably.log_entries WHERE log = %s AND sequence > %s"
+        return int(self._run(lambda connection: _row(connection.execute(query, (self._log, after)))[0]))
 
     # the leader
 

@@ -23,6 +23,10 @@ class LogConflictError(EngineError):
     """The log has another entry with this number, or another process leads."""
 
 
+class LogGapError(EngineError):
+    """The store has lost the entry before this number, as after a fail-over to a replica that lacked it."""
+
+
 class LogRecord(msgspec.Struct, frozen=True):
     """What never changes about a log.
 
@@ -79,14 +83,15 @@ class LogStore(abc.ABC):
     def append(self, sequence: int, payload: bytes, node: str) -> None:
         """Append an entry as the leader ``node``.
 
-        Raises ``LogConflictError`` if the number is taken or another process leads.
+        Raises ``LogConflictError`` if the number is taken or another process leads, and ``LogGapError``.
         """
 
     @abc.abstractmethod
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         """Append an entry and become the leader. ``leader.remaining`` is the lease.
 
-        Raises ``LogConflictError`` if the number is taken or the lease of another process has not ended.
+        Raises ``LogConflictError`` if the log does not end before this number, or the lease of another process has not
+        ended, and ``LogRefusedError`` if the store cannot keep two processes from appending one number.
         """
 
     @abc.abstractmethod
@@ -110,8 +115,8 @@ class LogStore(abc.ABC):
         """The number of the last entry; 0 if there is none."""
 
     @abc.abstractmethod
-    def entry_bytes(self) -> int:
-        """Bytes of all entries in the store."""
+    def entry_bytes(self, after: int = 0) -> int:
+        """Bytes of the entries after a number."""
 
     @abc.abstractmethod
     def put_part(self, sequence: int, part: int, payload: bytes) -> None:
