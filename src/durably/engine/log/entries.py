@@ -106,11 +106,13 @@ def apply_entries(connection: sqlite3.Connection, entries: Sequence[tuple[int, b
     execute = functools.partial(sqlite3.Connection.execute, connection)  # Nothing is recorded.
     execute("BEGIN IMMEDIATE")
     try:
+        token = b""
         for sequence, payload in entries:
             entry = decode_entry(sequence, payload)
+            token = entry.token
             for place, parameters in entry.statements:
                 execute(entry.sql[place], parameters)
-        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, entry.token))
+        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (entries[-1][0], token))
     except BaseException:
         if connection.in_transaction:
             execute("ROLLBACK")
