@@ -117,7 +117,7 @@ async def test_another_machine_leads_as_soon_as_the_leader_stops(make_app: MakeA
         await stopping.engine.stop()
         stopped = time.monotonic()
         receipt = await apps[0].client.send(Event(name="hello"))
-        assert time.monotonic() - stopped < 0.5
+        assert time.monotonic() - stopped < 5  # Much less than the lease.
         for event in (*sent, *receipt):
             assert len(output_of(await apps[0].ended(event))) == 2
 

@@ -105,7 +105,7 @@ def test_runs_of_a_leader_that_is_killed_continue_on_another_machine(machines: M
     lost = time.monotonic()
     # It is acknowledged by the next leader.
     other.send({"name": "count", "id": "meanwhile"})
-    assert time.monotonic() - lost < LEASE.total_seconds() + 1.5
+    assert time.monotonic() - lost < LEASE.total_seconds() + 5
     until.touch()
     assert machines.leader() != leader
     machines.wait_completed(len(events) + 1)
@@ -127,7 +127,7 @@ def test_a_machine_that_is_frozen_is_replaced_when_its_lease_is_over(machines: M
     frozen = time.monotonic()
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda cluster: cluster.send({"name": "count", "id": cluster.directory.name}), others))
-    assert time.monotonic() - frozen < LEASE.total_seconds() + 1.5
+    assert time.monotonic() - frozen < LEASE.total_seconds() + 5
     os.kill(process, signal.SIGCONT)
     machines.wait_completed(3)
 
