@@ -13,14 +13,13 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from durably.protocol.engine_errors import LogDamagedError
+from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
 from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS durably;
 CREATE TABLE IF NOT EXISTS durably.logs (
     name text PRIMARY KEY,
     record bytea NOT NULL,
@@ -147,12 +146,27 @@ class PostgresLog(LogStore):
     # the record
 
     def open(self) -> LogRecord | None:
-        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+        def make_tables(connection: psycopg.Connection[Any]) -> None:
             (exists,) = _row(connection.execute("SELECT to_regclass('durably.log_snapshots') IS NOT NULL"))
-            if not exists:
-                with connection.transaction():
-                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
-                    connection.execute(_TABLES)
+            if exists:
+                return
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
+                # IF NOT EXISTS would need the right to create schemas even if this one exists.
+                (has_schema,) = _row(connection.execute("SELECT to_regnamespace('durably') IS NOT NULL"))
+                if not has_schema:
+                    connection.execute("CREATE SCHEMA durably")
+                connection.execute(_TABLES)
+
+        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+            try:
+                make_tables(connection)
+            except errors.InsufficientPrivilege as error:
+                user = connection.info.user
+                raise LogRefusedError(
+                    f"{self.name} cannot be made or used by the user {user!r} ({error.diag.message_primary}): let the "
+                    f'database\'s owner execute CREATE SCHEMA durably AUTHORIZATION "{user}"'
+                ) from None
             row = connection.execute("SELECT record FROM durably.logs WHERE name = %s", (self._log,)).fetchone()
             return None if row is None else msgspec.json.decode(row[0], type=LogRecord)
 
