@@ -43,6 +43,8 @@ CREATE TABLE IF NOT EXISTS durably.log_snapshots (
     PRIMARY KEY (log, sequence, part)
 );
 """
+_FOLLOWS = "(%s = 1 OR EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %s AND sequence = %s - 1))"
+"""The log has the entry before. Otherwise it has lost entries, and the leader must not go on after a gap."""
 _INITIALISE_LOCK = 0x447572
 """The key of the advisory lock under which the tables are made: ``IF NOT EXISTS`` alone fails for two at a time."""
 _CONNECT_SECONDS = 5
@@ -190,12 +192,15 @@ class PostgresLog(LogStore):
             # A leader that was replaced long ago may find its number free, because old entries are trimmed.
             inserted = connection.execute(
                 "INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s "
-                "WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s)",
-                (self._log, sequence, payload, self._log, node),
+                f"WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s) AND {_FOLLOWS}",
+                (self._log, sequence, payload, self._log, node, sequence, self._log, sequence),
                 binary=True,
             )
             if inserted.rowcount == 0:
-                raise LogConflictError(f"another process leads {self.name}")
+                raise LogConflictError(
+                    f"another process leads {self.name}, or the log has lost its last entries: it was restored from a "
+                    "backup, or failed over to a replica without them"
+                )
 
         with self._conflicts(sequence):
             self._run(work)
@@ -211,10 +216,13 @@ class PostgresLog(LogStore):
                 )
                 if node != leader.node and not is_over:
                     raise LogConflictError(f"another process leads {self.name}")
-                connection.execute(
-                    "INSERT INTO durably.log_entries (log, sequence, payload) VALUES (%s, %s, %s)",
-                    (self._log, sequence, payload),
+                inserted = connection.execute(
+                    f"INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s WHERE {_FOLLOWS}",
+                    (self._log, sequence, payload, sequence, self._log, sequence),
+                    binary=True,
                 )
+                if inserted.rowcount == 0:
+                    raise LogConflictError(f"{self.name} has no entry {sequence - 1} any more")
                 connection.execute(
                     "UPDATE durably.logs SET node = %s, address = %s, "
                     "lease_until = clock_timestamp() + make_interval(secs => %s) WHERE name = %s",
