@@ -22,8 +22,8 @@ from .log_engine_process import LEASE_SECONDS
 from .processes import Victim
 from .storm import Storm
 
-TAKEOVER_SECONDS = LEASE_SECONDS + 5
-"""The longest that an engine may be missing after the loss of one, on a busy machine."""
+TAKEOVER_SECONDS = LEASE_SECONDS + 15
+"""The longest that an engine may be missing after the loss of one, on a machine that does much else."""
 BLOWS = (
     *("kill", "kill any", "stop", "terminate", "app", "app"),
     *("restart log", "crash log", "pause log", "cut", "swallow", "delete"),

@@ -24,6 +24,11 @@ relays: dict[str, Relay] = {}
 """The relays of this process, by the alias of the database."""
 
 
+def _atomic(using: str) -> Any:
+    """``atomic``, which Django types as a decorator too."""
+    return django_transaction.atomic(using=using)
+
+
 def send(events: Event | Sequence[Event], using: str = DEFAULT_DB_ALIAS) -> list[str]:
     """Send one event or several when the current transaction of the database ``using`` commits. Returns their ids.
 
@@ -73,7 +78,7 @@ def _make_transaction(using: str, handler: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(handler)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         result = step_result(run, args)
-        with django_transaction.atomic(using=using):
+        with _atomic(using):
             if result is None:
                 return handler(*args, **kwargs)
             connection = DjangoConnection(using)
@@ -121,7 +126,7 @@ class DjangoDatabase:
         if connection.vendor == "sqlite":
             yield DjangoConnection(self._using)
             return
-        with django_transaction.atomic(using=self._using):
+        with _atomic(self._using):
             yield DjangoConnection(self._using)
 
     def has_tables(self) -> bool:

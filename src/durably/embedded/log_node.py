@@ -197,9 +197,9 @@ class LogNode(Node):
             leader = await Leader.open(
                 self._database, self._settings, self._worker, self._timing, lock, None, self._log, self._network
             )
+            return leader
         finally:
             elected.set_result(leader)
-        return leader
 
     def _replace_former(self) -> None:
         """End the lease of the process that had the lock before: that process has ended, so nobody waits for it."""

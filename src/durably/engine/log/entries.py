@@ -126,7 +126,7 @@ def apply_entries(connection: sqlite3.Connection, entries: Sequence[tuple[int, b
             token = entry.token
             for place, parameters in entry.statements:
                 execute(entry.sql[place], parameters)
-        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, token))
+        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (entries[-1][0], token))
     except BaseException:
         if connection.in_transaction:
             execute("ROLLBACK")

@@ -71,9 +71,11 @@ class PostgresLog(LogStore):
         self._closed = threading.Event()
         self._watching: threading.Thread | None = None
 
-    def _run(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def _run(self, work: Callable[[psycopg.Connection[Any]], T], *, may_repeat: bool = True) -> T:
+        """``may_repeat``: also on a new connection, if the old one was broken: servers and poolers end idle ones."""
         with self._lock:
             sent = False
+            may_repeat = may_repeat and self._connection is not None
             if self._watching is None:
                 self._watching = threading.Thread(target=self._watch, name="durably-log-watch", daemon=True)
                 self._watching.start()
@@ -91,6 +93,8 @@ class PostgresLog(LogStore):
                 if not isinstance(error, errors.QueryCanceled):
                     # A server that has become a replica refuses writes. The next connection finds the primary.
                     self._drop()
+                if is_broken and may_repeat:
+                    return self._run(work, may_repeat=False)
                 lines = str(error).strip().splitlines()
                 raise LogUnavailableError(
                     f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
@@ -203,7 +207,7 @@ class PostgresLog(LogStore):
                 )
 
         with self._conflicts(sequence):
-            self._run(work)
+            self._run(work, may_repeat=False)  # by the caller, who knows what it appends
 
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
@@ -230,7 +234,7 @@ class PostgresLog(LogStore):
                 )
 
         with self._conflicts(sequence):
-            self._run(work)
+            self._run(work, may_repeat=False)  # by the caller, who knows what it appends
 
     @contextlib.contextmanager
     def _conflicts(self, sequence: int) -> Iterator[None]:
