@@ -3,6 +3,7 @@
 It never runs as root: under root it runs as the user "nobody".
 """
 
+import contextlib
 import importlib.util
 import os
 import pwd
@@ -69,7 +70,8 @@ class PostgresServer:
         first = int((self.directory / "postmaster.pid").read_text().split()[0])
         found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(first)], capture_output=True, text=True, check=False)
         for pid in [first, *map(int, found.stdout.split())]:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # One of its processes may have ended meanwhile.
+                os.kill(pid, number)
 
     def __enter__(self) -> Self:
         self.start()
