@@ -70,7 +70,7 @@ class PostgresServer:
         first = int((self.directory / "postmaster.pid").read_text().split()[0])
         found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(first)], capture_output=True, text=True, check=False)
         for pid in [first, *map(int, found.stdout.split())]:
-            with contextlib.suppress(ProcessLookupError):  # One of its processes may have ended meanwhile.
+            with contextlib.suppress(ProcessLookupError):  # Its processes come and go.
                 os.kill(pid, number)
 
     def __enter__(self) -> Self:
