@@ -8,11 +8,12 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Self
+
+import psutil  # type: ignore[import-untyped]  # a requirement of the package
 
 from .ports import free_port
 
@@ -29,6 +30,7 @@ class PostgresServer:
         self.directory = Path()
         self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self._paused: list[psutil.Process] = []
         self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
 
     def _run(self, program: str, *arguments: str) -> None:
@@ -60,18 +62,19 @@ class PostgresServer:
         self._run("pg_ctl", "stop", "-w", "-D", str(self.directory), "-m", mode)
 
     def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+        """Pause the server and its processes."""
+        first = psutil.Process(int((self.directory / "postmaster.pid").read_text().split()[0]))
+        first.suspend()
+        self._paused = [first, *first.children()]
+        for process in self._paused[1:]:
+            with contextlib.suppress(psutil.NoSuchProcess):  # Its processes come and go.
+                process.suspend()
 
     def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        """Signal the server and its processes."""
-        first = int((self.directory / "postmaster.pid").read_text().split()[0])
-        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(first)], capture_output=True, text=True, check=False)
-        for pid in [first, *map(int, found.stdout.split())]:
-            with contextlib.suppress(ProcessLookupError):  # Its processes come and go.
-                os.kill(pid, number)
+        for process in self._paused:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._paused = []
 
     def __enter__(self) -> Self:
         self.start()
