@@ -20,12 +20,13 @@ APP_PORT ?= 8000
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-slow test-lowest conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-cluster demo-failover demo-temporal dev pictures test test-slow test-lowest conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
 	@echo "make demo-cluster   the FastAPI example on two workers on Temporal; one is killed in the middle of a run"
+	@echo "make demo-failover  one order on three machines that share a commit log; the leader is lost in the middle"
 	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken, APP_PORT=8010 if 8000 is"
 	@echo "make test           the tests, without costly variants"
 	@echo "make test-slow      the costly variants, which CI runs too"
@@ -49,6 +50,9 @@ demo-temporal: $(READY)
 
 demo-cluster: $(READY)
 	$(BIN)/python -m examples.demo_cluster
+
+demo-failover: $(READY)
+	$(BIN)/python -m examples.demo_failover
 
 dev: $(READY)
 	$(BIN)/python -m examples.demo --stay --port $(PORT) --app-port $(APP_PORT)

@@ -190,8 +190,8 @@ def report(directory: Path, *, is_quick: bool) -> str:
             table(["steps/s (against no log)", "100 runs at once", "1,000 runs at once"], speed_rows),
             table(["from an event to the first line", "p50", "a bare commit in the store"], latency_rows),
             table([f"a commit, beside {size / 1e6:.0f} MB", "p50", "p99", "longest"], commit_rows),
-            "The log has {:.0f} bytes a step, and {:.0f} entries per thousand steps. A database is restored from it at {:,.0f} statements "
-            "or {:,.0f} steps per second.\n".format(*restored),
+            "The log has {:.0f} bytes a step, and {:.0f} entries per thousand steps. A database is restored from it at "
+            "{:,.0f} statements or {:,.0f} steps per second.\n".format(*restored),
             judge("with the log, against without", speeds[100].ratio(local, IN_PROCESS), at_least=0.85),
             judge("with the log, against DBOS", speeds[100].ratio(local, dbos), at_least=12),
             judge("p50 that the log adds, against a bare commit", extra / median(commits[_LOCAL]), at_most=1),

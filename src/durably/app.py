@@ -227,6 +227,14 @@ class AppTracing(Protocol):
         """The span of a send. An exception that leaves the context is recorded."""
         ...
 
+    def current_trace(self) -> str | None:
+        """The current trace context in its stored form (see ``durably.protocol.headers``), if there is one."""
+        ...
+
+    def continuing(self, trace: str) -> AbstractContextManager[None]:
+        """Make a stored trace context the current one."""
+        ...
+
     def for_engine(self) -> object:
         """The ``durably.engine.model.settings.EngineTracing`` of an engine in the same process."""
         ...

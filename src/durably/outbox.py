@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,11 +35,13 @@ from durably.settings import is_test_run
 from durably.values.codecs import Unset
 from durably.values.outputs import decode_as, encode_as, handler_codec, to_json
 
+from .app import AppTracing
 from .client import Client
 from .errors import Error, FunctionConfigInvalidError, SendEventsError
 
 EVENTS_TABLE = "durably_outbox"
 RESULTS_TABLE = "durably_transactions"
+RELAY_THREAD = "durably-relay"
 
 POLL_SECONDS = 0.1
 """Interval at which a relay looks for rows of other processes. Those of its own process wake it.
@@ -97,20 +99,22 @@ class Database(Protocol):
     def has_tables(self) -> bool: ...
 
     def disconnect(self) -> None:
-        """Close this thread's connection, if it has one."""
+        """Close the connection that this thread has kept from ``relaying``, if it is not used otherwise."""
         ...
 
 
 # -- sending
 
 
-def write_events(connection: Connection, events: Event | Sequence[Event]) -> list[str]:
+def write_events(connection: Connection, events: Event | Sequence[Event], tracing: AppTracing | None) -> list[str]:
     """Insert the rows of events, and return the events' ids.
 
-    An event without an id gets one. Raises ``EventUnserializableError``.
+    An event without an id gets one. A row also has the run and the trace in which the event is sent. Raises
+    ``EventUnserializableError``.
     """
     check_send()
     now, sender = time.time_ns() // 1_000_000, sending_run.get()
+    trace = None if tracing is None else tracing.current_trace()
     ids = []
     for event in [events] if isinstance(events, Event) else events:
         event_id = getattr(event, "id", "") or str(uuid.uuid4())
@@ -118,6 +122,8 @@ def write_events(connection: Connection, events: Event | Sequence[Event]) -> lis
         fields = {**msgspec.json.decode(encoded), "id": event_id}
         if sender is not None:
             fields["sender"] = sender
+        if trace is not None:
+            fields["trace"] = trace
         connection.execute(
             f"INSERT INTO {EVENTS_TABLE} (event) VALUES (:event)", {"event": msgspec.json.encode(fields).decode()}
         )
@@ -126,15 +132,16 @@ def write_events(connection: Connection, events: Event | Sequence[Event]) -> lis
 
 
 class _Row(msgspec.Struct):
-    """A row of the outbox. ``sender`` is the id of the run that sent the event, if any."""
-
     key: int
     event: Event
-    sender: str | None
+    sender: "_Sender"
 
 
 class _Sender(msgspec.Struct):
+    """The id of the run that sent an event, and its trace context, if any."""
+
     sender: str | None = None
+    trace: str | None = None
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -187,11 +194,21 @@ class Relay:
         Raises ``SendEventsError`` if the engine does not take them.
         """
         total = 0
-        while sent := self._send_batch():
-            total += sent
+        try:
+            while sent := self._send_batch():
+                total += sent
+        finally:
+            self.database.disconnect()
         return total
 
     def backlog(self) -> Backlog:
+        """The numbers of events in the outbox now."""
+        try:
+            return self._read_backlog()
+        finally:
+            self.database.disconnect()
+
+    def _read_backlog(self) -> Backlog:
         with self.database.relaying() as connection:
             total, refused = connection.execute(f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE}").rows[0]
             rows = _read(connection, 1)
@@ -222,7 +239,7 @@ class Relay:
             return
         self._stopping = threading.Event()
         run, arguments = contextvars.Context().run, (self._run, self._stopping, linger)
-        self._thread = threading.Thread(target=run, args=arguments, name="durably-relay", daemon=True)
+        self._thread = threading.Thread(target=run, args=arguments, name=RELAY_THREAD, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -294,7 +311,7 @@ class Relay:
             for key, text in _read(connection):  # again: before the lock, another relay may have sent them
                 try:
                     event = msgspec.json.decode(text, type=Event)
-                    sender = msgspec.json.decode(text, type=_Sender).sender
+                    sender = msgspec.json.decode(text, type=_Sender)
                     if not event.id:
                         raise ValueError("it has no id, so that it could be sent twice")
                     rows.append(_Row(key, event, sender))
@@ -317,14 +334,16 @@ class Relay:
                 )
             return len(rows) + len(refused)
 
-    def _send(self, rows: Sequence[_Row], sender: str | None) -> dict[int, str]:
+    def _send(self, rows: Sequence[_Row], sender: _Sender) -> dict[int, str]:
         """Send events. Returns the reasons for those that no attempt can send, by row.
 
         Raises the error of a failed attempt.
         """
-        token = sending_run.set(sender)
+        tracing = self.client.tracing
+        token = sending_run.set(sender.sender)
         try:
-            self.client.send_sync([row.event for row in rows])
+            with nullcontext() if tracing is None or sender.trace is None else tracing.continuing(sender.trace):
+                self.client.send_sync([row.event for row in rows])
         except SendEventsError as error:
             if error.is_retriable:
                 raise
@@ -340,7 +359,7 @@ class Relay:
         return refused
 
     def _report_backlog(self) -> None:
-        backlog = self.backlog()
+        backlog = self._read_backlog()
         with suppress(Error):  # The engine does not answer, which sends report, or does not keep the numbers.
             self._report({"name": self.database.name, **msgspec.structs.asdict(backlog)})
 

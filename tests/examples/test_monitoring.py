@@ -130,6 +130,12 @@ SERIES = {
     'durably_log_lag_entries{instance="good"}': "3x60",
     'durably_log_bytes{instance="bad"}': "2000000000x60",
     'durably_log_bytes{instance="good"}': "60000000x60",
+    'durably_outbox_oldest_seconds{instance="bad"}': "90x60",
+    'durably_outbox_oldest_seconds{instance="good"}': "0x60",
+    'durably_outbox_report_age_seconds{instance="good"}': "9x60",
+    'durably_outbox_events{instance="bad",state="refused"}': "2x60",
+    'durably_outbox_events{instance="good",state="refused"}': "0x60",
+    'durably_outbox_events{instance="good",state="waiting"}': "9x60",
     'durably_events_unmatched_total{instance="bad"}': "0+1x60",
     'durably_events_unmatched_total{instance="good"}': "0+0x60",
 }

@@ -1,10 +1,12 @@
 """The trace of runs in the app's own process, from the request that sends an event to the last step."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from opentelemetry import baggage, trace
 from opentelemetry.context import attach, detach
 from opentelemetry.sdk.trace import SpanProcessor
@@ -17,9 +19,12 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
 )
+from sqlalchemy.orm import Session
 
 import durably.otel
 import durably.otel.spans
+import durably.outbox
+import durably.sqlalchemy
 from durably import Batch, Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.model.runs import Run
@@ -428,3 +433,31 @@ async def test_state_and_baggage_of_the_trace_reach_steps_and_the_runs_that_they
     assert {trace_of(span) for span in spans.all} == {1}
     assert set(states) == {"vendor=a:1;b"}
     assert baggage.get_all() == {}
+
+
+async def test_event_of_an_outbox_continues_the_trace_of_its_transaction(
+    app: App, spans: Spans, tmp_path: Path
+) -> None:
+    database = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'shop.sqlite3'}")
+    durably.sqlalchemy.metadata.create_all(database)
+    durably.sqlalchemy.relay(app.client, database)
+    ended = asyncio.Event()
+
+    async def order(ctx: Context) -> None:
+        await ctx.step.run("charge", lambda: 1)
+        ended.set()
+
+    app.serve(order)
+    async with app.engine.running():
+        tracer = spans.provider.get_tracer("web")
+        with Session(database) as session:
+            for number in (1, 2):
+                with tracer.start_as_current_span(f"POST /orders/{number}"):
+                    name = "order" if number == 2 else "nothing"
+                    assert durably.outbox.write_events(
+                        durably.sqlalchemy.SessionConnection(session), Event(name=name), app.client.tracing
+                    )
+            session.commit()
+        await ended.wait()
+    assert spans.path(spans.one("step charge"))[:2] == ["POST /orders/2", "send order"]
+    assert spans.path(spans.one("send nothing"))[:1] == ["POST /orders/1"]

@@ -23,7 +23,7 @@ database: Any = create_async_engine(url) if is_async else sa.create_engine(url)
 sessions: sessionmaker[Session] = sessionmaker(database)
 async_sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(database)
 
-engine = durably.Embedded(os.environ["SHOP_ENGINE"])
+engine = durably.Embedded(os.environ["SHOP_ENGINE"], max_calls=16)  # Each kill costs the calls an attempt.
 client = durably.Client(app_id="shop", engine=engine, is_production=False)
 durably.sqlalchemy.relay(client, database)
 

@@ -20,7 +20,35 @@ from tests.outbox.storm import django_database
 if __name__ == "__main__":
     settings.configure(
         DATABASES={"default": django_database(sys.argv[1]), "other": django_database(sys.argv[2])},
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "durably.django", "tests.outbox.shop"],
+        INSTALLED_APPS=[
+            "django.contrib.admin",
+            "django.contrib.auth",
+            "django.contrib.contenttypes",
+            "django.contrib.messages",
+            "django.contrib.sessions",
+            "durably.django",
+            "tests.outbox.shop",
+        ],
+        MIDDLEWARE=[
+            "django.contrib.sessions.middleware.SessionMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
+            "django.contrib.messages.middleware.MessageMiddleware",
+        ],
+        TEMPLATES=[
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "APP_DIRS": True,
+                "OPTIONS": {
+                    "context_processors": [
+                        "django.template.context_processors.request",
+                        "django.contrib.auth.context_processors.auth",
+                        "django.contrib.messages.context_processors.messages",
+                    ]
+                },
+            }
+        ],
+        ROOT_URLCONF="tests.outbox.shop.urls",
+        STATIC_URL="static/",
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="x",
         USE_TZ=True,

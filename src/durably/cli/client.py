@@ -25,6 +25,7 @@ from durably.engine.api.http.codec import (
 )
 from durably.engine.api.interface import SyncEngine
 from durably.engine.api.operations import Operation
+from durably.engine.model.overview import LogState
 from durably.engine.model.runs import RunUpdate
 from durably.io.http_connections import failure_reason
 from durably.protocol.engine_errors import EngineError
@@ -72,8 +73,11 @@ class EngineClient(SyncEngine):
         """
         raise NotImplementedError
 
-    def check_ready(self) -> None:
-        """Raises an error if the engine does not answer, or does not take events."""
+    def check_ready(self) -> LogState | None:
+        """The state of the engine's commit log, if it has one.
+
+        Raises an error if the engine does not answer, or does not take events.
+        """
         raise NotImplementedError
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
@@ -118,6 +122,10 @@ def only_id(kind: str, text: str, found: Sequence[str]) -> str:
 
 _DEVELOPMENT_ADVICE = "Start one with `durably dev`, or say where it is with --url."
 _PRODUCTION_ADVICE = f"Is `durably start` running there? Its URL comes from --url or {ENGINE_URL.name}."
+
+
+class _Ready(msgspec.Struct):
+    log: LogState | None = None
 
 
 class HttpClient(HttpEngine, EngineClient):
@@ -177,8 +185,8 @@ class HttpClient(HttpEngine, EngineClient):
         request = HttpRequest("POST", "/v1/apps/sync", headers, body)
         return self._decode(self._send(request).data, Envelope[AppSyncBody]).data
 
-    def check_ready(self) -> None:
-        self._send(HttpRequest("GET", "/ready"))
+    def check_ready(self) -> LogState | None:
+        return self._decode(self._send(HttpRequest("GET", "/ready")).data, _Ready).log
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
         query = f"?{urlencode({'function_id': function_id})}" if function_id else ""

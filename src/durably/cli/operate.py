@@ -115,18 +115,18 @@ def describe_sync(done: AppSyncBody) -> Styled:
 
 
 @click.command()
-@json_option("an object with the status, ready")
+@json_option("an object with the status, ready, and the state of the commit log, if there is one")
 @client_options
 def health(client: EngineClient, as_json: bool) -> None:
     """Exit with 0 if the engine accepts events and calls apps, with 1 if not.
 
     The command requests /ready of the engine, which needs no keys.
     """
-    client.check_ready()
+    log = client.check_ready()
     if as_json:
-        echo_json({"status": "ready"})
+        echo_json({"status": "ready"} | ({} if log is None else {"log": log}))
     else:
-        echo("ready")
+        echo("ready" if log is None else f"ready: {log}")
 
 
 @click.command()

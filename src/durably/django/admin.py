@@ -1,4 +1,4 @@
-"""The link to the dashboard in the admin's index."""
+"""The admin: events in the outbox, and the link to the dashboard."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from django.contrib import admin
 from django.http import HttpResponseRedirect
 from django.urls import NoReverseMatch, path, reverse
 
-from .models import Dashboard
+from .models import Dashboard, OutboxEvent
 
 
 @admin.register(Dashboard)
@@ -45,3 +45,28 @@ def _url() -> str | None:
         return str(reverse("durably:dashboard", args=[""]))
     except NoReverseMatch:
         return None
+
+
+@admin.register(OutboxEvent)
+class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[misc]
+    """Events that wait, and refused ones with their reasons. Only refused ones can be corrected and sent again."""
+
+    list_display = ("id", "event", "error")
+    list_filter = (("error", admin.EmptyFieldListFilter),)
+    ordering = ("id",)
+    readonly_fields = ("error",)
+    actions = ("send_again",)
+
+    def has_add_permission(self, request: Any) -> bool:
+        return False
+
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
+        return (obj is None or obj.error is not None) and bool(super().has_change_permission(request, obj))
+
+    def save_model(self, request: Any, obj: Any, form: Any, change: bool) -> None:
+        obj.error = None
+        super().save_model(request, obj, form, change)
+
+    @admin.action(description="Send again", permissions=["change"])  # type: ignore[untyped-decorator]
+    def send_again(self, request: Any, queryset: Any) -> None:
+        queryset.update(error=None)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from django.db import transaction as django_transaction
 from durably.client import Client
 from durably.errors import FunctionConfigInvalidError
 from durably.execution.step import is_async
-from durably.outbox import EVENTS_TABLE, Relay, step_result, write_events
+from durably.outbox import EVENTS_TABLE, RELAY_THREAD, Relay, step_result, write_events
 from durably.protocol.events import Event
 
 P = ParamSpec("P")
@@ -22,6 +23,11 @@ T = TypeVar("T")
 _PLACEHOLDER = re.compile(r":(\w+)")
 relays: dict[str, Relay] = {}
 """The relays of this process, by the alias of the database."""
+
+
+def _atomic(using: str) -> Any:
+    """``atomic``, which Django types as a decorator too."""
+    return django_transaction.atomic(using=using)
 
 
 def send(events: Event | Sequence[Event], using: str = DEFAULT_DB_ALIAS) -> list[str]:
@@ -36,7 +42,7 @@ def send(events: Event | Sequence[Event], using: str = DEFAULT_DB_ALIAS) -> list
             f"durably.django.send: the database {using!r} has no relay, so the events would not be sent: put the "
             "client into the durable.py of an installed app, and let your routers migrate the app durably there"
         )
-    ids = write_events(DjangoConnection(using), events)
+    ids = write_events(DjangoConnection(using), events, relay.client.tracing)
     engine = relay.client.in_process
     # Under a test engine no relay runs: the events are sent by the callback.
     is_tested = engine is not None and not engine.runs_relays
@@ -73,7 +79,7 @@ def _make_transaction(using: str, handler: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(handler)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         result = step_result(run, args)
-        with django_transaction.atomic(using=using):
+        with _atomic(using):
             if result is None:
                 return handler(*args, **kwargs)
             connection = DjangoConnection(using)
@@ -115,13 +121,10 @@ class DjangoDatabase:
 
     @contextmanager
     def relaying(self) -> Iterator[DjangoConnection]:
-        connection = connections[self._using]
-        if not connection.in_atomic_block:  # which tests are
-            connection.close_if_unusable_or_obsolete()
-        if connection.vendor == "sqlite":
+        if connections[self._using].vendor == "sqlite":
             yield DjangoConnection(self._using)
             return
-        with django_transaction.atomic(using=self._using):
+        with _atomic(self._using):
             yield DjangoConnection(self._using)
 
     def has_tables(self) -> bool:
@@ -130,7 +133,8 @@ class DjangoDatabase:
             return EVENTS_TABLE in connection.introspection.table_names(cursor)
 
     def disconnect(self) -> None:
-        connections[self._using].close()
+        if threading.current_thread().name == RELAY_THREAD:  # Other threads use it for the project's own queries.
+            connections[self._using].close()
 
 
 def add_relays(client: Client) -> None:

@@ -75,6 +75,7 @@ class LogNode(Node):
         await super().close()
         if self._elected is not None and self._elected.done() and (leader := self._elected.result()) is not None:
             await leader.close()
+        self._log.interrupt()
         await asyncio.to_thread(self._log.close)
 
     def forget(self) -> None:
@@ -91,7 +92,7 @@ class LogNode(Node):
         check_place(self._database)
         refuse_foreign(self._database)
         self._make_directories()
-        waited = 0.0
+        waited, began = 0.0, self.loop.time()
         while True:
             if self._elected is not None:
                 leader, self._elected = await asyncio.shield(self._elected), None
@@ -99,7 +100,9 @@ class LogNode(Node):
                     return leader
             try:
                 follower = await self._follow_leader()
-            except EngineMovedError as error:  # The leader was there just now.
+            except EngineMovedError as error:
+                if self.loop.time() - began > 2 * self._log.lease:  # The lease of a leader that has ended is over.
+                    raise
                 self._log_error(error)
             else:
                 if follower is not None and self._elected is None:
@@ -119,17 +122,33 @@ class LogNode(Node):
             return await self._follow()
         remote = RemoteLeader(leader.node, leader.address, self._log.key, self._network.client_tls)
         try:
-            follower = await Follower.connect(remote, self._worker, self._timing)
-        except TimeoutError:
+            async with asyncio.timeout(None) as patience:
+                watching = self.loop.create_task(self._end_patience(patience, leader.node))
+                try:
+                    follower = await Follower.connect(remote, self._worker, self._timing)
+                finally:
+                    watching.cancel()
+        except (TimeoutError, EngineMovedError) as error:
+            why = str(error) or "it does not answer"
             raise EngineMovedError(
-                f"the leader at {leader.address} has not answered for {self._timing.lease:g} s: check that this "
-                "machine can reach the address",
+                f"the leader at {leader.address} cannot be reached ({why}): if it runs, let this machine connect to "
+                "that address, or give Embedded another address there",
                 is_unclear=False,
             ) from None
         _logger.info(
             "process %d follows the leader of the database %s at %s", os.getpid(), self._database, leader.address
         )
         return follower
+
+    async def _end_patience(self, patience: asyncio.Timeout, node: str) -> None:
+        """Let ``patience`` expire when the process ``node`` no longer leads."""
+        with contextlib.suppress(LogUnavailableError):
+            while self._elected is None:
+                leader = await asyncio.to_thread(self._log.find_leader)
+                if leader is None or leader.node != node:
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+        patience.reschedule(self.loop.time())
 
     async def _leave_former_leaders(self) -> None:
         """Leave a leader that does not know that it was replaced, because it does not reach the log."""
@@ -193,9 +212,9 @@ class LogNode(Node):
             leader = await Leader.open(
                 self._database, self._settings, self._worker, self._timing, lock, None, self._log, self._network
             )
+            return leader
         finally:
             elected.set_result(leader)
-        return leader
 
     def _replace_former(self) -> None:
         """End the lease of the process that had the lock before: that process has ended, so nobody waits for it."""

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +53,18 @@ class OtelAppTracing:
         if not self._is_checked:
             self._check_provider()
         return _Send(self, [event.name for event in events if isinstance(event, Event)])
+
+    def current_trace(self) -> str | None:
+        return names.to_trace(trace.get_current_span().get_span_context(), _current_baggage())
+
+    @contextmanager
+    def continuing(self, trace: str) -> Iterator[None]:
+        sent = TraceContext.parse(trace)
+        token = otel_context.attach(Context() if sent is None else _restore(sent, Context()))
+        try:
+            yield
+        finally:
+            otel_context.detach(token)
 
     def _check_provider(self) -> None:
         """Warn once, at the first span, if no provider receives spans."""
@@ -237,8 +250,14 @@ def _parent_of(call: CallInfo) -> tuple[Context, list[Link]]:
         return base, []
     if call.is_engines_trace:
         return base, [Link(names.to_span_context(sent), {names.LINK: "engine"})]
+    return _restore(sent, base), []
+
+
+def _restore(sent: TraceContext, base: Context) -> Context:
+    """The context with the span and the baggage of a sender, unless its span is in the same trace."""
     if sent.baggage and _HEADER in propagate.get_global_textmap().fields:
         base = _baggage.extract({_HEADER: sent.baggage}, base)
     if trace.get_current_span(base).get_span_context().trace_id == sent.trace_id:
-        return base, []
-    return names.within(names.to_span_context(sent), base), []
+        return base
+    context: Context = names.within(names.to_span_context(sent), base)
+    return context

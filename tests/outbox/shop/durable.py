@@ -9,7 +9,7 @@ import durably.django
 
 from .models import Order, Shipment
 
-engine = durably.Embedded(os.environ["SHOP_ENGINE"])
+engine = durably.Embedded(os.environ["SHOP_ENGINE"], max_calls=16)  # Each kill costs the calls an attempt.
 client = durably.Client(app_id="shop", engine=engine, is_production=False)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connections, transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase
@@ -69,6 +70,30 @@ class SendTest(TestCase):
         row = OutboxEvent.objects.get()
         assert "reserved" in str(row.error)
         assert relays["default"].backlog().refused == 1
+
+
+class AdminTest(TestCase):
+    def setUp(self) -> None:
+        self.client.force_login(User.objects.create_superuser("ada"))
+        self.waiting = OutboxEvent.objects.create(event='{"name": "shop/waiting"}')
+        self.refused = OutboxEvent.objects.create(event='{"name": "shop/refused"}', error="it has no id")
+
+    def test_events_are_listed_and_refused_ones_can_be_sent_again(self) -> None:
+        page = "/admin/durably/outboxevent/"
+        self.assertContains(self.client.get(page), "it has no id")
+        assert self.client.get(f"{page}?error__isempty=0").content.count(b"shop/") == 1
+        self.client.post(page, {"action": "send_again", "_selected_action": [self.refused.pk]})
+        assert OutboxEvent.objects.filter(error=None).count() == 2
+
+    def test_a_correction_is_sent(self) -> None:
+        page = f"/admin/durably/outboxevent/{self.refused.pk}/change/"
+        self.assertContains(self.client.get(page), "it has no id")
+        corrected = '{"name": "shop/refused", "id": "a"}'
+        assert self.client.post(page, {"event": corrected}).status_code == 302
+        self.refused.refresh_from_db()
+        assert (self.refused.event, self.refused.error) == (corrected, None)
+        waiting = f"/admin/durably/outboxevent/{self.waiting.pk}/change/"
+        assert self.client.post(waiting, {"event": "x"}).status_code == 403
 
 
 class WithoutEngineTest(TestCase):

@@ -25,6 +25,7 @@ from durably.engine.model.overview import (
     FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    LogState,
     Overview,
     ScheduleInfo,
     SyncResult,
@@ -730,6 +731,10 @@ class LocalEngine(Engine):
 
         Raises an error if it cannot.
         """
+
+    async def read_log(self) -> LogState | None:
+        """The state of the commit log, ``None`` if there is none or its store cannot be reached."""
+        return None
 
     async def receive_events(
         self,

@@ -69,12 +69,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """What one group commit wrote.
 
     - ``token``: Random bytes. They tell an entry from another leader's with the same number.
+    - ``previous``: The token of the entry before. A file applies an entry only after that one, because a store that was
+      restored from a backup, or failed over to a replica that lagged, has other entries than the file.
     - ``schema_version``: The schema's version after the entry.
     - ``statements``: The index of each statement's SQL in ``sql``, and its parameters.
     """
 
     format: int
     token: bytes
+    previous: bytes
     schema_version: int
     sql: list[str]
     statements: list[tuple[int, Any]]
@@ -85,11 +88,13 @@ _decoder = msgspec.msgpack.Decoder(Entry)
 _format_decoder = msgspec.msgpack.Decoder(list[Any])
 
 
-def encode_entry(token: bytes, statements: Sequence[Statement], schema_version: int = len(MIGRATIONS)) -> bytes:
+def encode_entry(
+    token: bytes, previous: bytes, statements: Sequence[Statement], schema_version: int = len(MIGRATIONS)
+) -> bytes:
     """A checksum (4 bytes), a flag of compression, and the entry as MessagePack."""
     places: dict[str, int] = {}
     indexed = [(places.setdefault(sql, len(places)), parameters) for sql, parameters in statements]
-    body = _encoder.encode(Entry(_FORMAT, token, schema_version, list(places), indexed))
+    body = _encoder.encode(Entry(_FORMAT, token, previous, schema_version, list(places), indexed))
     body = b"\1" + zlib.compress(body, 1) if len(body) >= _SHORTEST_COMPRESSED else b"\0" + body
     return zlib.crc32(body).to_bytes(4, "big") + body
 
@@ -100,7 +105,7 @@ def decode_entry(sequence: int, payload: bytes) -> Entry:
     if zlib.crc32(body).to_bytes(4, "big") != payload[:4]:
         raise LogDamagedError(f"entry {sequence} of the commit log is damaged: its checksum differs")
     body = zlib.decompress(body[1:]) if body[:1] == b"\1" else body[1:]
-    form, _, schema_version, *_ = _format_decoder.decode(body)
+    form, _, _, schema_version, *_ = _format_decoder.decode(body)
     if form != _FORMAT or schema_version > len(MIGRATIONS):
         raise LogRefusedError(
             f"entry {sequence} of the commit log was written by a newer version of Durably (format {form}, schema "
@@ -110,15 +115,26 @@ def decode_entry(sequence: int, payload: bytes) -> Entry:
 
 
 def apply_entries(connection: sqlite3.Connection, entries: Sequence[tuple[int, bytes]]) -> None:
-    """Apply consecutive entries in one transaction. The database then contains the log up to the last one."""
+    """Apply consecutive entries in one transaction. The database then contains the log up to the last one.
+
+    Raises as ``decode_entry`` does, and ``LogDamagedError`` if they are not the continuation of the database.
+    """
     execute = functools.partial(sqlite3.Connection.execute, connection)  # Nothing is recorded.
     execute("BEGIN IMMEDIATE")
     try:
+        first = entries[0][0]
+        token = execute("SELECT log_token FROM owner").fetchone()[0] if first > 1 else b""
         for sequence, payload in entries:
             entry = decode_entry(sequence, payload)
+            if sequence > 1 and entry.previous != token:
+                raise LogDamagedError(
+                    f"entry {sequence} of the commit log does not follow the last one of the database: move the "
+                    "database's file away, and it is restored"
+                )
+            token = entry.token
             for place, parameters in entry.statements:
                 execute(entry.sql[place], parameters)
-        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, entry.token))
+        execute("UPDATE owner SET log_sequence = ?, log_token = ?", (entries[-1][0], token))
     except BaseException:
         if connection.in_transaction:
             execute("ROLLBACK")

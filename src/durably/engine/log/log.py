@@ -327,7 +327,8 @@ class CommitLog:
 
     def _append(self, connection: RecordingConnection, request: Callable[[int, bytes], None]) -> None:
         sequence, token = self.sequence + 1, os.urandom(8)
-        payload = encode_entry(token, connection.recorded)
+        previous = connection.execute("SELECT log_token FROM owner").fetchone()[0] or b""
+        payload = encode_entry(token, previous, connection.recorded)
         connection.execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, token))
         is_unclear, (pause, longest) = False, _RETRY_SECONDS
         while True:

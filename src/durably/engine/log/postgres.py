@@ -13,14 +13,13 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from durably.protocol.engine_errors import LogDamagedError
+from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
 from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS durably;
 CREATE TABLE IF NOT EXISTS durably.logs (
     name text PRIMARY KEY,
     record bytea NOT NULL,
@@ -44,6 +43,8 @@ CREATE TABLE IF NOT EXISTS durably.log_snapshots (
     PRIMARY KEY (log, sequence, part)
 );
 """
+_FOLLOWS = "(%s = 1 OR EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %s AND sequence = %s - 1))"
+"""The log has the entry before. Otherwise it has lost entries, and the leader must not go on after a gap."""
 _INITIALISE_LOCK = 0x447572
 """The key of the advisory lock under which the tables are made: ``IF NOT EXISTS`` alone fails for two at a time."""
 _CONNECT_SECONDS = 5
@@ -70,9 +71,11 @@ class PostgresLog(LogStore):
         self._closed = threading.Event()
         self._watching: threading.Thread | None = None
 
-    def _run(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def _run(self, work: Callable[[psycopg.Connection[Any]], T], *, may_repeat: bool = True) -> T:
+        """``may_repeat``: also on a new connection, if the old one was broken: servers and poolers end idle ones."""
         with self._lock:
             sent = False
+            may_repeat = may_repeat and self._connection is not None
             if self._watching is None:
                 self._watching = threading.Thread(target=self._watch, name="durably-log-watch", daemon=True)
                 self._watching.start()
@@ -90,6 +93,8 @@ class PostgresLog(LogStore):
                 if not isinstance(error, errors.QueryCanceled):
                     # A server that has become a replica refuses writes. The next connection finds the primary.
                     self._drop()
+                if is_broken and may_repeat:
+                    return self._run(work, may_repeat=False)
                 lines = str(error).strip().splitlines()
                 raise LogUnavailableError(
                     f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
@@ -147,12 +152,27 @@ class PostgresLog(LogStore):
     # the record
 
     def open(self) -> LogRecord | None:
-        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+        def make_tables(connection: psycopg.Connection[Any]) -> None:
             (exists,) = _row(connection.execute("SELECT to_regclass('durably.log_snapshots') IS NOT NULL"))
-            if not exists:
-                with connection.transaction():
-                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
-                    connection.execute(_TABLES)
+            if exists:
+                return
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
+                # IF NOT EXISTS would need the right to create schemas even if this one exists.
+                (has_schema,) = _row(connection.execute("SELECT to_regnamespace('durably') IS NOT NULL"))
+                if not has_schema:
+                    connection.execute("CREATE SCHEMA durably")
+                connection.execute(_TABLES)
+
+        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+            try:
+                make_tables(connection)
+            except errors.InsufficientPrivilege as error:
+                user = connection.info.user
+                raise LogRefusedError(
+                    f"{self.name} cannot be made or used by the user {user!r} ({error.diag.message_primary}): let the "
+                    f'database\'s owner execute CREATE SCHEMA durably AUTHORIZATION "{user}"'
+                ) from None
             row = connection.execute("SELECT record FROM durably.logs WHERE name = %s", (self._log,)).fetchone()
             return None if row is None else msgspec.json.decode(row[0], type=LogRecord)
 
@@ -176,15 +196,18 @@ class PostgresLog(LogStore):
             # A leader that was replaced long ago may find its number free, because old entries are trimmed.
             inserted = connection.execute(
                 "INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s "
-                "WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s)",
-                (self._log, sequence, payload, self._log, node),
+                f"WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s) AND {_FOLLOWS}",
+                (self._log, sequence, payload, self._log, node, sequence, self._log, sequence),
                 binary=True,
             )
             if inserted.rowcount == 0:
-                raise LogConflictError(f"another process leads {self.name}")
+                raise LogConflictError(
+                    f"another process leads {self.name}, or the log has lost its last entries: it was restored from a "
+                    "backup, or failed over to a replica without them"
+                )
 
         with self._conflicts(sequence):
-            self._run(work)
+            self._run(work, may_repeat=False)  # by the caller, who knows what it appends
 
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
@@ -197,10 +220,13 @@ class PostgresLog(LogStore):
                 )
                 if node != leader.node and not is_over:
                     raise LogConflictError(f"another process leads {self.name}")
-                connection.execute(
-                    "INSERT INTO durably.log_entries (log, sequence, payload) VALUES (%s, %s, %s)",
-                    (self._log, sequence, payload),
+                inserted = connection.execute(
+                    f"INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s WHERE {_FOLLOWS}",
+                    (self._log, sequence, payload, sequence, self._log, sequence),
+                    binary=True,
                 )
+                if inserted.rowcount == 0:
+                    raise LogConflictError(f"{self.name} has no entry {sequence - 1} any more")
                 connection.execute(
                     "UPDATE durably.logs SET node = %s, address = %s, "
                     "lease_until = clock_timestamp() + make_interval(secs => %s) WHERE name = %s",
@@ -208,7 +234,7 @@ class PostgresLog(LogStore):
                 )
 
         with self._conflicts(sequence):
-            self._run(work)
+            self._run(work, may_repeat=False)  # by the caller, who knows what it appends
 
     @contextlib.contextmanager
     def _conflicts(self, sequence: int) -> Iterator[None]:

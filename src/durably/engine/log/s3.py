@@ -19,8 +19,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import boto3
 import msgspec
+from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -71,7 +71,7 @@ class S3Log(LogStore):
     def _s3(self) -> Any:
         # The caller repeats requests, because it knows which may be repeated.
         config = Config(connect_timeout=5, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1})
-        return boto3.session.Session().client("s3", config=config)  # boto3's own session is for one thread.
+        return Session().client("s3", config=config)  # boto3's own session is for one thread.
 
     def _call(self, request: Callable[..., T], *accepted: int, **arguments: Any) -> T | int:
         """The response, or its status if that is one of ``accepted``."""

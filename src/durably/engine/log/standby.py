@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from pathlib import Path
 
 from durably.engine.model.settings import Durability
@@ -35,7 +36,7 @@ async def follow(log: CommitLog, path: Path, durability: Durability) -> None:
 
 def _follow(log: CommitLog, path: Path, durability: Durability, stop: threading.Event) -> None:
     connection: sqlite3.Connection | None = None
-    complaint, is_told = "", False
+    complaint, is_told, patient_until = "", False, 0.0
     try:
         while not stop.is_set():
             try:
@@ -43,7 +44,7 @@ def _follow(log: CommitLog, path: Path, durability: Durability, stop: threading.
                     connection = log.open_database(path, durability)
                 log.catch_up(connection)
                 complaint = ""
-                if log.may_take_over():
+                if time.monotonic() >= patient_until and log.may_take_over():
                     return
                 if not is_told:
                     _logger.info("this process is a standby of %s; another process leads", log.store.name)
@@ -58,6 +59,7 @@ def _follow(log: CommitLog, path: Path, durability: Durability, stop: threading.
                 if error.message != complaint:
                     _logger.warning("this standby waits: %s", error.message)
                 complaint = error.message
+                patient_until = time.monotonic() + log.lease / 2  # The leader could not renew its lease, either.
             stop.wait(log.store.poll_seconds)
     finally:
         if connection is not None:

@@ -192,6 +192,15 @@ class LogState(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: int
     snapshot_age: float | None
 
+    def __str__(self) -> str:
+        """Like "leader with entry 1,234, lease 4.2 s, log 1.5 MiB, last snapshot 3 min ago"."""
+        parts = [f"{self.role} with entry {self.sequence:,}"]
+        parts += [f"{self.lag:,} entries behind"] if self.role == "standby" else []
+        parts += [] if self.lease_remaining is None else [f"lease {self.lease_remaining:.1f} s"]
+        parts.append(f"log {self.log_bytes / 2**20:.1f} MiB")
+        parts += [] if self.snapshot_age is None else [f"last snapshot {self.snapshot_age / 60:.0f} min ago"]
+        return ", ".join(parts)
+
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's state.

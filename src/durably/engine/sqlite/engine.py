@@ -301,10 +301,9 @@ class SqliteEngine(LocalEngine):
 
     async def overview(self, *, since: datetime | None = None, until: datetime | None = None) -> Overview:
         overview = await self._overviews.overview(since, until)
-        return replace(overview, log=await self._read_log())
+        return replace(overview, log=await self.read_log())
 
-    async def _read_log(self) -> LogState | None:
-        """The state of the commit log, ``None`` if there is none or its store cannot be reached."""
+    async def read_log(self) -> LogState | None:
         log = self._runtime.log
         if log is not None:
             with contextlib.suppress(DatabaseUnavailableError):
@@ -438,7 +437,7 @@ class SqliteEngine(LocalEngine):
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
-        logged = [] if runtime.log is None else read_log_gauges(await self._read_log())
+        logged = [] if runtime.log is None else read_log_gauges(await self.read_log())
         return [*counters.read(), *counters.read_store(), *gauges, *logged]
 
     # updates

@@ -106,10 +106,10 @@ SUPPORT: Sequence[OptionSupport] = (
         Support.DIFFERENT,
         "It is exact. Each call takes its slot from one workflow for each value of the key, or for the function if it "
         "has no key or several limits. A slot costs about four actions, and a run keeps it for calls that follow one "
-        "another within a second. One queue serves some 65 calls a second on two cores. The slots of a run that is terminated in "
-        "Temporal's UI are free within a minute. A call that does not reach its app keeps its slot until it does. A "
-        "changed set of limits applies to runs that start after the sync; changed numbers apply to waiting calls "
-        "within a minute",
+        "another within a second. One queue serves some 65 calls a second on two cores. The slots of a run that is "
+        "terminated in Temporal's UI are free within a minute. A call that does not reach its app keeps its slot until "
+        "it does. A changed set of limits applies to runs that start after the sync; changed numbers apply to waiting "
+        "calls within a minute",
     ),
     OptionSupport(
         "concurrency of scope env or account, with another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"

@@ -151,7 +151,10 @@ async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
     except EngineError as error:
         lost = api.engine.stop_error or (error if isinstance(error, DatabaseLostError) else None)
         return error_response(503, error.message if lost is None else explain_stop(lost))
-    return json_response({"status": 200, "message": "OK"})
+    log = await api.engine.read_log()
+    # Everybody may read this, so it does not name the log's server.
+    shown = {} if log is None else {"log": msgspec.structs.replace(log, store="", leader="")}
+    return json_response({"status": 200, "message": "OK", **shown})
 
 
 async def _get_metrics(api: ApiState, request: web.Request) -> web.Response:

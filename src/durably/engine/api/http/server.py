@@ -222,8 +222,8 @@ def create_standby(
         if has_metrics and request.path == METRICS_PATH:
             body, kind = write_text(read_log_gauges(state), request.headers.get(hdrs.ACCEPT))
             return web.Response(body=body, headers={hdrs.CONTENT_TYPE: kind})
-        lag = "" if state is None else f" ({state.lag} entries behind)"
-        response = error_response(503, f"this process is a standby{lag}: another process leads the database")
+        detail = "" if state is None else f" ({state})"
+        response = error_response(503, f"this process is a standby: another process leads the database{detail}")
         response.headers[hdrs.RETRY_AFTER] = "1"
         return response
 
