@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The first commands of many people need a fraction of the packages of the tests.
+DEMO := build/demo
+
 # Most tests wait for other processes, so that more of them than cores run side by side.
 TEST_PROCESSES ?= 4
 
@@ -19,6 +22,8 @@ APP_PORT ?= 8000
 # Each of these is a project of its own, with modules of the same names; the other examples are single files.
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
+
+CHECK_PYTHON := 'import sys; sys.exit(sys.version_info < (3, 11) and "Durably needs Python 3.11 or later; set PYTHON=")'
 
 .PHONY: help files demo demo-cluster demo-failover demo-temporal dev pictures test test-slow test-lowest conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
 
@@ -42,8 +47,8 @@ help:
 	@echo "make docs-links     requests each address outside of the docs"
 	@echo "make bench          benchmarks, side by side with peers"
 
-demo: $(READY)
-	$(BIN)/python -m examples.demo
+demo: $(DEMO)/.ready
+	$(DEMO)/bin/python -m examples.demo
 
 demo-temporal: $(READY)
 	$(BIN)/python -m examples.demo_temporal
@@ -51,8 +56,8 @@ demo-temporal: $(READY)
 demo-cluster: $(READY)
 	$(BIN)/python -m examples.demo_cluster
 
-demo-failover: $(READY)
-	$(BIN)/python -m examples.demo_failover
+demo-failover: $(DEMO)/.ready
+	$(DEMO)/bin/python -m examples.demo_failover
 
 dev: $(READY)
 	$(BIN)/python -m examples.demo --stay --port $(PORT) --app-port $(APP_PORT)
@@ -126,10 +131,17 @@ constraints:
 	rm -rf build/constraints
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .durably
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .durably
+
+$(DEMO)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c $(CHECK_PYTHON)
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(DEMO)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[engine,fast-api,postgres]" --group demo
+	@touch $@
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Durably needs Python 3.11 or later; set PYTHON=")'
+	@$(PYTHON) -c $(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group lint --group test

@@ -1,6 +1,7 @@
 """Ports for programs that tests start."""
 
 import contextlib
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -10,13 +11,22 @@ _FIRST, _LAST = 20_000, 32_000
 other test takes the port before the program binds it."""
 
 _choice = random.SystemRandom()
+_WORKERS = 8
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+"""Processes that run tests side by side take different ports."""
+_given: set[int] = set()
 
 
 def free_port() -> int:
     """A free port of 127.0.0.1."""
     while True:
-        port = _choice.randrange(_FIRST, _LAST)
+        port = _choice.randrange(_FIRST + _worker, _LAST, _WORKERS)
+        if port in _given:
+            continue
+        if len(_given) > 500:
+            _given.clear()
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
             return port
 
 

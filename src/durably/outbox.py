@@ -41,6 +41,7 @@ from .errors import Error, FunctionConfigInvalidError, SendEventsError
 
 EVENTS_TABLE = "durably_outbox"
 RESULTS_TABLE = "durably_transactions"
+RELAY_THREAD = "durably-relay"
 
 POLL_SECONDS = 0.1
 """Interval at which a relay looks for rows of other processes. Those of its own process wake it.
@@ -98,7 +99,7 @@ class Database(Protocol):
     def has_tables(self) -> bool: ...
 
     def disconnect(self) -> None:
-        """Close this thread's connection, if it has one."""
+        """Close the connection that this thread has kept from ``relaying``, if it is not used otherwise."""
         ...
 
 
@@ -193,11 +194,21 @@ class Relay:
         Raises ``SendEventsError`` if the engine does not take them.
         """
         total = 0
-        while sent := self._send_batch():
-            total += sent
+        try:
+            while sent := self._send_batch():
+                total += sent
+        finally:
+            self.database.disconnect()
         return total
 
     def backlog(self) -> Backlog:
+        """The numbers of events in the outbox now."""
+        try:
+            return self._read_backlog()
+        finally:
+            self.database.disconnect()
+
+    def _read_backlog(self) -> Backlog:
         with self.database.relaying() as connection:
             total, refused = connection.execute(f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE}").rows[0]
             rows = _read(connection, 1)
@@ -228,7 +239,7 @@ class Relay:
             return
         self._stopping = threading.Event()
         run, arguments = contextvars.Context().run, (self._run, self._stopping, linger)
-        self._thread = threading.Thread(target=run, args=arguments, name="durably-relay", daemon=True)
+        self._thread = threading.Thread(target=run, args=arguments, name=RELAY_THREAD, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -348,7 +359,7 @@ class Relay:
         return refused
 
     def _report_backlog(self) -> None:
-        backlog = self.backlog()
+        backlog = self._read_backlog()
         with suppress(Error):  # The engine does not answer, which sends report, or does not keep the numbers.
             self._report({"name": self.database.name, **msgspec.structs.asdict(backlog)})
 

@@ -7,7 +7,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 try:
@@ -198,26 +198,33 @@ class _LoopConnection:
 
 
 class _SyncDatabase:
-    """A ``durably.outbox.Database``."""
+    """A ``durably.outbox.Database``. The relay's connection is not one of the app's pool, except of SQLite's."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self.name = _name_of(engine.url)
-        self._engine = engine
+        self._is_sqlite = engine.dialect.name == "sqlite"
+        self._engine = engine if self._is_sqlite else _copy(engine)
+        self._local = threading.local()
 
     @contextmanager
     def relaying(self) -> Iterator[SessionConnection]:
-        if self._engine.dialect.name == "sqlite":
+        if self._is_sqlite:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield SessionConnection(connection)
             return
-        with self._engine.begin() as connection:
+        connection = getattr(self._local, "connection", None) or self._engine.connect()
+        self._local.connection = connection
+        with connection.begin():
             yield SessionConnection(connection)
 
     def has_tables(self) -> bool:
         return sa.inspect(self._engine).has_table(EVENTS_TABLE)
 
     def disconnect(self) -> None:
-        """Do nothing: a connection that fails is replaced by the pool."""
+        connection = self._local.__dict__.pop("connection", None)
+        if connection is not None:
+            connection.close()
+            self._engine.dispose()
 
 
 class _AsyncDatabase:
@@ -228,38 +235,45 @@ class _AsyncDatabase:
         self._engine = engine.sync_engine
         self._local = threading.local()
 
-    def _open(self) -> tuple[asyncio.AbstractEventLoop, AsyncEngine]:
-        if not hasattr(self._local, "opened"):
-            own = sa.Engine(self._engine.pool.recreate(), self._engine.dialect, self._engine.url)
-            self._local.opened = asyncio.new_event_loop(), AsyncEngine(own)
-        opened: tuple[asyncio.AbstractEventLoop, AsyncEngine] = self._local.opened
+    def _open(self) -> tuple[asyncio.AbstractEventLoop, AsyncEngine, AsyncConnection]:
+        opened: tuple[asyncio.AbstractEventLoop, AsyncEngine, AsyncConnection] | None
+        opened = getattr(self._local, "opened", None)
+        if opened is None:
+            loop, engine = asyncio.new_event_loop(), AsyncEngine(_copy(self._engine))
+            try:
+                connection = loop.run_until_complete(engine.connect().start())
+                if engine.dialect.name == "sqlite":
+                    loop.run_until_complete(connection.execution_options(isolation_level="AUTOCOMMIT"))
+            except BaseException:
+                loop.close()
+                raise
+            opened = self._local.opened = loop, engine, connection
         return opened
 
     @contextmanager
     def relaying(self) -> Iterator[_LoopConnection]:
-        loop, engine = self._open()
-        connection = engine.connect()
-        loop.run_until_complete(connection.start())
+        loop, _, connection = self._open()
         try:
-            if engine.dialect.name == "sqlite":
-                loop.run_until_complete(connection.execution_options(isolation_level="AUTOCOMMIT"))
             yield _LoopConnection(connection, loop)
             loop.run_until_complete(connection.commit())
-        finally:
-            loop.run_until_complete(connection.close())
+        except BaseException:
+            self.disconnect()
+            raise
 
     def has_tables(self) -> bool:
-        loop, engine = self._open()
-
-        async def look() -> bool:
-            async with engine.connect() as connection:
-                return await connection.run_sync(lambda inner: sa.inspect(inner).has_table(EVENTS_TABLE))
-
-        return loop.run_until_complete(look())
+        loop, _, connection = self._open()
+        return loop.run_until_complete(connection.run_sync(lambda inner: sa.inspect(inner).has_table(EVENTS_TABLE)))
 
     def disconnect(self) -> None:
-        if hasattr(self._local, "opened"):
-            loop, engine = self._local.opened
-            del self._local.opened
+        opened = self._local.__dict__.pop("opened", None)
+        if opened is not None:
+            loop, engine, connection = opened
+            with suppress(Exception):  # of a connection that is broken
+                loop.run_until_complete(connection.close())
             loop.run_until_complete(engine.dispose())
             loop.close()
+
+
+def _copy(engine: sa.Engine) -> sa.Engine:
+    """An engine with a pool of its own, which connects in the same way."""
+    return sa.Engine(engine.pool.recreate(), engine.dialect, engine.url)

@@ -22,8 +22,8 @@ from .log_engine_process import LEASE_SECONDS
 from .processes import Victim
 from .storm import Storm
 
-TAKEOVER_SECONDS = LEASE_SECONDS + 5
-"""The longest that an engine may be missing after the loss of one, on a busy machine."""
+TAKEOVER_SECONDS = LEASE_SECONDS + 15
+"""The longest that an engine may be missing after the loss of one, on a machine that does much else."""
 BLOWS = (
     *("kill", "kill any", "stop", "terminate", "app", "app"),
     *("restart log", "crash log", "pause log", "cut", "swallow", "delete"),
@@ -79,7 +79,12 @@ class Wire:
 
 @dataclass
 class LogStorm(Storm):
-    """``takeovers`` are the seconds from each loss of a leader until another engine was ready."""
+    """``takeovers`` are the seconds from each loss of a leader until another engine was ready.
+
+    Those longer than ``takeover_seconds`` are faults.
+    """
+
+    takeover_seconds: float = TAKEOVER_SECONDS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,10 +197,10 @@ class LogStorm(Storm):
 
     async def _wait_for_leader(self, began: float, was: int) -> None:
         """Wait until another engine is ready. Being late is a fault."""
-        await async_eventually(lambda: self.leader != was, "another engine is ready", timeout=60)
+        await async_eventually(lambda: self.leader != was, "another engine is ready")
         took = time.monotonic() - began
         self.takeovers.append(took)
-        if took > TAKEOVER_SECONDS:
+        if took > self.takeover_seconds:
             self.faults.append(f"no engine was ready for {took:.1f} s after {self.blows[-1]}")
 
     async def _end(self) -> None:

@@ -24,7 +24,7 @@ async def test_nothing_is_lost_in_a_storm(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_lost_when_machines_and_the_commit_log_fail(tmp_path: Path) -> None:
-    storm = LogStorm(tmp_path, int(os.environ.get("CRASH_SEED", "26")))
+    storm = LogStorm(tmp_path, int(os.environ.get("CRASH_SEED", "26")), takeover_seconds=PATIENCE_SECONDS)
     async with asyncio.timeout(PATIENCE_SECONDS):
         await storm.rage(BLOWS)
     assert storm.faults + Verdict(storm.database, storm.diary, storm.accepted).faults == [], storm.blows

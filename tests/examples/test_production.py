@@ -27,6 +27,8 @@ from fastapi.testclient import TestClient
 
 from ..cli.conftest import TIMEOUT_SECONDS, Command, environment
 from ..ports import free_port
+from ..postgres import PostgresServer
+from ..waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "production"
@@ -231,6 +233,103 @@ def check_health(service: dict[str, Any], directory: Path, variables: Mapping[st
     kind, *command = service["healthcheck"]["test"]
     assert kind == "CMD"
     subprocess.run([here(word) for word in command], cwd=directory, env=dict(variables), check=True, timeout=60)
+
+
+# -- Kubernetes
+
+
+class Pod:
+    """A container of a Deployment as a process, with a port and a directory of its own: an ``emptyDir``."""
+
+    def __init__(self, deployment: dict[str, Any], node: Path, variables: Mapping[str, str], app: str) -> None:
+        spec = deployment["spec"]["template"]["spec"]
+        [self.container], [volume] = spec["containers"], spec["volumes"]
+        assert self.container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/data"}]
+        assert volume["emptyDir"] == {}
+        self.port = free_port()
+        self.origin = f"http://127.0.0.1:{self.port}"
+        directory = node / f"pod-{self.port}"
+        directory.mkdir()
+        changes = {"/data/": f"{directory}/", "0.0.0.0": "127.0.0.1", "http://shop:8000": app}
+        command = [self._changed(word, changes) for word in self.container["command"]]
+        self.program = Command((), directory, dict(variables), [*command, "--port", str(self.port)])
+
+    @staticmethod
+    def _changed(text: str, changes: Mapping[str, str]) -> str:
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        return text
+
+    def passes(self, probe: str) -> bool:
+        check = self.container[probe]["httpGet"]
+        assert {"name": check["port"], "containerPort": 8288} in self.container["ports"]
+        try:
+            with urllib.request.urlopen(self.origin + check["path"], timeout=TIMEOUT_SECONDS):
+                return True
+        except OSError:
+            return False
+
+
+@pytest.mark.slow
+def test_two_replicas_of_the_kubernetes_manifest_lead_one_after_the_other(
+    directory: Path, variables: dict[str, str], keys: dict[str, str], here: Change, postgres: PostgresServer
+) -> None:
+    documents = [*yaml.safe_load_all((EXAMPLE / "kubernetes.yaml").read_text())]
+    deployments = {each["metadata"]["name"]: each for each in documents if each["kind"] == "Deployment"}
+    services = {each["metadata"]["name"]: each["spec"] for each in documents if each["kind"] == "Service"}
+    for name, deployment in deployments.items():
+        [port] = deployment["spec"]["template"]["spec"]["containers"][0]["ports"]
+        assert services[name]["ports"] == [{"port": port["containerPort"], "targetPort": port["name"]}]
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        assert services[name]["selector"] == deployment["spec"]["selector"]["matchLabels"] == labels
+    assert deployments["durably"]["spec"]["replicas"] == 2
+    [shop] = deployments["shop"]["spec"]["template"]["spec"]["containers"]
+    assert shop["env"] == [{"name": "DURABLY_ENGINE_URL", "value": "http://durably:8288"}]
+    secrets = variables | keys | {"DURABLY_LOG": f"{postgres.url}?log={directory.name}-kubernetes"}
+
+    pods: list[Pod] = []
+
+    def start_pod() -> None:
+        pods.append(Pod(deployments["durably"], directory, secrets, here("http://127.0.0.1:8000")))
+
+    def leader_after(former: Pod | None) -> Pod:
+        ready = eventually(lambda: [pod for pod in pods if pod.passes("readinessProbe")], "a replica is ready")
+        assert len(ready) == 1
+        assert ready[0] is not former
+        assert all(pod.passes("livenessProbe") for pod in pods)
+        return ready[0]
+
+    def run_an_order(leader: Pod) -> None:
+        end = len(leader.program.output)
+        client = secrets | {"DURABLY_ENGINE_URL": leader.origin}
+        leader.program.until('"app synced"')
+        subprocess.run(
+            ["durably", "send", "shop/order.placed", "--data", '{"order_id": "A-1"}'], env=client, check=True
+        )
+        leader.program.until("run completed", after=end)
+
+    try:
+        start_pod()
+        start_pod()
+        eventually(lambda: all(pod.passes("livenessProbe") for pod in pods), "both replicas live")
+        first = leader_after(None)
+        own = {"DURABLY_ENGINE_URL": first.origin}
+        with running([here(word) for word in shop["command"]], directory, secrets | own):
+            first.program.until('"app synced"')
+            place_order(here)
+            first.program.until("run completed")
+            first.program.stop(signal.SIGKILL)
+            pods.remove(first)
+            second = leader_after(first)
+            run_an_order(second)
+            start_pod()
+            eventually(lambda: pods[-1].passes("livenessProbe"), "the new replica lives")
+            assert second.program.stop(signal.SIGTERM) == 0
+            pods.remove(second)
+            run_an_order(leader_after(second))
+    finally:
+        for pod in pods:
+            pod.program.stop(signal.SIGKILL)
 
 
 def test_image_has_the_commands_of_the_services() -> None:

@@ -124,3 +124,16 @@ def test_an_engine_that_is_away(server: Server) -> None:
     answer = app_calls.request("PUT", server.url("away"), b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert answer.status == 500
     assert answer.json["message"] == "cannot reach http://127.0.0.1:9: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "refusal", "answered"),
+    [(400, {"error": "function plain: no such trigger\n"}, 400), (502, b"<html>bad gateway</html>", 500)],
+)
+def test_a_refusal_of_the_engine_is_returned(
+    server: Server, engine: FakeEngine, status: int, refusal: object, answered: int
+) -> None:
+    engine.answers["/fn/register"] = status, refusal
+    answer = app_calls.request("PUT", server.url("dev"), b"")
+    assert (answer.status, answer.json["code"]) == (answered, "registration_failed")
+    assert ("no such trigger" if status == 400 else "502") in answer.json["message"]

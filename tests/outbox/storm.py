@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
@@ -77,7 +78,16 @@ def _live(app: Any, number: int, ready: int, repeats: Path) -> None:
     for thread in range(_THREADS):
         threading.Thread(target=place, args=(thread,), daemon=True).start()
     # Without that, processes that are slow to connect would only take attempts from runs.
-    app.place(f"{number}-ready", fails=False)
+    is_placed, tries = False, 0
+    while not is_placed:
+        try:
+            app.place(f"{number}-ready-{tries}", fails=False)
+            is_placed = True
+        except Exception as error:  # such as a locked database
+            tries += 1
+            print(f"process {number}: {type(error).__name__}: {error}", file=sys.stderr)
+            if tries == 10:
+                raise
     os.write(ready, b".")
     time.sleep(3600)
 
@@ -141,8 +151,9 @@ def storm(kind: str, url: str, directory: Path, *, kills: int, seed: int) -> str
             os.close(reading)
             try:
                 _live(app, number, ready, repeats)
-            finally:
-                os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
         os.close(ready)
         is_ready = os.read(reading, 1)
         os.close(reading)

@@ -19,7 +19,7 @@ import durably
 import durably.sqlalchemy
 from durably.comm import CommHandler
 from durably.errors import EventUnserializableError, FunctionConfigInvalidError, SendEventsError
-from durably.outbox import Backlog, Relay
+from durably.outbox import Backlog
 from durably.testing import TestEngine
 
 from ..waiting import eventually
@@ -169,7 +169,7 @@ def test_other_relay_waits_while_one_works(make_url: MakeUrl) -> None:
     """Of PostgreSQL, by its lock."""
     url = make_url("postgresql+psycopg")
     shop = Shop(url)
-    other = Relay(shop.client, shop.relay.database)
+    other = durably.sqlalchemy.relay(shop.client, url)
     with shop.sessions.begin() as session:
         durably.sqlalchemy.send(session, placed(1))
     seen = list[int]()

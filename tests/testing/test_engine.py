@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 import durably
@@ -367,3 +368,23 @@ async def test_a_retry_after_a_delay_goes_by_the_engines_clock() -> None:
         await run.wait()
         run.assert_completed()
         assert engine.now == start + DAY + dt.timedelta(minutes=5)
+
+
+async def test_an_invoked_functions_data_fits_a_strict_model() -> None:
+    class Order(pydantic.BaseModel, extra="forbid"):
+        id: int
+
+    placed = durably.EventType("placed", Order)
+
+    @client.create_function(fn_id="invoked", trigger=placed.trigger())
+    async def invoked(ctx: durably.Context) -> int:
+        return placed.data(ctx.event).id
+
+    @client.create_function(fn_id="invoking", trigger=durably.TriggerEvent(event="invoke"))
+    async def invoking(ctx: durably.Context) -> int:
+        return await ctx.step.invoke("it", function=invoked, data={"id": 7})
+
+    async with TestEngine(client, [invoked, invoking]) as engine:
+        run = await engine.send(durably.Event(name="invoke"))
+        await run.wait()
+        run.assert_completed(output=7)

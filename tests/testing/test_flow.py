@@ -95,3 +95,25 @@ async def test_throttled_runs_start_on_the_virtual_clock() -> None:
         assert ended[0] == dt.timedelta(0)
         assert ended == sorted(ended)
         assert ended[-1] >= 2 * MINUTE
+
+
+async def test_cancellation_by_an_event_and_by_a_timeout() -> None:
+    @client.create_function(
+        fn_id="cancellable",
+        trigger=EVENT,
+        cancel=[durably.Cancel(event="stop", if_exp="async.data.n == event.data.n")],
+        timeouts=durably.Timeouts(finish=DAY),
+    )
+    async def cancellable(ctx: durably.Context) -> None:
+        await ctx.step.sleep("long", 30 * DAY)
+
+    async with TestEngine(client, [cancellable], now=BEGIN) as engine:
+        first, second, third = await engine.send([go(1), go(2), go(3)])
+        await engine.advance(hours=1)
+        await engine.send(durably.Event(name="stop", data={"n": 1}))
+        assert await third.cancel()
+        assert not await third.cancel()
+        await second.wait()
+        for run, after in ((first, dt.timedelta(hours=1)), (second, DAY), (third, dt.timedelta(hours=1))):
+            run.assert_cancelled()
+            assert run.ended_at == BEGIN + after

@@ -24,7 +24,7 @@ from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
 from durably.engine.core.backoff import standard_backoff
-from durably.engine.log.log import CommitLog
+from durably.engine.log.log import LEASE_SECONDS, CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseLostError, DatabaseReplacedError, EngineClosedError, EngineError
@@ -91,7 +91,7 @@ def _address(text: str) -> tuple[str, int]:
 @click.option(
     "--lease",
     type=read_age,
-    default="5s",
+    default=f"{LEASE_SECONDS:g}s",
     show_default=True,
     metavar="AGE",
     help="With --log: the time after which a standby replaces a leader that is not heard of.",

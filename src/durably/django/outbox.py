@@ -2,6 +2,7 @@
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from django.db import transaction as django_transaction
 from durably.client import Client
 from durably.errors import FunctionConfigInvalidError
 from durably.execution.step import is_async
-from durably.outbox import EVENTS_TABLE, Relay, step_result, write_events
+from durably.outbox import EVENTS_TABLE, RELAY_THREAD, Relay, step_result, write_events
 from durably.protocol.events import Event
 
 P = ParamSpec("P")
@@ -120,10 +121,7 @@ class DjangoDatabase:
 
     @contextmanager
     def relaying(self) -> Iterator[DjangoConnection]:
-        connection = connections[self._using]
-        if not connection.in_atomic_block:  # which tests are
-            connection.close_if_unusable_or_obsolete()
-        if connection.vendor == "sqlite":
+        if connections[self._using].vendor == "sqlite":
             yield DjangoConnection(self._using)
             return
         with _atomic(self._using):
@@ -135,7 +133,8 @@ class DjangoDatabase:
             return EVENTS_TABLE in connection.introspection.table_names(cursor)
 
     def disconnect(self) -> None:
-        connections[self._using].close()
+        if threading.current_thread().name == RELAY_THREAD:  # Other threads use it for the project's own queries.
+            connections[self._using].close()
 
 
 def add_relays(client: Client) -> None:

@@ -122,9 +122,14 @@ class LogNode(Node):
             return await self._follow()
         remote = RemoteLeader(leader.node, leader.address, self._log.key, self._network.client_tls)
         try:
-            follower = await Follower.connect(remote, self._worker, self._timing)
+            async with asyncio.timeout(None) as patience:
+                watching = self.loop.create_task(self._end_patience(patience, leader.node))
+                try:
+                    follower = await Follower.connect(remote, self._worker, self._timing)
+                finally:
+                    watching.cancel()
         except (TimeoutError, EngineMovedError) as error:
-            why = str(error) or f"it has not answered for {self._timing.lease:g} s"
+            why = str(error) or "it does not answer"
             raise EngineMovedError(
                 f"the leader at {leader.address} cannot be reached ({why}): if it runs, let this machine connect to "
                 "that address, or give Embedded another address there",
@@ -134,6 +139,16 @@ class LogNode(Node):
             "process %d follows the leader of the database %s at %s", os.getpid(), self._database, leader.address
         )
         return follower
+
+    async def _end_patience(self, patience: asyncio.Timeout, node: str) -> None:
+        """Let ``patience`` expire when the process ``node`` no longer leads."""
+        with contextlib.suppress(LogUnavailableError):
+            while self._elected is None:
+                leader = await asyncio.to_thread(self._log.find_leader)
+                if leader is None or leader.node != node:
+                    break
+                await asyncio.sleep(_LOOK_SECONDS)
+        patience.reschedule(self.loop.time())
 
     async def _leave_former_leaders(self) -> None:
         """Leave a leader that does not know that it was replaced, because it does not reach the log."""

@@ -1,4 +1,4 @@
-"""Responses of Django."""
+"""What Django's adapter, dashboard and gateway share."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

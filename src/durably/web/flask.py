@@ -1,4 +1,4 @@
-"""Requests and responses of Flask."""
+"""What Flask's adapter, dashboard and gateway share."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Requests and responses of Starlette, and of FastAPI, which is based on it."""
+"""What the adapters, dashboards and gateways of Starlette and FastAPI share."""
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,4 +1,4 @@
-"""Requests and responses of Tornado."""
+"""What Tornado's adapter, dashboard and gateway share."""
 
 import inspect
 from collections.abc import Callable

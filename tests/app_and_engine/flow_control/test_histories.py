@@ -19,7 +19,7 @@ from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Return
 from durably.engine.core.run_state import Policy, RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.functions import Registry, SyncedFunction
-from durably.engine.model.runs import to_datetime
+from durably.engine.model.runs import RunFilter, to_datetime
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.tables.flow import FlowStore
@@ -231,8 +231,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from("ab"))
     def cancel_in_bulk(self, user: str) -> None:
-        mine = bulk_operations.Selection(
-            function_id="app-fn", started_before=to_datetime(self.now), expression=f"event.data.user == '{user}'"
+        mine = RunFilter(
+            function_id="app-fn", started_before=to_datetime(self.now), if_exp=f"event.data.user == '{user}'"
         )
         self._do(lambda transaction: bulk_operations.cancel_runs(transaction, mine))
         live = self.db.execute(
@@ -244,14 +244,14 @@ class Histories(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([2, 10]))
     def cancel_what_comes(self, seconds: int) -> None:
-        coming = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
+        coming = RunFilter(function_id="app-fn", started_before=to_datetime(self.now + seconds * 1000))
         self._do(lambda transaction: bulk_operations.cancel_runs(transaction, coming))
         assert not self.db.execute("SELECT 1 FROM run_states").fetchone(), "those that are there are cancelled first"
 
     @precondition(lambda self: self.runs_when_paused is None)
     @rule(statuses=st.sets(st.sampled_from([RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED]), min_size=1))
     def replay(self, statuses: set[RunStatus]) -> None:
-        before = bulk_operations.Selection(function_id="app-fn", started_before=to_datetime(self.now))
+        before = RunFilter(function_id="app-fn", started_before=to_datetime(self.now))
         self._do(lambda transaction: bulk_operations.replay_runs(transaction, before, statuses))
         assert not self.db.execute("SELECT 1 FROM bulk_operations WHERE ended_at IS NULL").fetchone()
 

@@ -131,6 +131,30 @@ async def test_failed_runs_are_replayed_in_bulk(world: World) -> None:
     assert (replay.affected, replay.ended_at is not None) == (2, True)
 
 
+@pytest.mark.slow
+async def test_very_many_runs_are_replayed_once_each_and_cancelled_over_restarts(world: World) -> None:
+    @world.function("work")
+    async def work(ctx: Context) -> None:
+        if is_replaying:
+            await ctx.step.sleep("nap", HOUR)
+
+    is_replaying = False
+    await world.open()
+    for n in range(450):
+        await world.send("work", n=n)
+    await world.rest()
+    is_replaying = True
+    await world.engine.replay_runs("shop-work", statuses=[RunStatus.COMPLETED], started_before=START + HOUR)
+    await world.restart()
+    await world.rest()
+    assert [replay.affected for replay in await world.engine.list_replays()] == [450]
+    await world.engine.cancel_runs(function_id="shop-work", started_before=START + HOUR)
+    await world.restart()
+    await world.rest()
+    assert [operation.affected for operation in await world.engine.list_cancellations()] == [450]
+    assert world.rows("runs") == 900
+
+
 # pausing
 
 

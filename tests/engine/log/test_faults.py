@@ -189,28 +189,6 @@ def test_a_claim_whose_outcome_is_unknown_is_not_repeated(machines: list[Machine
     assert machines[0].numbers() == [1]
 
 
-def test_entries_that_a_fail_over_has_lost_are_replaced_by_a_snapshot_of_the_leader(
-    machines: list[Machine], url: str
-) -> None:
-    """PostgreSQL without synchronous replication may lose the last commits with its primary."""
-    leader, behind, ahead = machines
-    store = open_store(url)
-    if not isinstance(store, PostgresLog):
-        pytest.skip("object storage loses no objects")
-    leader.lead()
-    assert [leader.write(number) for number in range(5)] == [True] * 5
-    behind.open()
-    behind.close()
-    assert [leader.write(number) for number in range(5, 10)] == [True] * 5
-    ahead.open()
-    store._run(lambda connection: connection.execute("DELETE FROM durably.log_entries WHERE sequence > 8"))
-    store.close()
-    assert leader.write(10)
-    assert ahead.log.catch_up(ahead.connection) == 1
-    ahead.close()
-    assert [machine.numbers() for machine in machines] == [[*range(11)]] * 3
-
-
 def test_a_standby_that_slept_takes_no_number_that_was_deleted(machines: list[Machine]) -> None:
     slow, leader, _ = machines
     slow.open()

@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from durably.engine.log.log import open_store
 from durably.engine.log.store import LeaderRecord, LogConflictError, LogRecord, LogStore
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
+
+from ...postgres import PostgresServer
 
 
 @pytest.fixture
@@ -96,3 +99,17 @@ def test_snapshots_are_read_as_written_or_refused(store: LogStore) -> None:
 def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(LogRefusedError):
         open_store(url)
+
+
+def test_a_user_with_a_schema_of_its_own_needs_no_other_right(postgres: PostgresServer) -> None:
+    with psycopg.connect(postgres.url, autocommit=True) as owner:
+        owner.execute("CREATE DATABASE shop")
+        owner.execute("CREATE ROLE durably LOGIN")
+    url = postgres.url.removesuffix("postgres").replace("postgres@", "durably@") + "shop"
+    store = open_store(url)
+    with pytest.raises(LogRefusedError, match="CREATE SCHEMA"):
+        store.open()
+    with psycopg.connect(url.replace("durably@", "postgres@"), autocommit=True) as owner:
+        owner.execute("CREATE SCHEMA durably AUTHORIZATION durably")
+    assert store.open() is None
+    store.close()

@@ -111,6 +111,26 @@ def test_async_views_start_workflows_at_the_commit(server: DevServer, tmp_path: 
 
 
 @pytest.mark.slow
+def test_rollbacks_and_savepoints(server: DevServer, tmp_path: Path) -> None:
+    code = """
+        inner, outer, alone = (next(ids) for _ in range(3))
+        with transaction.atomic():
+            start(outer)
+            try:
+                with transaction.atomic():
+                    start(inner)
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+            assert not exists(outer)
+        assert [exists(id) for id in (inner, outer)] == [False, True]
+        start(alone)
+        assert exists(alone)
+    """
+    check(server, tmp_path, code)
+
+
+@pytest.mark.slow
 def test_test_case_sees_workflows_that_would_start(server: DevServer, tmp_path: Path) -> None:
     code = """
         import unittest

@@ -13,11 +13,17 @@ from typing import Any
 
 import pytest
 from temporalio.client import (
+    Interceptor,
+    OutboundInterceptor,
+    StartWorkflowInput,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
     WorkflowHistory,
 )
 from temporalio.common import (
     SearchAttributeKey,
     WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
 )
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Replayer
@@ -84,6 +90,19 @@ async def test_a_query_without_a_worker_says_so(temporal: Temporal) -> None:
     assert unanswered.status == 504
     assert "no worker polls the task queue" in unanswered.json["detail"]
     assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
+
+
+async def test_workflows_of_another_type_are_404(gateway: Gateway, temporal: Temporal) -> None:
+    client = await temporal.client()
+    handle = await client.start_workflow(SleepingWorkflow.run, id=str(uuid.uuid4()), task_queue="orders")
+    for method, path in [
+        ("POST", "/terminate"),
+        ("GET", ""),
+        ("GET", "/result"),
+    ] * 2:  # The second time from the cache.
+        assert (await ask(gateway, method, f"orders/{handle.id}{path}")).status == 404
+    assert (await ask(gateway, "GET", f"sleeping/{handle.id}")).json["status"] == "running"
+    await handle.terminate()
 
 
 async def test_a_closed_workflow_refuses_signals_updates_and_cancels(gateway: Gateway) -> None:
@@ -257,6 +276,45 @@ async def test_simultaneous_requests_with_one_key_start_once_after_an_earlier_wo
     assert len({answer.json["run_id"] for answer in started}) == 1
 
 
+class Latecomer(Interceptor):
+    """Of two starts with the policies, the first waits for the second, and the second for ``is_over``."""
+
+    def __init__(self) -> None:
+        self.is_over, self.has_come = asyncio.Event(), asyncio.Event()
+        self.is_first = True
+
+    def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+        latecomer = self
+
+        class Holding(OutboundInterceptor):
+            async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
+                if input.id_reuse_policy is not WorkflowIDReusePolicy.REJECT_DUPLICATE:
+                    is_first, latecomer.is_first = latecomer.is_first, False
+                    if is_first:
+                        await latecomer.has_come.wait()
+                    else:
+                        latecomer.has_come.set()
+                        await latecomer.is_over.wait()
+                return await super().start_workflow(input)
+
+        return Holding(next)
+
+
+async def test_a_repetition_after_the_end_of_the_workflow_starts_nothing(server: DevServer) -> None:
+    temporal = Temporal(server.address, task_queue="orders", interceptors=[latecomer := Latecomer()])
+    gateway = Gateway(temporal, exposures(), allow_anonymous=True)
+    order = {"order_id": uuid.uuid4().hex, **ORDER}
+    before = await ask(gateway, "POST", "orders", order, h_idempotency_key="a")
+    handle = (await temporal.client()).get_workflow_handle(before.json["workflow_id"])
+    await handle.terminate()
+    repeated = [asyncio.create_task(ask(gateway, "POST", "orders", order, h_idempotency_key="b")) for _ in range(2)]
+    [early], [late] = await asyncio.wait(repeated, return_when=asyncio.FIRST_COMPLETED)
+    await handle.terminate()
+    latecomer.is_over.set()
+    assert (await late).json["run_id"] == (await early).json["run_id"]
+    assert (await handle.describe()).status is WorkflowExecutionStatus.TERMINATED
+
+
 async def test_an_unfit_answer_is_logged_without_its_value(
     temporal: Temporal, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,10 +323,12 @@ async def test_an_unfit_answer_is_logged_without_its_value(
     workflow_id = (await ask(gateway, "POST", "mistyped")).json["workflow_id"]
     for method, path in (("GET", "queries/size"), ("POST", "updates/finish"), ("GET", "result")):
         wait = {"wait": "30"} if path == "result" else {}
-        assert (await ask(gateway, method, f"mistyped/{workflow_id}/{path}", **wait)).status == 500
-    logged = [record.message for record in caplog.records]
+        unfit = await ask(gateway, method, f"mistyped/{workflow_id}/{path}", **wait)
+        assert (unfit.status, unfit.json["type"]) == (500, "urn:durably:problem:unfit-answer")
+        assert "secret" not in str(unfit.json)
+    logged = [record.message for record in caplog.records if workflow_id in record.message]
     assert len(logged) == 3
-    assert all(workflow_id in each and "top secret" not in each for each in logged)
+    assert all("top secret" not in each for each in logged)
     assert all(place in each for place, each in zip(("queries/size", "1: ", "paid: "), logged, strict=True))
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
+    PollWorkflowTaskQueueRequest,
     RegisterNamespaceRequest,
+    RespondWorkflowTaskFailedRequest,
 )
 from temporalio.client import Client, Interceptor, OutboundInterceptor, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.common import (
@@ -36,7 +39,7 @@ from durably.temporal.namespace import OWNER_ATTRIBUTE
 
 from ...waiting import async_eventually
 from ..dev_server import DevServer
-from ..workflows import ChainWorkflow, Order, OrderWorkflow, SleepingWorkflow, StepsWorkflow, SumWorkflow
+from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
 from .gateway_client import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -78,6 +81,21 @@ async def test_owner_survives_continue_as_new_retry_and_reset(temporal: Temporal
     await until_run(gateway, workflow_id, other_than=started["run_id"])
     assert [await status_for(gateway, user, workflow_id) for user in ("ada", "bob", "staff")] == [200, 404, 200]
     assert (await ask(gateway, "ada", "POST", f"{place}/terminate")).status == 202
+
+
+async def test_the_owner_survives_cron(temporal: Temporal) -> None:
+    gateway = owned(temporal, SumWorkflow)
+    handle = await (await temporal.client()).start_workflow(
+        SumWorkflow.run,
+        args=[Pair(1), 1],
+        id=f"cron-{uuid.uuid4()}",
+        task_queue="orders",
+        cron_schedule="@every 1s",
+        search_attributes=TypedSearchAttributes([SearchAttributePair(OWNER, "ada")]),
+    )
+    await until_run(gateway, handle.id, other_than=handle.result_run_id or "")
+    assert [await status_for(gateway, user, handle.id) for user in ("ada", "bob")] == [200, 404]
+    await handle.terminate()
 
 
 async def test_a_workflow_can_change_its_owner(temporal: Temporal) -> None:
@@ -444,6 +462,52 @@ async def test_an_update_is_found_only_by_its_own_name(temporal: Temporal) -> No
     await handle.terminate()
 
 
+async def test_cancellation_of_a_workflow_that_has_just_closed_is_refused(temporal: Temporal) -> None:
+    """The server accepts the cancellation of a closed run without an error."""
+
+    class Ending(Interceptor):
+        """Ends a workflow between its description and its cancellation."""
+
+        def intercept_client(self, next: OutboundInterceptor) -> OutboundInterceptor:
+            class Cancelling(OutboundInterceptor):
+                async def cancel_workflow(self, input: Any) -> None:
+                    await (await temporal.client()).get_workflow_handle(input.id).terminate()
+                    await super().cancel_workflow(input)
+
+            return Cancelling(next)
+
+    gateway = owned(Temporal(temporal.settings.address, task_queue="orders", interceptors=[Ending()]), SleepingWorkflow)
+    started = (await ask(gateway, "ada", "POST", "flows")).json
+    refused = await ask(gateway, "ada", "POST", f"flows/{started['workflow_id']}/cancel")
+    assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
+
+
+async def test_a_keyed_signal_that_the_server_withholds_is_sent_once(temporal: Temporal) -> None:
+    """The server withholds signals while a worker processes a task of the workflow. Here no worker completes it."""
+    own = Temporal(temporal.settings.address, task_queue=f"held-{uuid.uuid4().hex}")
+    client = await own.client()
+    gateway = owned(own, OrderWorkflow, signals="all")
+    order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
+    workflow_id = (await ask(gateway, "ada", "POST", "flows", order)).json["workflow_id"]
+    queue = TaskQueue(name=own.task_queue)
+    task = await client.workflow_service.poll_workflow_task_queue(
+        PollWorkflowTaskQueueRequest(namespace="default", task_queue=queue, identity="a test")
+    )
+    path = f"flows/{workflow_id}/signals/add_note"
+    for _ in range(2):
+        held = await ask(gateway, "ada", "POST", path, {"text": "a"}, key="k")
+        assert (held.status, "Idempotent-Replayed" in held.headers) == (202, False)
+    await client.workflow_service.respond_workflow_task_failed(
+        RespondWorkflowTaskFailedRequest(namespace="default", task_token=task.task_token, identity="a test")
+    )
+    again = await ask(gateway, "ada", "POST", path, {"text": "a"}, key="k")
+    assert (again.status, again.headers["Idempotent-Replayed"]) == (202, "true")
+    handle = client.get_workflow_handle(workflow_id)
+    history = [event async for event in handle.fetch_history_events()]
+    assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history) == 1
+    await handle.terminate()
+
+
 async def test_one_of_two_simultaneous_signals_with_start_of_two_users_is_refused(temporal: Temporal) -> None:
     """The workflow of the other user starts between the check of the id and the start."""
     handles = []
@@ -542,6 +606,22 @@ async def test_workflows_without_an_owner_are_named_once_in_the_log(
     assert "SleepingWorkflow" in warnings[0]
     assert "search_attributes=owned_by(…)" in warnings[0]
     await handle.terminate()
+
+
+async def test_the_result_of_a_retry_is_hidden_if_its_owner_has_changed(temporal: Temporal) -> None:
+    """The first run fails and stays Ada's. For its result, the server returns that of the next run."""
+    quick = RetryPolicy(maximum_attempts=2, initial_interval=timedelta(milliseconds=10))
+    gateway = owned(temporal, StepsWorkflow, retry_policy=quick)
+    started = (await ask(gateway, "ada", "POST", "flows", {"steps": ["fail", "hand over"]})).json
+    place, first = f"flows/{started['workflow_id']}", started["run_id"]
+    for user, status in (("staff", 200), ("bob", 200), ("ada", 404)):
+        assert (await ask(gateway, user, "GET", f"{place}/result", wait="30")).status == status
+    assert (await ask(gateway, "ada", "GET", place, run_id=first)).json["status"] == "failed"
+    for wait in ("0", "30"):
+        refused = await ask(gateway, "ada", "GET", f"{place}/result", run_id=first, wait=wait)
+        assert (refused.status, refused.json["type"]) == (404, "urn:durably:problem:not-found")
+    staff = await ask(gateway, "staff", "GET", f"{place}/result", run_id=first)
+    assert staff.json["result"] == "done"
 
 
 KEYED = [

@@ -31,7 +31,7 @@ from durably.protocol.engine_errors import (
 from durably.protocol.text import get_logger
 
 from .entries import RecordingConnection, apply_entries, decode_entry, encode_entry
-from .store import LeaderRecord, LogConflictError, LogGapError, LogRecord, LogStore, LogUnavailableError
+from .store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 LEASE_SECONDS = 5.0
 SNAPSHOT_BYTES = 64 * 1024 * 1024
@@ -347,7 +347,8 @@ class CommitLog:
     ) -> None:
         """``insists``: repeat a request whose outcome is unknown."""
         sequence, token = self.sequence + 1, os.urandom(8)
-        payload = encode_entry(token, connection.recorded)
+        previous = connection.execute("SELECT log_token FROM owner").fetchone()[0] or b""
+        payload = encode_entry(token, previous, connection.recorded)
         connection.execute("UPDATE owner SET log_sequence = ?, log_token = ?", (sequence, token))
         is_unclear, (pause, longest) = False, _RETRY_SECONDS
         while True:
@@ -360,9 +361,6 @@ class CommitLog:
                     if is_unclear and self._has_entry(sequence, token):
                         break
                     raise DatabaseLostError(f"another process leads the database now: {error.message}") from None
-                except LogGapError as error:
-                    _logger.error("%s, which this process has: it stores a snapshot of its database", error.message)
-                    self._put_snapshot(self._store)
             except LogUnavailableError as error:
                 is_unclear = is_unclear or error.is_unclear
                 if not (is_unclear and insists):

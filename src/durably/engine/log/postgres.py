@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
-from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogGapError, LogRecord, LogStore, LogUnavailableError
+from .store import ANSWER_SECONDS, LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 
 T = TypeVar("T")
 
@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS durably.log_snapshots (
     PRIMARY KEY (log, sequence, part)
 );
 """
+_FOLLOWS = "(%s = 1 OR EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %s AND sequence = %s - 1))"
+"""The log has the entry before. Otherwise it has lost entries, and the leader must not go on after a gap."""
 _INITIALISE_LOCK = 0x447572
 """The key of the advisory lock under which the tables are made: ``IF NOT EXISTS`` alone fails for two at a time."""
 _CONNECT_SECONDS = 5
@@ -51,11 +53,6 @@ _SLOWEST_BYTES = 200_000
 """Bytes a second: how fast a large entry must be sent or received at least."""
 _READ_BYTES = 16 * 1024 * 1024
 """Bytes of entries that are read together. One entry may be larger."""
-_HAS_PREVIOUS = """(
-    %(sequence)s = 1
-    OR EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %(log)s AND sequence = %(sequence)s - 1)
-    OR EXISTS (SELECT 1 FROM durably.log_snapshots WHERE log = %(log)s AND sequence = %(sequence)s - 1 AND part = 0)
-)"""
 
 
 class PostgresLog(LogStore):
@@ -88,10 +85,15 @@ class PostgresLog(LogStore):
         self._closed = threading.Event()
         self._watching: threading.Thread | None = None
 
-    def _run(self, work: Callable[[psycopg.Connection[Any]], T], size: int = 0) -> T:
-        """``size``: the bytes that are sent or received, if they may be many."""
+    def _run(self, work: Callable[[psycopg.Connection[Any]], T], size: int = 0, *, may_repeat: bool = True) -> T:
+        """Carry out a request.
+
+        - ``size``: The bytes that are sent or received, if they may be many.
+        - ``may_repeat``: Also on a new connection, if the old one was broken: servers and poolers end idle ones.
+        """
         with self._lock:
             sent = False
+            may_repeat = may_repeat and self._connection is not None
             if self._watching is None:
                 self._watching = threading.Thread(target=self._watch, name="durably-log-watch", daemon=True)
                 self._watching.start()
@@ -109,9 +111,9 @@ class PostgresLog(LogStore):
                 if not isinstance(error, errors.QueryCanceled):
                     # A server that has become a replica refuses writes. The next connection finds the primary.
                     self._drop()
+                if is_broken and may_repeat:
+                    return self._run(work, size, may_repeat=False)
                 lines = str(error).strip().splitlines()
-                if isinstance(error, errors.InsufficientPrivilege):
-                    lines[0] += ": let the role create the schema durably, or make it the schema's owner"
                 raise LogUnavailableError(
                     f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
                     is_unclear=sent and is_broken,
@@ -168,14 +170,27 @@ class PostgresLog(LogStore):
     # the record
 
     def open(self) -> LogRecord | None:
-        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+        def make_tables(connection: psycopg.Connection[Any]) -> None:
             (exists,) = _row(connection.execute("SELECT to_regclass('durably.log_snapshots') IS NOT NULL"))
-            if not exists:
-                with connection.transaction():
-                    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
-                    if _row(connection.execute("SELECT to_regnamespace('durably') IS NULL"))[0]:
-                        connection.execute("CREATE SCHEMA durably")
-                    connection.execute(_TABLES)
+            if exists:
+                return
+            with connection.transaction():
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_INITIALISE_LOCK,))
+                # IF NOT EXISTS would need the right to create schemas even if this one exists.
+                (has_schema,) = _row(connection.execute("SELECT to_regnamespace('durably') IS NOT NULL"))
+                if not has_schema:
+                    connection.execute("CREATE SCHEMA durably")
+                connection.execute(_TABLES)
+
+        def work(connection: psycopg.Connection[Any]) -> LogRecord | None:
+            try:
+                make_tables(connection)
+            except errors.InsufficientPrivilege as error:
+                user = connection.info.user
+                raise LogRefusedError(
+                    f"{self.name} cannot be made or used by the user {user!r} ({error.diag.message_primary}): let the "
+                    f'database\'s owner execute CREATE SCHEMA durably AUTHORIZATION "{user}"'
+                ) from None
             row = connection.execute("SELECT record FROM durably.logs WHERE name = %s", (self._log,)).fetchone()
             return None if row is None else msgspec.json.decode(row[0], type=LogRecord)
 
@@ -197,21 +212,20 @@ class PostgresLog(LogStore):
     def append(self, sequence: int, payload: bytes, node: str) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
             # A leader that was replaced long ago may find its number free, because old entries are trimmed.
-            leads = "EXISTS (SELECT 1 FROM durably.logs WHERE name = %(log)s AND node = %(node)s)"
-            arguments = {"log": self._log, "sequence": sequence, "payload": payload, "node": node}
             inserted = connection.execute(
-                "INSERT INTO durably.log_entries (log, sequence, payload) "
-                f"SELECT %(log)s, %(sequence)s, %(payload)s WHERE {leads} AND {_HAS_PREVIOUS}",
-                arguments,
+                "INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s "
+                f"WHERE EXISTS (SELECT 1 FROM durably.logs WHERE name = %s AND node = %s) AND {_FOLLOWS}",
+                (self._log, sequence, payload, self._log, node, sequence, self._log, sequence),
                 binary=True,
             )
             if inserted.rowcount == 0:
-                if _row(connection.execute(f"SELECT {leads}", arguments))[0]:
-                    raise LogGapError(f"{self.name} has lost the entry before {sequence}")
-                raise LogConflictError(f"another process leads {self.name}")
+                raise LogConflictError(
+                    f"another process leads {self.name}, or the log has lost its last entries: it was restored from a "
+                    "backup, or failed over to a replica without them"
+                )
 
         with self._conflicts(sequence):
-            self._run(work, len(payload))
+            self._run(work, len(payload), may_repeat=False)  # by the caller, who knows what it appends
 
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
@@ -224,16 +238,15 @@ class PostgresLog(LogStore):
                 )
                 if node != leader.node and not is_over:
                     raise LogConflictError(f"another process leads {self.name}")
-                is_end = (
-                    f"SELECT {_HAS_PREVIOUS} AND NOT EXISTS "
-                    "(SELECT 1 FROM durably.log_entries WHERE log = %(log)s AND sequence >= %(sequence)s)"
+                inserted = connection.execute(
+                    f"INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s WHERE {_FOLLOWS} "
+                    # The number may be free because old entries are trimmed.
+                    "AND NOT EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %s AND sequence > %s)",
+                    (self._log, sequence, payload, sequence, self._log, sequence, self._log, sequence),
+                    binary=True,
                 )
-                if not _row(connection.execute(is_end, {"log": self._log, "sequence": sequence}))[0]:
+                if inserted.rowcount == 0:
                     raise LogConflictError(f"{self.name} does not end with entry {sequence - 1}")
-                connection.execute(
-                    "INSERT INTO durably.log_entries (log, sequence, payload) VALUES (%s, %s, %s)",
-                    (self._log, sequence, payload),
-                )
                 connection.execute(
                     "UPDATE durably.logs SET node = %s, address = %s, "
                     "lease_until = clock_timestamp() + make_interval(secs => %s) WHERE name = %s",
@@ -241,7 +254,7 @@ class PostgresLog(LogStore):
                 )
 
         with self._conflicts(sequence):
-            self._run(work)
+            self._run(work, len(payload), may_repeat=False)  # by the caller, who knows what it appends
 
     @contextlib.contextmanager
     def _conflicts(self, sequence: int) -> Iterator[None]:
@@ -252,28 +265,27 @@ class PostgresLog(LogStore):
 
     def read(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         """At most ``_READ_BYTES``, but at least one."""
-        size = 0
 
-        def measure(connection: psycopg.Connection[Any]) -> int:
+        def measure(connection: psycopg.Connection[Any]) -> tuple[int, int]:
             query = (
                 "SELECT sequence, length(payload) FROM durably.log_entries WHERE log = %s AND sequence > %s "
                 "ORDER BY sequence LIMIT %s"
             )
-            nonlocal size
-            last = after
+            last, size = after, 0
             for sequence, length in connection.execute(query, (self._log, after, limit)):
                 if size and size + length > _READ_BYTES:
                     break
                 last, size = sequence, size + length
-            return last
+            return last, size
 
         query = (
             "SELECT sequence, payload FROM durably.log_entries WHERE log = %s AND sequence > %s AND sequence <= %s "
             "ORDER BY sequence"
         )
-        arguments = (self._log, after, self._run(measure))
+        last, size = self._run(measure)
         if not size:
             return []
+        arguments = (self._log, after, last)
         return self._run(lambda connection: connection.execute(query, arguments, binary=True).fetchall(), size)
 
     def last(self) -> int:

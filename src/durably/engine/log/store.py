@@ -23,10 +23,6 @@ class LogConflictError(EngineError):
     """The log has another entry with this number, or another process leads."""
 
 
-class LogGapError(EngineError):
-    """The store has lost the entry before this number, as after a fail-over to a replica that lacked it."""
-
-
 class LogRecord(msgspec.Struct, frozen=True):
     """What never changes about a log.
 
@@ -83,7 +79,7 @@ class LogStore(abc.ABC):
     def append(self, sequence: int, payload: bytes, node: str) -> None:
         """Append an entry as the leader ``node``.
 
-        Raises ``LogConflictError`` if the number is taken or another process leads, and ``LogGapError``.
+        Raises ``LogConflictError`` if the number is taken or another process leads.
         """
 
     @abc.abstractmethod
