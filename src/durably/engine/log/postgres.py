@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 import psycopg
@@ -65,10 +65,10 @@ class PostgresLog(LogStore):
 
     def __init__(self, url: str) -> None:
         try:
-            parts = urlsplit(url)
-            query = dict(parse_qsl(parts.query.replace("+", "%2B")))
+            base, _, parameters = url.partition("?")
+            query = dict(parse_qsl(parameters.replace("+", "%2B")))
             self._log = query.pop("log", "durably")
-            self._url = urlunsplit(parts._replace(query=urlencode(query, quote_via=quote)))
+            self._url = f"{base}?{urlencode(query, quote_via=quote)}" if query else base
             place = conninfo_to_dict(self._url)
         except (ValueError, psycopg.Error):  # The error may contain the password.
             place = {"host": "@"}
