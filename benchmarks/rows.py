@@ -8,6 +8,7 @@ from . import (
     ingest,
     latency,
     lists,
+    log,
     outbox,
     run_page,
     sdk_report,
@@ -30,6 +31,7 @@ class Row(Protocol):
 ROWS: dict[str, Row] = {
     "throughput": throughput.report,
     "latency": latency.report,
+    "log": log.report,
     "step-cost": step_cost.report,
     "fan-out": fan_out.report,
     "sleeping": sleeping.report,

@@ -23,8 +23,10 @@ Settle = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
-async def in_process(directory: Path, make_functions: MakeFunctions) -> AsyncIterator[tuple[durably.Client, Settle]]:
-    embedded = durably.Embedded(directory / DATABASE)
+async def in_process(
+    directory: Path, make_functions: MakeFunctions, *, log: str | None = None
+) -> AsyncIterator[tuple[durably.Client, Settle]]:
+    embedded = durably.Embedded(directory / DATABASE, log=log)
     client = durably.Client(app_id="benchmark", is_production=False, engine=embedded)
     durably.fast_api.serve(fastapi.FastAPI(), client, make_functions(client))
     async with embedded.running():

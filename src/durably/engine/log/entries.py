@@ -17,11 +17,22 @@ from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
 _FORMAT = 1
 _SHORTEST_COMPRESSED = 256
-_READS = ("SELECT", "BEGIN", "COMMIT", "PRAGMA", "EXPLAIN", "RELEASE")
+_READS = ("SELECT", "PRAGMA", "EXPLAIN", "COMMIT", "RELEASE")
+_BOUNDS = ("BEGIN", "SAVEPOINT", "ROLLBACK TO", "ROLLBACK")
 _SCHEMA_VERSION = "PRAGMA user_version ="
 
 Statement = tuple[str, Sequence[Any]]
 """SQL, and its parameters."""
+
+
+_execute = sqlite3.Connection.execute
+
+
+@functools.lru_cache(1024)  # The writer executes few texts, and each very often.
+def _kind(sql: str) -> str:
+    if sql.startswith(_READS) and not sql.startswith(_SCHEMA_VERSION):
+        return "read"
+    return next((word for word in _BOUNDS if sql.startswith(word)), "write")
 
 
 class RecordingConnection(sqlite3.Connection):
@@ -36,17 +47,14 @@ class RecordingConnection(sqlite3.Connection):
         self._savepoint = 0
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        cursor = super().execute(sql, parameters)
-        if not sql.startswith(_READS) or sql.startswith(_SCHEMA_VERSION):
-            if sql.startswith("SAVEPOINT"):
-                self._savepoint = len(self.recorded)
-            elif sql.startswith("ROLLBACK TO"):
-                del self.recorded[self._savepoint :]
-            elif sql.startswith("ROLLBACK"):
-                self.recorded.clear()
-            else:
-                self.recorded.append((sql, parameters))
-        elif sql.startswith("BEGIN"):
+        cursor = _execute(self, sql, parameters)
+        if (kind := _kind(sql)) == "write":
+            self.recorded.append((sql, parameters))
+        elif kind == "SAVEPOINT":
+            self._savepoint = len(self.recorded)
+        elif kind == "ROLLBACK TO":
+            del self.recorded[self._savepoint :]
+        elif kind in ("ROLLBACK", "BEGIN"):
             self.recorded.clear()
         return cursor
 

@@ -1,4 +1,4 @@
-"""DBOS on SQLite, in the process that starts the runs, with its defaults."""
+"""DBOS with its defaults, in the process that starts the runs: on SQLite, or on the PostgreSQL server at a port."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -30,7 +30,7 @@ async def run_one(number: int) -> None:
 
 @asynccontextmanager
 async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[str, Answerer]]:
-    url = f"sqlite:///{directory}/dbos.sqlite"
+    url = f"postgresql://postgres@127.0.0.1:{arguments[0]}/dbos" if arguments else f"sqlite:///{directory}/dbos.sqlite"
     DBOS(config={"name": "benchmark", "system_database_url": url})
     DBOS.launch()
     try:
