@@ -34,6 +34,7 @@ ONLY_COMPILED = {
 
 def configure() -> None:
     os.environ |= {"DURABLY_DEV": "1", "APP_ENCRYPTION_KEY": "key", "TEMPORAL_API_KEY": "key"}
+    os.environ["DURABLY_LOG"] = "postgresql://localhost/shop"
     contributed = ["admin", "auth", "contenttypes", "messages", "sessions"]
     apps = [*(f"django.contrib.{name}" for name in contributed), "durably.temporal.django"]
     of_pages = {"TEMPORAL_TASK_QUEUE": "orders", "BASE_DIR": ROOT, "METRICS_TOKEN": None}

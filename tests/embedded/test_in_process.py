@@ -431,7 +431,7 @@ async def test_functions_that_are_served_after_the_start_run_too(app: App) -> No
             return "second"
 
         CommHandler(client=second_client, framework="test", functions=[second])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 [event_id] = await app.client.send(Event(name="second"))
                 if await app.engine.event_runs(event_id):
