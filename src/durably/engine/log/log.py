@@ -73,7 +73,8 @@ class CommitLog:
 
     - ``address``: The address of this process for those on other machines; see ``LeaderRecord``.
     - ``lease``: Seconds without a renewal after which a standby takes over.
-    - ``snapshot_bytes``: Bytes of entries after which the leader stores a snapshot.
+    - ``snapshot_bytes``: Bytes of entries after which the leader stores a snapshot: at least these, and a quarter of
+      a large file.
 
     Methods block. Those that take a connection belong to the thread that writes.
     """
@@ -393,12 +394,20 @@ class CommitLog:
                 _logger.warning("the lease could not be renewed: %s", error)
                 continue
             self._renewed_at = began
-            if self._bytes_since_snapshot > self._snapshot_bytes and (
+            if self._bytes_since_snapshot > max(self._snapshot_bytes, self._large_file_size() // 4) and (
                 self._snapshot is None or not self._snapshot.is_alive()
             ):
                 self._bytes_since_snapshot = 0
                 self._snapshot = threading.Thread(target=self._snapshot_and_trim, name="durably-snapshot", daemon=True)
                 self._snapshot.start()
+
+    def _large_file_size(self) -> int:
+        """The bytes of the local file, 0 for a file that is uploaded fast."""
+        try:
+            size = self._path.stat().st_size
+        except OSError:  # The engine notices that the file was deleted.
+            return 0
+        return size if size > SNAPSHOT_BYTES else 0
 
     def _snapshot_and_trim(self) -> None:
         store = open_store(self._url)
@@ -500,5 +509,7 @@ def _unavailable() -> Iterator[None]:
         yield
     except LogUnavailableError as error:
         raise DatabaseUnavailableError(error.message) from None
+    except sqlite3.IntegrityError as error:
+        raise LogDamagedError(f"an entry of the commit log does not fit the local file: {error}") from error
     except sqlite3.Error as error:
         raise explain(error) from error

@@ -107,7 +107,8 @@ class PostgresLog(LogStore):
             except errors.UniqueViolation:
                 raise
             except psycopg.Error as error:
-                is_broken = self._connection is None or self._connection.closed
+                is_lost = (error.sqlstate or "")[:3] in ("57P", "080")  # A pooler may keep its end open.
+                is_broken = is_lost or self._connection is None or self._connection.closed
                 if not isinstance(error, errors.QueryCanceled):
                     # A server that has become a replica refuses writes. The next connection finds the primary.
                     self._drop()

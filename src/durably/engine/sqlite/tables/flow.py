@@ -66,7 +66,8 @@ class FlowStore:
         )
         if change.expires is not None:
             self._connection.execute(
-                "DELETE FROM buckets WHERE id IN (SELECT id FROM buckets WHERE expires <= ? ORDER BY expires LIMIT ?)",
+                "DELETE FROM buckets WHERE id IN "
+                "(SELECT id FROM buckets WHERE expires <= ? ORDER BY expires, id LIMIT ?)",
                 (now, _EXPIRED_TOGETHER),
             )
 
@@ -275,7 +276,7 @@ class SqliteQueueRows:
         )
         self._connection.execute(
             "DELETE FROM throttle_levels WHERE id IN (SELECT id FROM throttle_levels WHERE expires <= ? ORDER BY "
-            "expires LIMIT ?)",
+            "expires, id LIMIT ?)",
             (self._now, _EXPIRED_TOGETHER),
         )
 
@@ -295,7 +296,7 @@ class SqliteQueueRows:
     def take_due_throttles(self, until: int, at_most: int) -> list[str]:
         rows = self._connection.execute(
             "DELETE FROM throttle_times WHERE id IN "
-            "(SELECT id FROM throttle_times WHERE ready_at <= ? ORDER BY ready_at LIMIT ?) RETURNING id",
+            "(SELECT id FROM throttle_times WHERE ready_at <= ? ORDER BY ready_at, id LIMIT ?) RETURNING id",
             (until, at_most),
         )
         return [bucket_id for (bucket_id,) in rows.fetchall()]
