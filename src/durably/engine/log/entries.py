@@ -103,7 +103,10 @@ def decode_entry(sequence: int, payload: bytes) -> Entry:
     """Raises ``LogDamagedError``, and ``LogRefusedError`` for an entry of a newer version of Durably."""
     body = payload[4:]
     if zlib.crc32(body).to_bytes(4, "big") != payload[:4]:
-        raise LogDamagedError(f"entry {sequence} of the commit log is damaged: its checksum differs")
+        raise LogDamagedError(
+            f"entry {sequence} of the commit log is damaged, because its checksum differs: copy the file of a machine "
+            "that has the entry with `durably backup`, and begin a new log at another URL with the copy"
+        )
     body = zlib.decompress(body[1:]) if body[:1] == b"\1" else body[1:]
     form, _, _, schema_version, *_ = _format_decoder.decode(body)
     if form != _FORMAT or schema_version > len(MIGRATIONS):

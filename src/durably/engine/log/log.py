@@ -103,6 +103,7 @@ class CommitLog:
         self._state: tuple[float, LogState | None] = 0.0, None
         self._bytes_since_snapshot = 0
         self._snapshot: threading.Thread | None = None
+        self._copying = threading.Lock()
         self._renewing: threading.Thread | None = None
 
     @property
@@ -131,30 +132,40 @@ class CommitLog:
                 raise LogRefusedError(f"{self._store.name} does not exist: correct the log's URL")
             if self._record is None:
                 self._begin(path, durability)
-            elif not path.exists() or not path.stat().st_size:
+            if not path.exists() or not path.stat().st_size:
                 self._restore(path)
             connection = _open_recording(path, durability)
             try:
                 self._check(connection, path)
                 if not self._contains_own_past(connection):
-                    connection.close()
-                    aside = path.with_name(path.name + ".replaced")
-                    _logger.warning(
-                        "the database %s does not match %s: it is kept as %s, and restored",
-                        path,
-                        self._store.name,
-                        aside,
-                    )
-                    os.replace(path, aside)
-                    for suffix in ("-wal", "-shm"):
-                        path.with_name(path.name + suffix).unlink(missing_ok=True)
-                    self._restore(path)
-                    connection = _open_recording(path, durability)
-                self.catch_up(connection)
+                    connection = self._replace(connection, path, durability)
+                try:
+                    self.catch_up(connection)
+                except LogDamagedError:
+                    snapshots = self._store.snapshots()
+                    if not snapshots or snapshots[0][0] <= self.sequence:
+                        raise
+                    connection = self._replace(connection, path, durability)
+                    self.catch_up(connection)
             except BaseException:
                 connection.close()
                 raise
             return connection
+
+    def _replace(self, connection: RecordingConnection, path: Path, durability: Durability) -> RecordingConnection:
+        """Set the local file aside, and restore it."""
+        connection.close()
+        aside = path.with_name(path.name + ".replaced")
+        _logger.warning(
+            "the database %s does not match %s: it is kept as %s, and restored", path, self._store.name, aside
+        )
+        for suffix in ("", "-wal"):
+            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+        for suffix in ("", "-wal"):  # The second exists if another process reads the file.
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path.with_name(path.name + suffix), aside.with_name(aside.name + suffix))
+        self._restore(path)
+        return _open_recording(path, durability)
 
     def _begin(self, path: Path, durability: Durability) -> None:
         """Create the log. A database that exists becomes its first snapshot."""
@@ -209,6 +220,8 @@ class CommitLog:
     def _restore(self, path: Path) -> None:
         """Make the local file from the newest snapshot that is whole."""
         assert self._record is not None
+        for suffix in ("-wal", "-shm"):  # SQLite would apply those of a former file.
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
         snapshots = self._store.snapshots()
         unfinished = path.with_name(path.name + ".partial")
         for sequence, _ in snapshots:
@@ -230,7 +243,7 @@ class CommitLog:
                 "a new log at another URL"
             )
         if self._record.from_snapshot:
-            raise LogRefusedError(
+            raise DatabaseUnavailableError(
                 f"{self._store.name} was begun with a database whose first snapshot is not complete: start the process "
                 "that has the file of this database first"
             )
@@ -295,23 +308,27 @@ class CommitLog:
         """Become the leader: append the beginning of a new epoch, and return the epoch.
 
         ``on_lost`` is called, in another thread, if another process becomes the leader. Raises ``DatabaseLostError``
-        if another process has been faster or has the lease.
+        if another process has been faster or has the lease, and ``DatabaseUnavailableError``, also if the outcome is
+        unknown. Then open the database again.
         """
         assert self._record is not None
         leader = LeaderRecord(self.node, self.address, self.lease)
         self._stops_waiting.clear()
-        connection.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
         try:
-            migrate(connection, self._path)
-            connection.execute("UPDATE owner SET epoch = epoch + 1, database_id = ?", (self._record.database_id,))
-            epoch: int = connection.execute("SELECT epoch FROM owner").fetchone()[0]
-            self._append(connection, lambda number, payload: self._store.claim(number, payload, leader))
+            with _unavailable():
+                connection.execute("BEGIN IMMEDIATE")
+                migrate(connection, self._path)
+                connection.execute("UPDATE owner SET epoch = epoch + 1, database_id = ?", (self._record.database_id,))
+                epoch: int = connection.execute("SELECT epoch FROM owner").fetchone()[0]
+                self._append(connection, lambda number, payload: self._store.claim(number, payload, leader))
+                self._leads = True
+                connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        connection.execute("COMMIT")
-        self._leads, self._renewed_at, self._state = True, time.monotonic(), (0.0, None)
+        self._renewed_at, self._state = began, (0.0, None)
         self._closing.clear()
         self._renewing = threading.Thread(target=self._renew, args=(on_lost,), name="durably-log", daemon=True)
         self._renewing.start()
@@ -324,9 +341,12 @@ class CommitLog:
         have the entry. While it is unknown whether the log has the entry, the same one is appended again.
         """
         if connection.recorded:
-            self._append(connection, lambda number, payload: self._store.append(number, payload, self.node))
+            self._append(connection, lambda number, payload: self._store.append(number, payload, self.node), True)
 
-    def _append(self, connection: RecordingConnection, request: Callable[[int, bytes], None]) -> None:
+    def _append(
+        self, connection: RecordingConnection, request: Callable[[int, bytes], None], insists: bool = False
+    ) -> None:
+        """``insists``: repeat a request whose outcome is unknown."""
         sequence, token = self.sequence + 1, os.urandom(8)
         previous = connection.execute("SELECT log_token FROM owner").fetchone()[0] or b""
         payload = encode_entry(token, previous, connection.recorded)
@@ -344,7 +364,7 @@ class CommitLog:
                     raise DatabaseLostError(f"another process leads the database now: {error.message}") from None
             except LogUnavailableError as error:
                 is_unclear = is_unclear or error.is_unclear
-                if not is_unclear:
+                if not (is_unclear and insists):
                     raise DatabaseUnavailableError(error.message) from None
                 _logger.warning("entry %d is appended again, because its outcome is unknown: %s", sequence, error)
                 if self._stops_waiting.wait(pause):
@@ -360,6 +380,9 @@ class CommitLog:
     def _renew(self, on_lost: Callable[[EngineError], None]) -> None:
         """Renew the lease, and store snapshots, until the end."""
         leader = LeaderRecord(self.node, self.address, self.lease)
+        with contextlib.suppress(LogUnavailableError):  # Former leaders may have been too short for a snapshot.
+            newest = next((sequence for sequence, _ in self._side.snapshots()), 0)
+            self._bytes_since_snapshot = self._side.entry_bytes(newest)
         while not self._closing.wait(self.lease / _RENEWALS):
             began = time.monotonic()
             try:
@@ -393,11 +416,12 @@ class CommitLog:
     def _put_snapshot(self, store: LogStore) -> None:
         """Store a snapshot of the local file."""
         copy = self._path.with_name(self._path.name + ".snapshot")
-        try:
-            sequence = copy_database(self._path, copy)
-            store.put_snapshot(sequence, _compressed_parts(copy))
-        finally:
-            copy.unlink(missing_ok=True)
+        with self._copying:
+            try:
+                sequence = copy_database(self._path, copy)
+                store.put_snapshot(sequence, _compressed_parts(copy))
+            finally:
+                copy.unlink(missing_ok=True)
 
     # both
 

@@ -7,11 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 import msgspec
 import psycopg
 from psycopg import errors
+from psycopg.conninfo import conninfo_to_dict
 
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
@@ -48,6 +49,10 @@ _FOLLOWS = "(%s = 1 OR EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %s 
 _INITIALISE_LOCK = 0x447572
 """The key of the advisory lock under which the tables are made: ``IF NOT EXISTS`` alone fails for two at a time."""
 _CONNECT_SECONDS = 5
+_SLOWEST_BYTES = 200_000
+"""Bytes a second: how fast a large entry must be sent or received at least."""
+_READ_BYTES = 16 * 1024 * 1024
+"""Bytes of entries that are read together. One entry may be larger."""
 
 
 class PostgresLog(LogStore):
@@ -59,27 +64,40 @@ class PostgresLog(LogStore):
     poll_seconds = 0.1
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        self._log = query.pop("log", "durably")
-        self._url = urlunsplit(parts._replace(query=urlencode(query)))
-        host = parts.hostname or query.get("host", "localhost")
-        self.name = f"the log {self._log!r} in PostgreSQL at {host}{parts.path}"
+        try:
+            base, _, parameters = url.partition("?")
+            query = dict(parse_qsl(parameters.replace("+", "%2B")))
+            self._log = query.pop("log", "durably")
+            self._url = f"{base}?{urlencode(query, quote_via=quote)}" if query else base
+            place = conninfo_to_dict(self._url)
+        except (ValueError, psycopg.Error):  # The error may contain the password.
+            place = {"host": "@"}
+        host, database, port = (str(place.get(part) or "") for part in ("host", "dbname", "port"))
+        if "@" in host + database or (port and not port.replace(",", "").isdigit()):
+            raise LogRefusedError(
+                "the commit log's URL cannot be read: it is postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with "
+                "special characters of USER and PASSWORD, such as @ : / ? # and %, percent-encoded"
+            )
+        self.name = f"the log {self._log!r} in PostgreSQL at {host or 'localhost'}/{database}"
         self._connection: psycopg.Connection[Any] | None = None
         self._lock = threading.RLock()
-        self._asked_at: float | None = None
+        self._answer_until: float | None = None
         self._closed = threading.Event()
         self._watching: threading.Thread | None = None
 
-    def _run(self, work: Callable[[psycopg.Connection[Any]], T], *, may_repeat: bool = True) -> T:
-        """``may_repeat``: also on a new connection, if the old one was broken: servers and poolers end idle ones."""
+    def _run(self, work: Callable[[psycopg.Connection[Any]], T], size: int = 0, *, may_repeat: bool = True) -> T:
+        """Carry out a request.
+
+        - ``size``: The bytes that are sent or received, if they may be many.
+        - ``may_repeat``: Also on a new connection, if the old one was broken: servers and poolers end idle ones.
+        """
         with self._lock:
             sent = False
             may_repeat = may_repeat and self._connection is not None
             if self._watching is None:
                 self._watching = threading.Thread(target=self._watch, name="durably-log-watch", daemon=True)
                 self._watching.start()
-            self._asked_at = time.monotonic()
+            self._answer_until = time.monotonic() + ANSWER_SECONDS + size / _SLOWEST_BYTES
             try:
                 connection = self._connection
                 if connection is None or connection.closed:
@@ -94,19 +112,19 @@ class PostgresLog(LogStore):
                     # A server that has become a replica refuses writes. The next connection finds the primary.
                     self._drop()
                 if is_broken and may_repeat:
-                    return self._run(work, may_repeat=False)
+                    return self._run(work, size, may_repeat=False)
                 lines = str(error).strip().splitlines()
                 raise LogUnavailableError(
                     f"{self.name} cannot be used now: {lines[0] if lines else type(error).__name__}",
                     is_unclear=sent and is_broken,
                 ) from None
             finally:
-                self._asked_at = None
+                self._answer_until = None
 
     def _watch(self) -> None:
         """Break a connection that does not answer: libpq itself would wait for ever."""
         while not self._closed.wait(1):
-            if (asked_at := self._asked_at) is not None and time.monotonic() - asked_at > ANSWER_SECONDS:
+            if (until := self._answer_until) is not None and time.monotonic() > until:
                 self.interrupt()
 
     def interrupt(self) -> None:
@@ -207,7 +225,7 @@ class PostgresLog(LogStore):
                 )
 
         with self._conflicts(sequence):
-            self._run(work, may_repeat=False)  # by the caller, who knows what it appends
+            self._run(work, len(payload), may_repeat=False)  # by the caller, who knows what it appends
 
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         def work(connection: psycopg.Connection[Any]) -> None:
@@ -221,12 +239,14 @@ class PostgresLog(LogStore):
                 if node != leader.node and not is_over:
                     raise LogConflictError(f"another process leads {self.name}")
                 inserted = connection.execute(
-                    f"INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s WHERE {_FOLLOWS}",
-                    (self._log, sequence, payload, sequence, self._log, sequence),
+                    f"INSERT INTO durably.log_entries (log, sequence, payload) SELECT %s, %s, %s WHERE {_FOLLOWS} "
+                    # The number may be free because old entries are trimmed.
+                    "AND NOT EXISTS (SELECT 1 FROM durably.log_entries WHERE log = %s AND sequence > %s)",
+                    (self._log, sequence, payload, sequence, self._log, sequence, self._log, sequence),
                     binary=True,
                 )
                 if inserted.rowcount == 0:
-                    raise LogConflictError(f"{self.name} has no entry {sequence - 1} any more")
+                    raise LogConflictError(f"{self.name} does not end with entry {sequence - 1}")
                 connection.execute(
                     "UPDATE durably.logs SET node = %s, address = %s, "
                     "lease_until = clock_timestamp() + make_interval(secs => %s) WHERE name = %s",
@@ -234,7 +254,7 @@ class PostgresLog(LogStore):
                 )
 
         with self._conflicts(sequence):
-            self._run(work, may_repeat=False)  # by the caller, who knows what it appends
+            self._run(work, len(payload), may_repeat=False)  # by the caller, who knows what it appends
 
     @contextlib.contextmanager
     def _conflicts(self, sequence: int) -> Iterator[None]:
@@ -244,22 +264,37 @@ class PostgresLog(LogStore):
             raise LogConflictError(f"{self.name} has an entry {sequence} already") from None
 
     def read(self, after: int, limit: int) -> list[tuple[int, bytes]]:
-        return self._run(
-            lambda connection: connection.execute(
-                "SELECT sequence, payload FROM durably.log_entries WHERE log = %s AND sequence > %s "
-                "ORDER BY sequence LIMIT %s",
-                (self._log, after, limit),
-                binary=True,
-            ).fetchall()
+        """At most ``_READ_BYTES``, but at least one."""
+
+        def measure(connection: psycopg.Connection[Any]) -> tuple[int, int]:
+            query = (
+                "SELECT sequence, length(payload) FROM durably.log_entries WHERE log = %s AND sequence > %s "
+                "ORDER BY sequence LIMIT %s"
+            )
+            last, size = after, 0
+            for sequence, length in connection.execute(query, (self._log, after, limit)):
+                if size and size + length > _READ_BYTES:
+                    break
+                last, size = sequence, size + length
+            return last, size
+
+        query = (
+            "SELECT sequence, payload FROM durably.log_entries WHERE log = %s AND sequence > %s AND sequence <= %s "
+            "ORDER BY sequence"
         )
+        last, size = self._run(measure)
+        if not size:
+            return []
+        arguments = (self._log, after, last)
+        return self._run(lambda connection: connection.execute(query, arguments, binary=True).fetchall(), size)
 
     def last(self) -> int:
         query = "SELECT coalesce(max(sequence), 0) FROM durably.log_entries WHERE log = %s"
         return int(self._run(lambda connection: _row(connection.execute(query, (self._log,)))[0]))
 
-    def entry_bytes(self) -> int:
-        query = "SELECT coalesce(sum(length(payload)), 0) FROM durably.log_entries WHERE log = %s"
-        return int(self._run(lambda connection: _row(connection.execute(query, (self._log,)))[0]))
+    def entry_bytes(self, after: int = 0) -> int:
+        query = "SELECT coalesce(sum(length(payload)), 0) FROM durably.log_entries WHERE log = %s AND sequence > %s"
+        return int(self._run(lambda connection: _row(connection.execute(query, (self._log, after)))[0]))
 
     # the leader
 

@@ -49,6 +49,19 @@ class _Leader(msgspec.Struct, frozen=True):
     lease: float
 
 
+class _Object(msgspec.Struct, frozen=True):
+    """An object, and the store's time at which it answered."""
+
+    body: bytes
+    tag: str
+    written_at: dt.datetime
+    read_at: dt.datetime
+
+    @property
+    def leader(self) -> _Leader:
+        return msgspec.json.decode(self.body, type=_Leader)
+
+
 class S3Log(LogStore):
     """A log below ``s3://bucket/prefix``."""
 
@@ -57,8 +70,11 @@ class S3Log(LogStore):
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._bucket, prefix = parts.netloc, parts.path.strip("/")
-        if not self._bucket or not prefix:
-            raise LogRefusedError("the URL of a commit log in object storage must be s3://bucket/prefix")
+        if not self._bucket or not prefix or "@" in url or parts.query:
+            raise LogRefusedError(
+                "the URL of a commit log in object storage must be s3://bucket/prefix, and no more: credentials, "
+                "region and endpoint are those of boto3 (AWS_ACCESS_KEY_ID, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, ...)"
+            )
         self._prefix = f"{prefix}/"
         self.name = f"the log {url}"
         self._confirmed = dt.datetime.fromtimestamp(0, dt.UTC)
@@ -88,16 +104,19 @@ class S3Log(LogStore):
         except BotoCoreError as error:
             raise LogUnavailableError(f"{self.name} cannot be reached: {error}", is_unclear=True) from None
 
-    def _get(self, key: str) -> Any | None:
-        response = self._call(self._s3.get_object, _MISSING, Key=self._prefix + key)
-        return None if isinstance(response, int) else response
-
-    def _get_body(self, key: str) -> bytes | None:
+    def _get(self, key: str) -> _Object | None:
+        response: Any = self._call(self._s3.get_object, _MISSING, Key=self._prefix + key)
+        if response == _MISSING:
+            return None
         try:
-            response = self._get(key)
-            return None if response is None else response["Body"].read()
+            body = response["Body"].read()
         except BotoCoreError as error:
             raise LogUnavailableError(f"{self.name} cannot be reached: {error}", is_unclear=False) from None
+        return _Object(body, response["ETag"], response["LastModified"], _date(response))
+
+    def _get_body(self, key: str) -> bytes | None:
+        found = self._get(key)
+        return None if found is None else found.body
 
     def _list(self, folder: str, after: str = "", most: int = 1_000_000_000) -> Iterator[Any]:
         token: dict[str, str] = {}
@@ -166,17 +185,27 @@ class S3Log(LogStore):
         return _date(response)
 
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
-        current = self.leader()
-        if current is not None and current.node != leader.node and current.remaining >= 0:
+        found = self._get(_LEADER)
+        former = "" if found is None else found.leader.node
+        if found is not None and former != leader.node and _remaining(found) >= 0:
             raise LogConflictError(f"another process leads {self.name}")
         if any(self._list(_ENTRIES, f"{sequence:020}", 1)):
             raise LogConflictError(f"{self.name} has entries after {sequence}")
+        self._put_entry(sequence, payload)
         try:
             self._put_entry(sequence, payload)
         except LogConflictError:
-            if self._get_body(f"{_ENTRIES}{sequence:020}") != payload:  # An earlier attempt may have stored it.
-                raise
-        self._put_leader(_Leader(leader.node, leader.address, leader.remaining))
+            pass
+        else:
+            raise LogRefusedError(
+                f"{self.name} is in a store that does not support conditional writes (If-None-Match: *), so two "
+                "processes could lead at a time: use one that does, such as Amazon S3, MinIO or Cloudflare R2"
+            )
+        record = _Leader(leader.node, leader.address, leader.remaining)
+        while not self._put_leader(record, None if found is None else found.tag):
+            found = self._get(_LEADER)
+            if found is not None and found.leader.node != former:  # The former leader may have renewed its lease.
+                raise LogConflictError(f"another process leads {self.name}")
 
     def read(self, after: int, limit: int) -> list[tuple[int, bytes]]:
         first = self._get_body(f"{_ENTRIES}{after + 1:020}")
@@ -197,8 +226,10 @@ class S3Log(LogStore):
             last = int(each["Key"].rpartition("/")[2])
         return last
 
-    def entry_bytes(self) -> int:
-        """Counted at most once a minute."""
+    def entry_bytes(self, after: int = 0) -> int:
+        """All entries are counted at most once a minute."""
+        if after:
+            return sum(each["Size"] for each in self._list(_ENTRIES, f"{after:020}"))
         counted_at, size = self._sizes
         if time.monotonic() - counted_at > _SIZES_SECONDS:
             size = sum(each["Size"] for each in self._list(_ENTRIES))
@@ -212,19 +243,17 @@ class S3Log(LogStore):
         node, tag = self._own_record
         if node == leader.node and self._put_leader(record, tag):
             return True
-        response = self._get(_LEADER)
-        if response is None or msgspec.json.decode(response["Body"].read(), type=_Leader).node != leader.node:
-            return False
-        return self._put_leader(record, response["ETag"])
+        found = self._get(_LEADER)
+        return found is not None and found.leader.node == leader.node and self._put_leader(record, found.tag)
 
-    def _put_leader(self, record: _Leader, tag: str | None = None) -> bool:
-        """``tag``: only if the record is still the one of this tag; returns whether it was."""
+    def _put_leader(self, record: _Leader, tag: str | None) -> bool:
+        """Replace the record, only if it is still the one of the tag, or still missing; returns whether it was."""
         response: Any = self._call(
             self._s3.put_object,
             _REFUSED,
             Key=self._prefix + _LEADER,
             Body=msgspec.json.encode(record),
-            **({} if tag is None else {"IfMatch": tag}),
+            **({"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}),
         )
         if response == _REFUSED:
             return False
@@ -233,19 +262,13 @@ class S3Log(LogStore):
         return True
 
     def release(self, node: str) -> None:
-        response = self._get(_LEADER)
-        if response is not None:
-            record = msgspec.json.decode(response["Body"].read(), type=_Leader)
-            if record.node == node:
-                self._put_leader(msgspec.structs.replace(record, lease=_ENDED), response["ETag"])
+        found = self._get(_LEADER)
+        if found is not None and found.leader.node == node:
+            self._put_leader(msgspec.structs.replace(found.leader, lease=_ENDED), found.tag)
 
     def leader(self) -> LeaderRecord | None:
-        response = self._get(_LEADER)
-        if response is None:
-            return None
-        record = msgspec.json.decode(response["Body"].read(), type=_Leader)
-        age = (_date(response) - response["LastModified"]).total_seconds()
-        return LeaderRecord(record.node, record.address, record.lease + _RESOLUTION - age)
+        found = self._get(_LEADER)
+        return None if found is None else LeaderRecord(found.leader.node, found.leader.address, _remaining(found))
 
     # snapshots
 
@@ -265,9 +288,9 @@ class S3Log(LogStore):
         numbers = [int(each["Prefix"].rstrip("/").rpartition("/")[2]) for each in page.get("CommonPrefixes", ())]
         found = []
         for number in sorted(numbers, reverse=True):
-            response = self._get(f"{_SNAPSHOTS}{number:020}/{0:06}")
-            if response is not None:
-                found.append((number, (_date(response) - response["LastModified"]).total_seconds()))
+            manifest = self._get(f"{_SNAPSHOTS}{number:020}/{0:06}")
+            if manifest is not None:
+                found.append((number, (manifest.read_at - manifest.written_at).total_seconds()))
         return found
 
     def trim(self, before: int) -> None:
@@ -277,11 +300,10 @@ class S3Log(LogStore):
                 if int(each["Key"].removeprefix(self._prefix + folder).partition("/")[0]) >= before:
                     break
                 old.append(each)
-            response = self._get(_RECORD)
-            if response is None:
+            record = self._get(_RECORD)
+            if record is None:
                 return
-            now = _date(response)
-            keys = [{"Key": each["Key"]} for each in old if now - each["LastModified"] > _KEPT]
+            keys = [{"Key": each["Key"]} for each in old if record.read_at - each["LastModified"] > _KEPT]
             for start in range(0, len(keys), 1000):
                 self._call(self._s3.delete_objects, Delete={"Objects": keys[start : start + 1000], "Quiet": True})
 
@@ -291,6 +313,11 @@ class S3Log(LogStore):
     def close(self) -> None:
         if (client := vars(self).pop("_s3", None)) is not None:
             client.close()
+
+
+def _remaining(found: _Object) -> float:
+    """Seconds until the lease of the leader's record ends."""
+    return found.leader.lease + _RESOLUTION - (found.read_at - found.written_at).total_seconds()
 
 
 def _date(response: Any) -> dt.datetime:

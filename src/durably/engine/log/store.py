@@ -86,7 +86,8 @@ class LogStore(abc.ABC):
     def claim(self, sequence: int, payload: bytes, leader: LeaderRecord) -> None:
         """Append an entry and become the leader. ``leader.remaining`` is the lease.
 
-        Raises ``LogConflictError`` if the number is taken or the lease of another process has not ended.
+        Raises ``LogConflictError`` if the log does not end before this number, or the lease of another process has not
+        ended, and ``LogRefusedError`` if the store cannot keep two processes from appending one number.
         """
 
     @abc.abstractmethod
@@ -110,8 +111,8 @@ class LogStore(abc.ABC):
         """The number of the last entry; 0 if there is none."""
 
     @abc.abstractmethod
-    def entry_bytes(self) -> int:
-        """Bytes of all entries in the store."""
+    def entry_bytes(self, after: int = 0) -> int:
+        """Bytes of the entries after a number."""
 
     @abc.abstractmethod
     def put_part(self, sequence: int, part: int, payload: bytes) -> None:

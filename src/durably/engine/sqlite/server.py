@@ -43,6 +43,7 @@ async def serve_database(
         try:
             if log is None:
                 return await SqliteEngine.open(path, settings)
+            complaint = ""
             while True:
                 file = find_file(Path(path))
                 with DatabaseLock(file):
@@ -52,7 +53,9 @@ async def serve_database(
                 except DatabaseLostError:
                     continue  # Another standby was faster.
                 except DatabaseUnavailableError as error:
-                    _logger.warning("this standby could not take over; it tries again: %s", error.message)
+                    if error.message != complaint:
+                        _logger.warning("this standby could not take over; it tries again: %s", error.message)
+                    complaint = error.message
                     await asyncio.sleep(_RETRY_SECONDS)
         except OSError as error:
             raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
