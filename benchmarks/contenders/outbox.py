@@ -67,7 +67,7 @@ def _with_django(url: str, directory: Path) -> Place:
     from django.db import connection, transaction
 
     parts = sa.make_url(url)
-    fields = {"NAME": parts.database, "USER": parts.username, "HOST": parts.query["host"]}
+    fields = {"NAME": parts.database, "USER": parts.username, "HOST": parts.host, "PORT": parts.port}
     settings.configure(
         DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", **fields}},
         INSTALLED_APPS=["durably.django"],

@@ -147,6 +147,23 @@ async def test_a_lease_keeps_standbys_away(url: str, tmp_path: Path) -> None:
     assert dump(tmp_path / "first.db") == dump(tmp_path / "second.db")
 
 
+def test_a_log_is_begun_while_another_thread_looks_for_its_leader(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CommitLog(url)
+    look = log.store.open
+
+    def look_too_early() -> object:
+        found = look()
+        log.open_database(tmp_path / "first.db", Durability.OFF).close()
+        return found
+
+    monkeypatch.setattr(log.store, "open", look_too_early)
+    assert log.find_leader() is None
+    assert log.key
+    log.close()
+
+
 async def test_snapshots_replace_old_entries(url: str, tmp_path: Path) -> None:
     log = CommitLog(url, lease=0.5, snapshot_bytes=1000)
     engine = await SqliteEngine.open(tmp_path / "first.db", log=log)

@@ -276,7 +276,8 @@ class CommitLog:
 
         It needs no local file. Raises ``LogUnavailableError``.
         """
-        self._record = self._record or self._side.open()
+        if self._record is None and (record := self._side.open()) is not None:  # Another thread may have begun the log.
+            self._record = record
         leader = None if self._record is None else self._side.leader()
         is_other = leader is not None and leader.node != self.node and leader.remaining >= 0
         return leader if leader is not None and is_other and leader.address else None
