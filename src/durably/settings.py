@@ -295,6 +295,11 @@ class Environment:
         return "true" in (self._get("WERKZEUG_RUN_MAIN"), self._get("RUN_MAIN"))
 
     @property
+    def log_url(self) -> str | None:
+        """The URL of the commit log of an engine in the app's own processes, without an argument."""
+        return self._get("DURABLY_LOG")
+
+    @property
     def notify_socket(self) -> str | None:
         """The socket at which systemd receives a service's state."""
         return self._get("NOTIFY_SOCKET")

@@ -362,3 +362,9 @@ async def test_a_forked_child_leaves_the_standby_to_its_parent(make_app: MakeApp
     finally:
         os.close(writing)
         await asyncio.to_thread(os.waitpid, child, 0)
+
+
+def test_the_log_may_be_set_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DURABLY_LOG", "mysql://host/shop")
+    with pytest.raises(ValueError, match="postgresql"):
+        Embedded(tmp_path / "durably.db")

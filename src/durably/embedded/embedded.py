@@ -21,6 +21,7 @@ from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import EventReceipt
 from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
+from durably.settings import Environment
 
 from .follower import OPERATIONS, EngineMovedError
 from .handle import InProcessHandle
@@ -140,7 +141,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     - ``log``: where each commit goes before it is acknowledged: ``postgresql://…`` (the extra ``postgres``;
       ``?log=NAME`` for several logs in one database), or ``s3://bucket/prefix`` (the extra ``s3``; configured as boto3
-      is). One process of all machines leads. The others reach it over TCP, with a key that the log holds: everybody who
+      is). By default the variable ``DURABLY_LOG``, if it is set. One process of all machines leads. The others reach it over TCP, with a key that the log holds: everybody who
       can read the log can do what the app's processes can. If the leader ends, another machine takes over, at the
       latest when ``lease`` is over.
     - ``address``: where other machines reach this one while it leads, like ``"10.0.0.5:8290"``, or ``":8290"`` for the
@@ -179,6 +180,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
         check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
+        log = Environment().log_url if log is None else log
         if lease is None:
             lease = _LEASE if log is None else _LEASE_WITH_LOG
         lease = to_timedelta(lease, "Embedded.lease")

@@ -187,6 +187,11 @@ class CommitLog:
                 connection.execute("UPDATE owner SET database_id = ?, log_token = x''", (database_id,))
                 connection.execute("COMMIT")
         self._record = self._store.create(LogRecord(database_id, secrets.token_urlsafe(24), from_snapshot=exists))
+        _logger.warning(
+            "%s did not exist: it was begun %s",
+            self._store.name,
+            f"with {path}" if exists else "with an empty database",
+        )
 
     def _check(self, connection: sqlite3.Connection, path: Path) -> None:
         """Refuse a file of another database."""
