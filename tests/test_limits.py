@@ -130,7 +130,9 @@ EXPECTED = {
     ),
     "time between two spaces of a streamed answer": time(requests.KEEP_ALIVE_SECONDS),
     "time for which a function may block the event loop": time(worker_threads.BLOCKED_SECONDS),
-    "silence of a process with an engine in it": time(embedded._LEASE),
+    "silence of a process with an engine in it": (
+        f"{time(embedded._LEASE)}; {time(embedded._LEASE_WITH_LOG)} with a commit log"
+    ),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
     "an event on Temporal": f"{sizes.MAX_EVENT_BYTES:,} bytes",
     "an output of a step or a run on Temporal": f"{sizes.MAX_OUTPUT_BYTES:,} bytes",

@@ -60,7 +60,7 @@ async def test_a_repeated_event_is_not_counted_again(world: World) -> None:
 
 
 async def test_debounce_starts_one_run_with_the_last_event(world: World) -> None:
-    world.recording("work", debounce=Debounce(period=SECOND, key="event.data.doc"))
+    world.recording("work", debounce=Debounce(period=5 * SECOND, key="event.data.doc"))
     await world.open()
     for n, doc in enumerate("aab"):
         await world.send("work", n=n, doc=doc)
@@ -68,7 +68,7 @@ async def test_debounce_starts_one_run_with_the_last_event(world: World) -> None
 
 
 async def test_batches_close_when_they_are_full_or_their_time_is_up(world: World) -> None:
-    world.recording("work", batch_events=Batch(max_size=3, timeout=SECOND, if_exp="event.data.n < 9"))
+    world.recording("work", batch_events=Batch(max_size=3, timeout=5 * SECOND, if_exp="event.data.n < 9"))
     await world.open()
     for n in (0, 1, 2, 9, 3, 4):
         await world.send("work", n=n)
