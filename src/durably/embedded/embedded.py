@@ -141,9 +141,9 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     - ``log``: where each commit goes before it is acknowledged: ``postgresql://…`` (the extra ``postgres``;
       ``?log=NAME`` for several logs in one database), or ``s3://bucket/prefix`` (the extra ``s3``; configured as boto3
-      is). By default the variable ``DURABLY_LOG``, if it is set. One process of all machines leads. The others reach it over TCP, with a key that the log holds: everybody who
-      can read the log can do what the app's processes can. If the leader ends, another machine takes over, at the
-      latest when ``lease`` is over.
+      is). By default the variable ``DURABLY_LOG``, if it is set. One process of all machines leads. The others reach it
+      over TCP, with a key that the log holds: everybody who can read the log can do what the app's processes can. If
+      the leader ends, another machine takes over, at the latest when ``lease`` is over.
     - ``address``: where other machines reach this one while it leads, like ``"10.0.0.5:8290"``, or ``":8290"`` for the
       port alone. By default the machine's address towards the store, and a free port. The leader listens at all
       addresses of its machine.
