@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import aiohttp.web
 import fastapi
 import httpx
 import pytest
@@ -103,6 +104,26 @@ async def test_the_dashboard_of_a_follower_on_another_machine_shows_the_runs(mak
             page = await http.get(path)
             assert page.status_code == 200
             assert "app-hello" in page.text
+
+
+async def test_each_process_shows_its_own_part_in_the_log(make_app: MakeApp) -> None:
+    async def log_metrics(app: App) -> dict[str, float]:
+        metrics = await asyncio.to_thread(lambda: app.engine._read_metrics(in_leader_only=False))
+        return {each.name: each.samples[0].value for each in metrics or () if each.name.startswith("log_")}
+
+    leader, standby, other = make_app("a"), make_app("b"), make_app("b", "2")
+    for app in (leader, standby):
+        await app.engine.start()
+    await async_eventually(lambda: standby.engine._process.node.holds_database, "it has the lock")  # type: ignore[union-attr]
+    await other.engine.start()
+    assert (await log_metrics(leader))["log_leader"] == 1
+    values = await log_metrics(standby)
+    assert values["log_up"] == 1
+    assert values["log_leader"] == 0
+    assert {"log_sequence", "log_lag_entries"} <= values.keys()
+    values = await log_metrics(other)
+    assert values["log_leader"] == 0
+    assert not {"log_sequence", "log_lag_entries"} & values.keys()
 
 
 async def test_another_machine_leads_as_soon_as_the_leader_stops(make_app: MakeApp) -> None:
@@ -288,6 +309,39 @@ async def test_a_process_that_cannot_reach_the_leader_does_not_start(
     await make_app("a").engine.start()
     with pytest.raises(EngineMovedError, match=r"the leader at 127\.0\.0\.1"):
         await make_app("b", lease=dt.timedelta(seconds=0.5)).engine.start()
+
+
+async def test_a_node_tries_again_if_another_server_answers_at_the_leaders_address(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(_: aiohttp.web.BaseRequest) -> aiohttp.web.Response:
+        return aiohttp.web.Response(status=404)
+
+    listen, port = Network.listen, free_port()
+    server = aiohttp.web.ServerRunner(aiohttp.web.Server(refuse))
+    await server.setup()
+    await aiohttp.web.TCPSite(server, "127.0.0.1", port).start()
+
+    def listen_elsewhere(network: Network, log: CommitLog) -> socket.socket:
+        listener = listen(network, log)
+        log.address = f"127.0.0.1:{port}"
+        return listener
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Network, "listen", listen_elsewhere)
+        first, second = make_app("a"), make_app("b", lease=dt.timedelta(seconds=60))
+        await first.engine.start()
+    starting = asyncio.create_task(second.engine.start())
+    expected = f"what answers at 127.0.0.1:{port} is not an engine of this log"
+    await async_eventually(
+        lambda: expected in str(second.engine._process.node and second.engine._process.node.last_error),
+        "the error names the address",
+    )
+    assert not starting.done()
+    await first.engine.stop()
+    await asyncio.wait_for(starting, 50)
+    assert is_leader(second)
+    await server.cleanup()
 
 
 async def test_a_node_does_not_wait_for_a_silent_leader_that_was_replaced(

@@ -56,6 +56,10 @@ class EmbeddedProcess(ProcessEngine[Node]):
         self._may_lead = True
 
     @property
+    def node(self) -> Node | None:
+        return self._node
+
+    @property
     def is_leader(self) -> bool:
         return self._node is not None and self._node.leader is not None
 
@@ -220,10 +224,16 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
             prometheus_client.REGISTRY.register(engine.prometheus_collector())
 
-        Each process of the app exposes the same values, those of the whole engine. ``in_leader_only``: only the leader
+        Each process of the app exposes the same values, those of the whole engine, except that ``durably_log_…`` are
+        its own. ``in_leader_only``: only the leader
         exposes them, for apps whose processes are all scraped. If no engine answers within 5 s, ``durably_up`` is 0.
         """
         return EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
 
     def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
-        return [] if in_leader_only and not self._process.is_leader else self.scrape()
+        if in_leader_only and not self._process.is_leader:
+            return []
+        metrics, node = self.scrape(), self._process.node
+        if not metrics or not isinstance(node, LogNode) or node.leader is not None:
+            return metrics
+        return [each for each in metrics if not each.name.startswith("log_")] + node.read_log_metrics()

@@ -123,8 +123,8 @@ class Follower:
         """Connect to the leader, and register this process.
 
         Returns ``None`` if no process listens at a socket. Raises ``TimeoutError`` if one listens and does not answer
-        for the lease, ``EngineMovedError`` if it closes the connection or another machine does not listen, and
-        ``EngineError`` if it refuses this process.
+        for the lease, ``EngineMovedError`` if it closes the connection, another machine does not listen, or
+        another server answers there, and ``EngineError`` if it refuses this process.
         """
         try:
             follower = cls(leader, worker, timing)
@@ -151,9 +151,15 @@ class Follower:
             if response.status != 503:
                 break
             await asyncio.sleep(_STARTING_SECONDS)
-        if response.status >= 400:
-            raise_error(msgspec.json.decode(response.body, type=ErrorBody))
-        self._id = msgspec.json.decode(response.body, type=Registered).worker_id
+        try:
+            if response.status >= 400:
+                raise_error(msgspec.json.decode(response.body, type=ErrorBody))
+            self._id = msgspec.json.decode(response.body, type=Registered).worker_id
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            address = self.leader.address if isinstance(self.leader, RemoteLeader) else self.leader
+            raise EngineMovedError(
+                f"what answers at {address} is not an engine of this log (status {response.status})", is_unclear=False
+            ) from None
 
     def _registration(self) -> bytes:
         return msgspec.json.encode(Registration(self._worker.capacity(), self._worker.syncs()))

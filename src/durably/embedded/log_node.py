@@ -12,13 +12,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from durably.engine.api.counters import read_log_gauges
+from durably.engine.api.metrics import Metric
 from durably.engine.log.log import CommitLog
 from durably.engine.log.standby import follow
 from durably.engine.log.store import LogUnavailableError
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import DatabaseLock, check_place
-from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError
+from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError, DatabaseUnavailableError
 from durably.protocol.text import get_logger
 
 from .follower import EngineMovedError, Follower, RemoteLeader
@@ -30,6 +32,8 @@ from .worker import LocalWorker
 
 _LOOK_SECONDS = 0.1
 """Seconds between two looks for the file's lock, or for the leader in the log."""
+
+_OF_ENTRIES = ("log_sequence", "log_lag_entries")
 
 _logger = get_logger("durably.engine")
 
@@ -85,6 +89,17 @@ class LogNode(Node):
         for descriptor in self._log.descriptors():
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+
+    def read_log_metrics(self) -> list[Metric]:
+        """The log's gauges as this process has them; ``Engine.read_metrics`` has those of the leader. Blocks.
+
+        A process that is neither leader nor standby has no entries.
+        """
+        try:
+            metrics = read_log_gauges(self._log.state())
+        except DatabaseUnavailableError:
+            return read_log_gauges(None)
+        return [each for each in metrics if self.holds_database or each.name not in _OF_ENTRIES]
 
     # the role
 
