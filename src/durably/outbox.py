@@ -397,6 +397,8 @@ def _lock(connection: Connection) -> bool:
 
 # -- transactional steps
 
+_OF_STEP = "WHERE run_id = :run_id AND step_id = :step_id"
+
 
 class StepResult:
     """The result of a step in the user's database, for one attempt at the step.
@@ -424,17 +426,15 @@ class StepResult:
             sql = f"INSERT IGNORE INTO {insert}"
         if connection.execute(sql, {**self._key, "created": time.time_ns() // 1_000_000}).count:
             return False, None
-        where = "WHERE run_id = :run_id AND step_id = :step_id"
-        [[text]] = connection.execute(f"SELECT result FROM {RESULTS_TABLE} {where}", self._key).rows
+        [[text]] = connection.execute(f"SELECT result FROM {RESULTS_TABLE} {_OF_STEP}", self._key).rows
         data = msgspec.json.decode(text)
         return True, data if self._decode is None else self._decode(data)
 
     def write(self, connection: Connection, value: Any) -> None:
         """Store the result. Raises ``OutputUnserializableError``."""
         encoded, _ = to_json(value if self._encode is None else self._encode(value), self._name)
-        where = "WHERE run_id = :run_id AND step_id = :step_id"
         connection.execute(
-            f"UPDATE {RESULTS_TABLE} SET result = :result {where}", {**self._key, "result": encoded.decode()}
+            f"UPDATE {RESULTS_TABLE} SET result = :result {_OF_STEP}", {**self._key, "result": encoded.decode()}
         )
 
 

@@ -122,7 +122,7 @@ def apply_entries(connection: sqlite3.Connection, entries: Sequence[tuple[int, b
 
     Raises as ``decode_entry`` does, and ``LogDamagedError`` if they are not the continuation of the database.
     """
-    execute = functools.partial(sqlite3.Connection.execute, connection)  # Nothing is recorded.
+    execute = functools.partial(_execute, connection)  # Nothing is recorded.
     execute("BEGIN IMMEDIATE")
     try:
         first = entries[0][0]

@@ -220,8 +220,7 @@ class CommitLog:
         sequence, token = _position(connection)
         if sequence == 0:
             return token is not None or not self._store.snapshots()
-        entries = self._store.read(sequence - 1, 1)
-        return bool(entries) and entries[0][0] == sequence and decode_entry(*entries[0]).token == token
+        return self._has_entry(sequence, token)
 
     def _restore(self, path: Path) -> None:
         """Make the local file from the newest snapshot that is whole."""
@@ -254,13 +253,12 @@ class CommitLog:
                 "that has the file of this database first"
             )
 
-    def catch_up(self, connection: sqlite3.Connection) -> int:
-        """Apply the entries that the local file lacks. Returns their number.
+    def catch_up(self, connection: sqlite3.Connection) -> None:
+        """Apply the entries that the local file lacks.
 
         Raises ``LogDamagedError`` if the next entry is missing: the file must be restored.
         """
         self.sequence, _ = _position(connection)
-        applied = 0
         while entries := self._read_next():
             numbers = [number for number, _ in entries]
             if numbers != [*range(self.sequence + 1, self.sequence + 1 + len(entries))]:
@@ -271,8 +269,6 @@ class CommitLog:
             with _unavailable():
                 apply_entries(connection, entries)
             self.sequence = numbers[-1]
-            applied += len(entries)
-        return applied
 
     # other processes
 
@@ -379,7 +375,7 @@ class CommitLog:
         self.sequence = sequence
         self._bytes_since_snapshot += len(payload)
 
-    def _has_entry(self, sequence: int, token: bytes) -> bool:
+    def _has_entry(self, sequence: int, token: bytes | None) -> bool:
         entries = self._store.read(sequence - 1, 1)
         return bool(entries) and entries[0][0] == sequence and decode_entry(*entries[0]).token == token
 

@@ -66,7 +66,6 @@ from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     ConfigInvalidError,
-    DatabaseUnavailableError,
     EngineError,
     RunNotFoundError,
     StaleCallError,
@@ -80,7 +79,7 @@ from .queries import functions, runs
 from .runtime import Runtime
 from .transactions import bulk_operations, event_routing, operations
 from .transactions.bulk_operations import BulkOperationKind
-from .writer import CommitLog
+from .writer import CommitLog, read_log_state
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
@@ -305,10 +304,7 @@ class SqliteEngine(LocalEngine):
 
     async def read_log(self) -> LogState | None:
         log = self._runtime.log
-        if log is not None:
-            with contextlib.suppress(DatabaseUnavailableError):
-                return await asyncio.to_thread(log.state)
-        return None
+        return None if log is None else await read_log_state(log)
 
     async def function_loads(
         self, *, since: datetime | None = None, until: datetime | None = None

@@ -1,21 +1,21 @@
 """An embedded engine that is served over HTTP."""
 
 import asyncio
-import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 from durably.engine.api.http.server import EngineServer, ServerOptions
 from durably.engine.log.log import CommitLog
 from durably.engine.log.standby import follow
-from durably.engine.model.overview import LogState
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import DatabaseLostError, DatabaseUnavailableError, EngineError
 from durably.protocol.text import describe_os_error, get_logger
 
 from .engine import SqliteEngine
 from .files import DatabaseLock, find_file
+from .writer import read_log_state
 
 _RETRY_SECONDS = 0.2
 
@@ -60,12 +60,6 @@ async def serve_database(
         except OSError as error:
             raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
 
-    async def read_state() -> LogState | None:
-        assert log is not None
-        with contextlib.suppress(DatabaseUnavailableError):
-            return await asyncio.to_thread(log.state)
-        return None
-
     if log is not None:
-        options["standby"] = read_state
+        options["standby"] = partial(read_log_state, log)
     return await EngineServer.open(open_database, settings, **options)

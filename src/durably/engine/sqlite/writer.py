@@ -83,6 +83,13 @@ class CommitLog(Protocol):
     def release(self) -> None: ...
 
 
+async def read_log_state(log: CommitLog) -> LogState | None:
+    """The state of the log, ``None`` if its store cannot be reached."""
+    with contextlib.suppress(DatabaseUnavailableError):
+        return await asyncio.to_thread(log.state)
+    return None
+
+
 class Writer:
     """Writes to the database, in a thread of its own.
 
