@@ -15,6 +15,9 @@ TEST_PROCESSES ?= 4
 # Tests of the parts that other packages could break.
 LOWEST := tests/protocol tests/values tests/io tests/comm tests/frameworks tests/django tests/engine/api tests/engine/sqlite tests/otel
 
+# Tests of the parts that another version of Python or Django could break.
+CORE := tests/protocol tests/execution tests/functions tests/values tests/io tests/comm tests/frameworks tests/django tests/outbox tests/engine/core tests/engine/model tests/engine/api tests/engine/sqlite tests/embedded
+
 # The port of the engine of make dev.
 PORT ?= 8288
 APP_PORT ?= 8000
@@ -25,7 +28,7 @@ EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py ex
 
 CHECK_PYTHON := 'import sys; sys.exit(sys.version_info < (3, 11) and "Durably needs Python 3.11 or later; set PYTHON=")'
 
-.PHONY: help files demo demo-cluster demo-failover demo-temporal dev pictures test test-slow test-lowest conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-cluster demo-failover demo-temporal dev pictures test test-slow test-lowest test-python conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints release published clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -36,6 +39,7 @@ help:
 	@echo "make test           the tests, without costly variants"
 	@echo "make test-slow      the costly variants, which CI runs too"
 	@echo "make test-lowest    tests of what depends on other packages, with the lowest versions that we accept"
+	@echo "make test-python    the core of the tests on another Python; PYTHON=python3.14, and DJANGO='4.2.*' for another Django"
 	@echo "make conformance-temporal  all tests of the protocol, on the engine on Temporal"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
 	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --absent'"
@@ -45,6 +49,8 @@ help:
 	@echo "make files          each file with its purpose; FOLDER=src/durably/cli for those of one folder"
 	@echo "make pictures       pictures of the dashboard for the README and the docs; ALL=1 for all pages, in build/pictures"
 	@echo "make docs-links     requests each address outside of the docs"
+	@echo "make release        wheel, source distribution and bill of materials in dist, checked"
+	@echo "make published      once the package is on PyPI: the docs say pip install durably"
 	@echo "make bench          benchmarks, side by side with peers"
 
 demo: $(DEMO)/.ready
@@ -75,6 +81,14 @@ test-lowest:
 	build/lowest/bin/uv pip install --quiet --python build/lowest/bin/python --resolution lowest-direct --editable ".[all]" --group test
 	build/lowest/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(LOWEST)
 
+test-python:
+	@$(PYTHON) -c $(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear build/python
+	build/python/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/python/bin/uv pip install --quiet --python build/python/bin/python --constraint constraints.txt --editable ".[all]" --group test
+	$(if $(DJANGO),build/python/bin/uv pip install --quiet --python build/python/bin/python "django==$(DJANGO)")
+	build/python/bin/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal $(CORE)
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -93,6 +107,7 @@ conformance-temporal: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)
 	$(BIN)/python -m tests.crash.soak --log --blows 500 $(SOAK)
+	$(BIN)/python -m tests.crash.soak --log s3 --blows 100 $(SOAK)
 	$(BIN)/python -m tests.engine.temporal.faults.soak $(SOAK)
 	CRASH_SEED=$${CRASH_SEED:-$$(date +%s)} CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
 	$(BIN)/python -m pytest -m soak -o timeout=3600
@@ -129,6 +144,20 @@ constraints:
 	build/constraints/bin/python -m pip install --quiet --editable ".[all]" --group lint --group test --group docs
 	build/constraints/bin/python -m pip freeze --exclude-editable > constraints.txt
 	rm -rf build/constraints
+
+# The bill of materials lists what `pip install "durably[all]"` brings, with the versions of constraints.txt.
+release:
+	rm -rf dist build/release && $(PYTHON) -m venv build/release/tools && $(PYTHON) -m venv build/release/all
+	build/release/tools/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/release/tools/bin/python -m pip install --quiet --constraint constraints.txt --group release
+	build/release/tools/bin/python -m build --outdir dist
+	build/release/tools/bin/twine check --strict dist/*
+	build/release/all/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[all]"
+	build/release/tools/bin/cyclonedx-py environment --output-reproducible --output-file dist/durably.cdx.json build/release/all
+
+# One place to switch: until then each page installs a clone.
+published:
+	grep -rl "path/to/durably" README.md docs examples | xargs sed -i 's#path/to/durably#durably#g'
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis .durably

@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -102,6 +103,12 @@ def cpu_seconds_of(pid: int) -> float:
     """The CPU time of a process, with all of its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def family_cpu_seconds() -> float:
+    """The CPU time of this process and its children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return time.process_time() + sum(cpu_seconds_of(int(pid)) for pid in children)
 
 
 def serve(open_child: Callable[[Path, list[str]], AbstractAsyncContextManager[tuple[Any, Answerer]]]) -> None:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 
@@ -20,10 +21,11 @@ from .database import DATABASE
 
 @asynccontextmanager
 async def open_engine(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[dict[str, Any], Answerer]]:
-    """The argument, if there is one, is for how many seconds what has ended is kept."""
+    """The arguments, if there are any: the seconds for which ended runs are kept, the number of connections."""
     settings = EngineSettings(retention=dt.timedelta(seconds=float(arguments[0])) if arguments else None)
     start = time.perf_counter()
-    async with await serve_database(directory / DATABASE, settings, port=0) as server:
+    limits = ConnectionLimits(max_connections=int(arguments[1])) if len(arguments) > 1 else ConnectionLimits()
+    async with await serve_database(directory / DATABASE, settings, port=0, limits=limits) as server:
         yield {"origin": server.origin, "opened": time.perf_counter() - start}, _answer
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ulid import ULID
 
-from durably.engine.api.http.codec import encode_result
+from durably.engine.api.codec import encode_result
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import operations_of
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, RunStatus, encode_run_state

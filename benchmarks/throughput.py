@@ -31,7 +31,9 @@ class Contender:
 
 FLOOR = Contender("SQLite, one row a commit", "commits", 2_000)
 IN_PROCESS = Contender("Durably in process", "durably_in_process", 800)
-FROZEN = Contender("Durably in process, after gc.freeze()", "durably_in_process", 800, ("frozen",))
+ALL_OBJECTS = Contender(
+    "Durably in process, the collector visits old objects", "durably_in_process", 800, ("all-objects",)
+)
 HTTP = Contender("Durably over HTTP", "durably_http", 400)
 HTTP_EACH = Contender("Durably over HTTP, checkpoint after each step", "durably_http", 400, ("1",))
 HTTP_BUFFERED = Contender("Durably over HTTP, checkpoint of three steps", "durably_http", 400, ("3",))
@@ -44,7 +46,7 @@ TEMPORAL = Contender("Temporal's development server", "temporal_dev", 100)
 CONTENDERS = (
     FLOOR,
     IN_PROCESS,
-    FROZEN,
+    ALL_OBJECTS,
     HTTP,
     EXCHANGES,
     HTTP_EACH,
@@ -58,14 +60,15 @@ CONTENDERS = (
 
 
 _AIMS = (
-    ("in process, against DBOS", IN_PROCESS, DBOS, 35),
-    ("over HTTP, against DBOS", HTTP, DBOS, 10),
-    ("over HTTP with checkpoints, against DBOS", HTTP_BUFFERED, DBOS, 10),
-    ("over HTTP, against bare exchanges", HTTP, EXCHANGES, 0.5),
-    ("over HTTP with a checkpoint after each step, against bare exchanges", HTTP_EACH, EXCHANGES_EACH, 0.5),
-    ("over HTTP with checkpoints, against bare exchanges", HTTP_BUFFERED, EXCHANGES_BUFFERED, 0.5),
-    ("over HTTP, against Restate", HTTP, RESTATE, 1),
-    ("over HTTP with checkpoints, against Restate", HTTP_BUFFERED, RESTATE, 1),
+    ("in process, against DBOS", IN_PROCESS, DBOS, 45),
+    ("in process, against the floor", IN_PROCESS, FLOOR, 0.9),
+    ("over HTTP, against DBOS", HTTP, DBOS, 12),
+    ("over HTTP with checkpoints, against DBOS", HTTP_BUFFERED, DBOS, 12),
+    ("over HTTP, against bare exchanges", HTTP, EXCHANGES, 0.7),
+    ("over HTTP with a checkpoint after each step, against bare exchanges", HTTP_EACH, EXCHANGES_EACH, 0.7),
+    ("over HTTP with checkpoints, against bare exchanges", HTTP_BUFFERED, EXCHANGES_BUFFERED, 0.7),
+    ("over HTTP, against Restate", HTTP, RESTATE, 2),
+    ("over HTTP with checkpoints, against Restate", HTTP_BUFFERED, RESTATE, 2),
     ("over HTTP, against Temporal", HTTP, TEMPORAL, 10),
     ("over HTTP with checkpoints, against Temporal", HTTP_BUFFERED, TEMPORAL, 10),
 )

@@ -8,7 +8,7 @@ import pytest
 import durably
 from durably import PydanticSerializer
 from durably.comm import CommHandler
-from durably.errors import DurationInvalidError, FunctionConfigInvalidError
+from durably.errors import DurationInvalidError, FunctionConfigInvalidError, SigningKeyMissingError
 
 
 def make_client(**arguments: Any) -> durably.Client:
@@ -48,6 +48,33 @@ def test_a_wrong_argument_of_the_client_is_named(argument: str, value: Any, text
 def test_a_wrong_request_timeout_is_named(value: Any) -> None:
     with pytest.raises(DurationInvalidError, match=r"^Client\.request_timeout: "):
         make_client(request_timeout=value)
+
+
+@pytest.mark.parametrize("value", [10, 2.5, True])
+async def test_a_duration_of_a_web_app_has_a_unit(value: Any) -> None:
+    client = make_client(signing_key="signkey-test-5ec2e7")
+    handle, token = client.run("run"), client.answer_token("run", "approval", expires="1h")
+    for call in (
+        handle.result(timeout=value),
+        handle.ask("approval", timeout=value),
+        handle.answer("approval", timeout=value),
+        client.answer(token, timeout=value),
+    ):
+        with pytest.raises(DurationInvalidError, match=rf'timeout: .*"10s".*{value}'):
+            await call
+    for make in (
+        lambda: handle.result_sync(timeout=value),
+        lambda: handle.ask_sync("approval", timeout=value),
+        lambda: client.answer_token("run", "approval", expires=value),
+        lambda: client.stream_token("run", expires=value),
+    ):
+        with pytest.raises(DurationInvalidError, match=rf'(timeout|expires=…\)): .*"10s".*{value}'):
+            make()
+
+
+def test_a_token_of_an_answer_needs_a_signing_key() -> None:
+    with pytest.raises(SigningKeyMissingError, match="DURABLY_SIGNING_KEY"):
+        make_client().answer_token("run", "approval")
 
 
 def test_an_output_type_that_nothing_converts_is_refused() -> None:

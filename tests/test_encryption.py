@@ -176,6 +176,10 @@ def make_functions(client: Client) -> list[Any]:
     def sent(ctx: ContextSync) -> Any:
         return ctx.step.run("a", lambda: ctx.event.data["encrypted"])
 
+    @client.create_function(fn_id="later", trigger=durably.TriggerDeferred())
+    async def later(ctx: Context) -> Any:
+        return ctx.event.data["encrypted"]
+
     async def on_failure(ctx: Context) -> Any:
         return await ctx.step.run("original", lambda: ctx.event.data["event"]["data"])
 
@@ -183,6 +187,7 @@ def make_functions(client: Client) -> list[Any]:
     async def main(ctx: Context) -> Any:
         secret = ctx.event.data["encrypted"]["card"]
         data = {"encrypted": secret}
+        ctx.defer("later", function=later, data=data)
         found = [await ctx.step.run("a", lambda: secret)]
         found += await asyncio.gather(
             ctx.step.invoke("first", function=echo, data=data),
@@ -201,7 +206,7 @@ def make_functions(client: Client) -> list[Any]:
     async def finished(ctx: Context) -> Any:
         return None if ctx.event.data["function_id"] == "app-finished" else ctx.event.data.get("result")
 
-    return [echo, sent, main, finished]
+    return [echo, sent, main, finished, later]
 
 
 FOUND = [SECRET, SECRET, SECRET, [SECRET], SECRET, SECRET]
@@ -222,6 +227,8 @@ async def test_all_that_was_encrypted_comes_back(checkpointing: bool, fields: st
         results = [open_run(run.output) for run in engine.runs(functions[3])]
         assert FOUND in results
         assert SECRET in results
+        [deferred] = engine.runs(functions[4])
+        assert open_run((await deferred.wait()).output) == SECRET
 
         run = await engine.send(Event(name="main", data={"encrypted": {"card": SECRET}, "fail": True}))
         await engine.send(Event(name="answer", data={"encrypted": SECRET}))

@@ -5,7 +5,7 @@ import inspect
 import re
 from pathlib import Path
 
-from durably import Embedded
+from durably import Embedded, browser_streams, streams
 from durably.client import Client
 from durably.comm import requests
 from durably.embedded import embedded
@@ -15,6 +15,7 @@ from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, config
+from durably.engine.model import channels, runs
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes, statistics
 from durably.engine.sqlite.queries import search
@@ -23,8 +24,10 @@ from durably.engine.temporal import records, support, workers
 from durably.engine.temporal.routing import bucket, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
+from durably.functions import publishing
 from durably.io import http_connections, worker_threads
-from durably.protocol import limits
+from durably.protocol import channels as protocol_channels
+from durably.protocol import limits, stream_tokens
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
 SETTINGS, CONNECTIONS = EngineSettings(), ConnectionLimits()
@@ -97,6 +100,14 @@ EXPECTED = {
     "data of deferred functions": size(limits.MAX_DEFERRED_BYTES),
     "metadata of a run": size(operations.MAX_METADATA_BYTES),
     "spans of all runs": size(operations.MAX_TRACES_BYTES),
+    "text of `ctx.progress`": f"{runs.MAX_PROGRESS_TEXT:,} characters",
+    "data of a message": f"{size(protocol_channels.MAX_MESSAGE_BYTES)} as JSON",
+    "messages kept of a run or another channel": (
+        f"{channels.MAX_KEPT_MESSAGES:,}, and {size(channels.MAX_KEPT_BYTES)}"
+    ),
+    "messages kept of all channels": size(channels.MAX_TOTAL_BYTES),
+    "messages that wait for one listener": f"{streams.MAX_QUEUED:,}, and {size(streams.MAX_QUEUED_BYTES)}",
+    "unsent messages of an app's process": size(publishing.MAX_PENDING_BYTES),
     "calls under way": f"{SETTINGS.max_calls}",
     "connections to the API": f"{CONNECTIONS.max_connections:,}",
     "time for the head of a request": time(CONNECTIONS.head_timeout),
@@ -134,6 +145,11 @@ EXPECTED = {
         f"{time(embedded._LEASE)}; {time(embedded._LEASE_WITH_LOG)} with a commit log"
     ),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
+    "open streams of a process, on an event loop": f"{browser_streams.MAX_LISTENERS:,}",
+    "open streams of a process, under another WSGI server": f"{browser_streams._MAX_LISTENERS_OF_POOL}",
+    "channels of a stream": f"{browser_streams.MAX_CHANNELS}",
+    "duration of a stream": time(browser_streams._LONGEST_SECONDS),
+    "length of a token": f"{stream_tokens.MAX_TOKEN_LENGTH:,} characters",
     "an event on Temporal": f"{sizes.MAX_EVENT_BYTES:,} bytes",
     "an output of a step or a run on Temporal": f"{sizes.MAX_OUTPUT_BYTES:,} bytes",
     "history of a run": f"{sizes.MAX_HISTORY_EVENTS:,} events, {sizes.MAX_HISTORY_BYTES:,} bytes",
@@ -146,8 +162,10 @@ EXPECTED = {
     "runs that a process keeps in memory, for each app": f"{workers.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }
-OF_PYTHON = {"threads for sync functions and handlers": "CPUs plus 4, at most 32"}
-"""``concurrent.futures.ThreadPoolExecutor``'s default."""
+OF_OTHERS = {
+    "threads for sync functions and handlers": "CPUs plus 4, at most 32",  # ThreadPoolExecutor's default
+    "open streams of a process, under gunicorn (WSGI)": "its threads less one",
+}
 
 
 def rows() -> list[list[str]]:
@@ -160,7 +178,7 @@ def rows() -> list[list[str]]:
 
 def test_each_row_has_the_value_of_the_code() -> None:
     assert all(len(row) == 4 for row in rows())
-    assert {row[0]: row[1] for row in rows()} == EXPECTED | OF_PYTHON
+    assert {row[0]: row[1] for row in rows()} == EXPECTED | OF_OTHERS
 
 
 def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:

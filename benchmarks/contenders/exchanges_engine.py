@@ -19,6 +19,8 @@ from durably.engine.core.run_state import Call
 from .load import EVENT_BODY, STEPS, step_memo
 
 RUN_HEADER, CALL_HEADER = "x-run", "x-call"
+_IDLE_SECONDS = 1.5
+"""Seconds to keep an idle connection between turns: shorter than the app's server does."""
 
 
 @asynccontextmanager
@@ -27,7 +29,9 @@ async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator
     app_url, calls = arguments[0], int(arguments[1])
     bodies = [call_body(number) for number in range(calls)]
     running: set[asyncio.Task[None]] = set()
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), cookie_jar=aiohttp.DummyCookieJar())
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS), cookie_jar=aiohttp.DummyCookieJar()
+    )
 
     async def run(number: str) -> None:
         for place, body in enumerate(bodies):

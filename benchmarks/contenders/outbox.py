@@ -22,7 +22,7 @@ from benchmarks.children import Answerer, serve
 
 _EVENT = {"order_id": 1, "email": "ada@example.com"}
 _ORDER = "INSERT INTO orders (email) VALUES (%s)"
-_BARE = "INSERT INTO durably_outbox (event) VALUES (%s)"
+_BARE = "INSERT INTO durably_outbox (app, event) VALUES ('shop', %s)"
 _NOTIFY = "NOTIFY durably_outbox"
 
 _MOST_THREADS = 8

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from durably.functions.config import register
 from durably.functions.function import Function
 from durably.functions.middleware import SendEventsResult, TransformOutputResult, TransformStepInput
+from durably.functions.publishing import publish
+from durably.protocol.events import RunStatus
 from durably.protocol.opcodes import ParallelMode
 from durably.protocol.options import (
     Batch,
@@ -19,9 +21,11 @@ from durably.protocol.options import (
     Throttle,
     Timeouts,
     TriggerCron,
+    TriggerDeferred,
     TriggerEvent,
 )
 
+from . import ai as ai
 from .client import Client
 from .context import Context, ContextSync, Group, GroupSync
 from .embedded import check_config
@@ -30,13 +34,18 @@ from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError
 from .events import Event, EventType
 from .execution import StepMemos
 from .middleware import Middleware, MiddlewareSync
+from .questions import Question, QuestionSync
+from .runs import RunHandle
 from .settings import Streaming
 from .steps import FetchResponse, Signal, Step, StepSync
 from .values.codecs import PydanticSerializer, Serializer
 
 if TYPE_CHECKING:
+    from .connection import WorkerConnection, connect
     from .embedded.embedded import Embedded
     from .embedded.temporal_engine import TemporalEngine
+    from .engine.model.questions import OpenQuestion
+    from .engine.model.runs import Run
     from .engine.model.settings import Durability, EngineSettings
 
 register(check_config)
@@ -78,11 +87,17 @@ __all__ = [
     "Middleware",
     "MiddlewareSync",
     "NonRetriableError",
+    "OpenQuestion",
     "ParallelMode",
     "Priority",
     "PydanticSerializer",
+    "Question",
+    "QuestionSync",
     "RateLimit",
     "RetryAfterError",
+    "Run",
+    "RunHandle",
+    "RunStatus",
     "SendEventsResult",
     "Serializer",
     "Signal",
@@ -98,7 +113,11 @@ __all__ = [
     "TransformOutputResult",
     "TransformStepInput",
     "TriggerCron",
+    "TriggerDeferred",
     "TriggerEvent",
+    "WorkerConnection",
+    "connect",
+    "publish",
 ]
 
 
@@ -106,12 +125,16 @@ _IMPORTED_AT_FIRST_USE = {
     "Durability": "durably.engine.model.settings",
     "Embedded": "durably.embedded.embedded",
     "EngineSettings": "durably.engine.model.settings",
+    "OpenQuestion": "durably.engine.model.questions",
+    "Run": "durably.engine.model.runs",
     "TemporalEngine": "durably.embedded.temporal_engine",
+    "WorkerConnection": "durably.connection",
+    "connect": "durably.connection",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import a name that needs an engine at its first use.
+    """Import a name that needs an engine, or aiohttp, at its first use.
 
     Importing ``durably`` imports no engine.
     """

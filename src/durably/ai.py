@@ -1,10 +1,37 @@
-"""Adapters for ``step.ai.infer``: addresses and request formats of AI providers.
+"""AI models: the tokens that a step has used, and the providers of ``step.ai.infer``.
 
-The engine makes the request. It gets the key with the step, and neither stores nor shows it.
+The engine makes the request of ``step.ai.infer``. It gets the key with the step, and neither stores nor shows it.
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from .errors import FunctionConfigInvalidError
+from .execution import in_step
+from .protocol.usage import ModelUsage as ModelUsage
+
+
+def record_usage(*, model: str, input_tokens: int | None = 0, output_tokens: int | None = 0) -> None:
+    """Record the tokens of a model that the running step has used. Call it in the step's handler, in any thread.
+
+    ``None``, which some client libraries have, counts as 0. Several calls are summed for each model. The tokens of a
+    failed attempt count too. Raises ``FunctionConfigInvalidError`` outside of a step's handler, and ``ValueError`` for
+    a negative number.
+    """
+    step = in_step.get()
+    if step is None:
+        raise FunctionConfigInvalidError(
+            "record_usage was called outside of a step: call it in the handler that calls the model. In threads of "
+            "your own, run the handler's code in contextvars.copy_context()"
+        )
+    if step.usage is None:
+        raise FunctionConfigInvalidError(
+            f'record_usage was called after step "{step.name}" had ended: await the model\'s answer in its handler'
+        )
+    usage = ModelUsage(model, input_tokens or 0, output_tokens or 0)
+    if min(usage.input_tokens, usage.output_tokens) < 0:
+        raise ValueError(f'step "{step.name}": numbers of tokens must not be negative')
+    step.usage.append(usage)
 
 
 class Adapter:

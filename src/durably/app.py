@@ -4,10 +4,10 @@ Also ``AppTracing``, through which the SDK reports sends, calls and steps as spa
 client without it reports nothing.
 """
 
-import importlib.metadata
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from secrets import token_bytes as random_bytes
 from types import NoneType
 from typing import Any, Protocol
 
@@ -19,9 +19,10 @@ from durably.execution import Outcome, StepTracer
 from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import Event
-from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
+from durably.protocol.headers import REQUEST_VERSION, VERSION, Header, ServerKind
 from durably.protocol.options import Checkpointing, check_checkpointing, check_switch, check_text, check_type
 from durably.protocol.signatures import check_signing_key
+from durably.protocol.stream_tokens import derive_key
 from durably.protocol.text import is_name
 from durably.run_logger import Logger, as_logger
 from durably.settings import (
@@ -38,7 +39,6 @@ from durably.settings import (
 )
 from durably.values.codecs import Serializer
 
-VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"
 SDK = f"{SDK_NAME}:v{VERSION}"
 
@@ -107,6 +107,7 @@ class App:
         self.event_key = event_key or environment.read(EVENT_KEY)
         self.signing_key = signing_key or environment.read(SIGNING_KEY)
         self.signing_key_fallback = environment.read(SIGNING_KEY_FALLBACK)
+        self._random_secret = b""
         self.middleware = list_middleware(middleware, "Client.middleware")
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
@@ -158,6 +159,22 @@ class App:
     def signing_keys(self) -> tuple[str | None, str | None]:
         """The key and its fallback, in the order in which they are tried."""
         return self.signing_key, self.signing_key_fallback
+
+    def stream_keys(self) -> list[bytes]:
+        """The keys of tokens for streams. The first one signs."""
+        secrets: list[str | bytes] = [key for key in self.signing_keys if key]
+        if not secrets and self.in_process is not None:
+            secrets += self.in_process.shared_secrets
+        if not secrets:
+            if not self._random_secret:
+                self._random_secret = random_bytes(32)
+                self.logger.warning(
+                    "the app %r has no signing key, so tokens of streams are valid only in the process that made "
+                    "them: set %s to the same key in all processes (`durably keys` makes one)",
+                    *(self.app_id, SIGNING_KEY.name),
+                )
+            secrets.append(self._random_secret)
+        return [derive_key(secret) for secret in secrets]
 
     def headers(self, framework: str | None = None) -> dict[str, str]:
         """The headers of every request and answer (spec §4.1)."""

@@ -3,15 +3,18 @@
 A client creates functions and sends events.
 """
 
+import datetime as dt
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from durably.functions.config import FunctionOpts
 from durably.functions.diagnostics import check_send, note_made
 from durably.functions.function import Function, Handler, T
 from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware, list_middleware
 from durably.io.http_client import IO, AsyncIO, BlockingIO
-from durably.protocol.events import Event
+from durably.protocol.durations import DurationWithUnit, to_seconds
+from durably.protocol.events import Event, RunStatus
 from durably.protocol.options import (
     Batch,
     Cancel,
@@ -25,14 +28,23 @@ from durably.protocol.options import (
     Throttle,
     Timeouts,
     Trigger,
+    check_texts,
 )
+from durably.protocol.stream_tokens import StreamGrant, sign_grant
 from durably.values.outputs import check_output_type
 
 from .app import App
+from .asks import answer_by_token, find_question, make_answer_token
+from .engine_client import block, execute
 from .events import send_events
 from .execution import drive
 from .run_logger import as_logger
+from .runs import RunHandle, list_runs
 from .values.codecs import Unset
+
+if TYPE_CHECKING:
+    from durably.engine.model.questions import OpenQuestion
+    from durably.engine.model.runs import Run
 
 _ASYNC_IO = AsyncIO()
 
@@ -128,7 +140,7 @@ class Client(App):
             check_middleware([*self.middleware, *own_middleware], f'function "{fn_id}": middleware')
 
         def decorate(handler: Handler[T]) -> Function[T]:
-            function = Function(opts, handler, on_failure=on_failure, middleware=own_middleware)
+            function = Function(opts, handler, on_failure=on_failure, middleware=own_middleware, client=self)
             note_made(function, self.in_process)
             return function
 
@@ -147,6 +159,142 @@ class Client(App):
         if self.in_process is not None:
             self.in_process.refuse_to_block()
         return drive(self._send(events, BlockingIO(), skip_middleware))
+
+    def stream_token(
+        self,
+        channels: str | Sequence[str],
+        topics: Sequence[str] | None = None,
+        *,
+        expires: DurationWithUnit = dt.timedelta(hours=1),
+    ) -> str:
+        """A token with which a browser reads the messages of a run, or of other channels, at ``/streams?token=…``.
+
+        Hand it out in a view that has checked what its visitor may see. It is valid for everybody until it expires.
+
+        - ``channels``: The ids of runs, or other channels.
+        - ``topics``: Those that may be read, all by default. ``$run``, ``$step`` and ``$progress`` are the engine's.
+        - ``expires``: The life of the token (``"10m"`` or a ``timedelta``, 1 h by default).
+
+        It is signed with the client's signing key; without one, with a secret that the processes of an ``Embedded``
+        share; otherwise with a secret of this process alone, of which the log warns. Raises ``ValueError`` if there are
+        too many channels for a URL.
+        """
+        names = [channels] if isinstance(channels, str) else channels
+        check_texts(names, "stream_token(channels)", "a run's id")
+        if topics is not None:
+            check_texts(topics, "stream_token(topics=…)", '["$progress"]')
+        ends = time.time() + to_seconds(expires, "stream_token(expires=…)")
+        grant = StreamGrant(list(names), None if topics is None else list(topics), int(ends))
+        return sign_grant(grant, self.stream_keys()[0])
+
+    @overload
+    def run(self, run_id: str) -> RunHandle[Any]: ...
+    @overload
+    def run(self, run_id: str, function: Function[T]) -> RunHandle[T]: ...
+    def run(self, run_id: str, function: Function[Any] | None = None) -> RunHandle[Any]:
+        """The handle of a run whose id was kept. ``function`` gives the type of its result."""
+        return RunHandle(self, run_id, function)
+
+    async def runs(
+        self,
+        function: Function[Any] | None = None,
+        *,
+        status: RunStatus | str | None = None,
+        started_after: dt.datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> "list[Run]":
+        """Runs of the engine as they are now, newest first; by default those of all functions.
+
+        - ``status``: Such as ``"Failed"``.
+        - ``started_after``: A time with a time zone.
+        - ``limit``: At most 500. ``cursor`` is the id of the last run of the previous page.
+
+        Outputs of more than 16 KiB are omitted; a handle's ``status()`` has them.
+        """
+        return await list_runs(self, function, status, started_after, limit, cursor, _ASYNC_IO)
+
+    def runs_sync(
+        self,
+        function: Function[Any] | None = None,
+        *,
+        status: RunStatus | str | None = None,
+        started_after: dt.datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> "list[Run]":
+        """``runs`` for synchronous code."""
+        return block(self, lambda io: list_runs(self, function, status, started_after, limit, cursor, io))
+
+    # questions of runs
+
+    async def questions(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> "list[OpenQuestion]":
+        """Open questions of runs (``ctx.step.receive``), those of the newest runs first.
+
+        - ``function_id``: The full id, which begins with the app's (``Function.id``).
+        - ``cursor``: ``f"{last.run_id}.{last.step_id}"`` of the last one of the previous page.
+
+        ``client.run(question.run_id).answer(question.name, …, step_id=question.step_id)`` answers one. On Temporal it
+        needs ``run_id``.
+        """
+        arguments = {"run_id": run_id, "function_id": function_id, "limit": limit, "cursor": cursor}
+        return await execute(self, "list_questions", arguments, _ASYNC_IO)  # type: ignore[no-any-return]
+
+    def questions_sync(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> "list[OpenQuestion]":
+        """See ``questions``."""
+        arguments = {"run_id": run_id, "function_id": function_id, "limit": limit, "cursor": cursor}
+        return block(self, lambda io: execute(self, "list_questions", arguments, io))
+
+    def answer_token(self, run_id: str, name: str, *, expires: DurationWithUnit = dt.timedelta(days=7)) -> str:
+        """A token with which whoever has it answers a question of a run once, for a link in an e-mail.
+
+        The run accepts one answer of that name by tokens: give each question of a loop a name of its own. The token is
+        signed with the client's signing key, so it outlives processes. Make it in a step. Raises
+        ``SigningKeyMissingError``.
+        """
+        return make_answer_token(self, run_id, name, expires)
+
+    async def question(self, token: str) -> "OpenQuestion | None":
+        """The open question of a token; ``None`` if it is not open (yet, or any more).
+
+        Raises ``AnswerTokenError`` if the token is not valid, or has expired.
+        """
+        return await find_question(self, token, _ASYNC_IO)
+
+    def question_sync(self, token: str) -> "OpenQuestion | None":
+        """See ``question``."""
+        return block(self, lambda io: find_question(self, token, io))
+
+    async def answer(
+        self, token: str, data: Any = None, *, timeout: DurationWithUnit = dt.timedelta(seconds=10)
+    ) -> None:
+        """Answer the question of a token, and return when the run has received the answer.
+
+        Do so for a POST only: programs that look for malware open links. Raises ``AnswerTokenError``,
+        ``AnswerRefusedError`` if the answer does not fit, ``QuestionClosedError`` if the question has been answered or
+        the run has ended, and ``AskTimeoutError``.
+        """
+        await answer_by_token(self, token, data, timeout, _ASYNC_IO)
+
+    def answer_sync(
+        self, token: str, data: Any = None, *, timeout: DurationWithUnit = dt.timedelta(seconds=10)
+    ) -> None:
+        """See ``answer``."""
+        block(self, lambda io: answer_by_token(self, token, data, timeout, io))
 
     async def _send(self, events: Event | Sequence[Event], io: IO, skip_middleware: bool) -> list[str]:
         check_send()

@@ -4,20 +4,22 @@ The steps are in ``durably.steps``.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 import msgspec
 
 from durably.execution.async_call import group_mode
+from durably.functions.config import FunctionDefinition
 from durably.protocol.durations import Duration
 from durably.protocol.events import Event
 from durably.protocol.opcodes import ParallelMode
 
 from .errors import AsyncUnsupportedError, DeadlineError, FunctionConfigInvalidError
+from .events import Model
 from .execution import AsyncCall, SyncCall
 from .steps import Step, StepSync, sleep_request
 
@@ -30,6 +32,27 @@ T5 = TypeVar("T5")
 T6 = TypeVar("T6")
 AsyncBranch = Callable[[], Awaitable[T]]
 Branch = Callable[[], T]
+
+
+class Publisher(Protocol):
+    """Takes what a call reports; see ``functions.publishing``."""
+
+    def progress(self, fraction: float, message: str) -> None: ...
+
+    def publish(self, topic: str, data: Any, channel: str | None) -> None: ...
+
+
+class DeferredRun(Protocol):
+    """A function that a run has deferred."""
+
+    def abort(self) -> None:
+        """Take it back: it does not run."""
+
+
+class Defers(Protocol):
+    """Takes the functions that a call defers; see ``functions.defers``."""
+
+    def add(self, step_id: str, function: FunctionDefinition[Any], data: Any) -> DeferredRun: ...
 
 
 @dataclass
@@ -54,6 +77,37 @@ class _RunContext:
     job_id: str | None = None
     max_attempts: int | None = None
     function_id: str = ""
+    _publisher: "Publisher | None" = None
+    _defers: "Defers | None" = None
+
+    def progress(self, fraction: float, message: str = "") -> None:
+        """Report how far the run is, from 0 to 1, with a short message.
+
+        The engine stores the last value with the run. The function does not wait, and at most five values a second are
+        sent. Does nothing while memos are replayed.
+        """
+        if self._publisher is not None:
+            self._publisher.progress(fraction, message)
+
+    def publish(self, topic: str, data: Any, *, channel: str | None = None) -> None:
+        """Publish a message for those who listen to the run now. Does nothing while memos are replayed.
+
+        See ``durably.publish``, which also works in handlers of steps.
+        """
+        if self._publisher is not None:
+            self._publisher.publish(topic, data, channel)
+
+    def defer(
+        self, step_id: str, *, function: FunctionDefinition[Any], data: Mapping[str, Any] | Model | None = None
+    ) -> DeferredRun:
+        """Run another function once this run has ended, with any status.
+
+        ``data`` is the data of the function's event. The function needs ``TriggerDeferred``. Call this outside of
+        steps, without ``await``: it stores nothing by itself, and each call of the function repeats it. The engine
+        gets it with the next steps, or with the end of the function.
+        """
+        assert self._defers is not None
+        return self._defers.add(step_id, function, data)
 
 
 class Context(_RunContext):

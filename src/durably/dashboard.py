@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import quote
 
 from durably.io.background_loop import run_with_callbacks
-from durably.io.http_client import AsyncIO, Request, request_with_keys
+from durably.io.http_client import AsyncIO
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES
 from durably.protocol.options import check_type
 
 from .client import Client
+from .engine.api.codec import ANY_EVENT_KEY, HttpEngine, HttpRequest, HttpResponse
 from .engine.api.dashboard.dashboard import SEGMENTS, Dashboard, name_permission
 from .engine.api.dashboard.messages import (
     Action,
@@ -28,8 +29,8 @@ from .engine.api.dashboard.messages import (
     at_url,
     on_database,
 )
-from .engine.api.http.codec import ANY_EVENT_KEY, HttpEngine, HttpRequest, HttpResponse
 from .engine.api.interface import Engine
+from .engine_client import exchange
 from .errors import BodyTooLargeError, FunctionConfigInvalidError
 from .settings import check_serve_path
 
@@ -40,8 +41,10 @@ STREAM_SECONDS = 5.0
 _DEV_STREAM_SECONDS = 1.0
 """The same in development: a server that reloads waits for it, and would run old code for as long."""
 _TIMEOUT_SECONDS = 30.0
-ROOT_PATHS = rf"(?:(?:{'|'.join(sorted(map(re.escape, SEGMENTS - {''})))})(?:/[\s\S]*)?)?"
-"""The paths of a dashboard at the root, without the first slash. All other paths belong to the app."""
+ROOT_SEGMENTS = sorted(SEGMENTS - {""})
+"""The first segments of the paths of a dashboard at the root. All other paths belong to the app."""
+ROOT_PATHS = rf"(?:(?:{'|'.join(map(re.escape, ROOT_SEGMENTS))})(?:/[\s\S]*)?)?"
+"""The paths of a dashboard at the root, without the first slash."""
 _OF_PATHS = "/:@!$&'()*+=~"
 """Characters that browsers send unescaped in a path. Commas and semicolons end cookies' paths."""
 
@@ -60,8 +63,8 @@ class MountedDashboard:
         client: Client,
         path: str,
         *,
-        authorize: Callable[[Action], Any] | None,
-        allow_anonymous: bool,
+        authorize: Callable[[Action], Any] | None = None,
+        allow_anonymous: bool = False,
         caller: str,
         raises: tuple[type[Exception], ...] = (),
         permission_of: Callable[[str], str] = name_permission,
@@ -140,18 +143,10 @@ def engine_of(client: Client) -> Engine:
     if hasattr(client.engine, "__in_process__"):
         raise FunctionConfigInvalidError(f"the engine of the app {client.app_id!r} has no operations for a dashboard")
 
-    async def exchange(request: HttpRequest) -> HttpResponse:
-        sent = Request(
-            request.method,
-            f"{client.api_origin}{request.target}",
-            request.headers,
-            request.body,
-            _TIMEOUT_SECONDS,
-        )
-        response = await request_with_keys(AsyncIO(), sent, client.signing_keys)
-        return HttpResponse(response.status, response.body)
+    async def send(request: HttpRequest) -> HttpResponse:
+        return await exchange(client, request, AsyncIO(), _TIMEOUT_SECONDS)
 
-    return HttpEngine(exchange, event_key=client.event_key or ANY_EVENT_KEY)
+    return HttpEngine(send, event_key=client.event_key or ANY_EVENT_KEY)
 
 
 def _finding_of(client: Client) -> Finding:

@@ -209,8 +209,18 @@ class EncryptionMiddleware(MiddlewareSync):
                 events[index] = _with_data(event, self._encrypt_fields(event.data, f"event {event.name!r}"))
 
     def transform_step_input(self, step: TransformStepInput) -> None:
-        """Encrypt the data of invokes."""
-        if self._decrypt_only or step.op is not Opcode.INVOKE_FUNCTION or step.opts is None:
+        """Encrypt the data of invokes and defers, and messages for runs."""
+        if self._decrypt_only or step.opts is None:
+            return
+        if step.op is Opcode.WAIT_FOR_SIGNAL and step.opts.get("message") is not None:
+            encrypted = self._cipher.encrypt(step.opts["message"], f"the message for {step.id!r}")
+            step.opts = {**step.opts, "message": encrypted}
+        if step.op is Opcode.DEFER_ADD:
+            step.opts = {
+                **step.opts,
+                "input": self._encrypt_fields(step.opts["input"], f"the data deferred as {step.id!r}"),
+            }
+        if step.op is not Opcode.INVOKE_FUNCTION:
             return
         payload = step.opts.get("payload") or {}
         data = self._encrypt_fields(payload.get("data"), f'step "{step.id}"')
@@ -239,6 +249,10 @@ class EncryptionMiddleware(MiddlewareSync):
         }
 
     # -- back into the app
+
+    def transform_result(self, result: TransformOutputResult) -> None:
+        """Decrypt the result of a run, or a reply."""
+        result.output = self._cipher.decrypt(result.output)
 
     def transform_input(self, ctx: Context | ContextSync, function: Function[Any], steps: StepMemos) -> None:
         """Decrypt memos and events."""

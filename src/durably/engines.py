@@ -4,13 +4,12 @@ Arguments, environment and mode choose the engine.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from durably.protocol.call import LogLine
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import ServerKind
 
@@ -74,11 +73,8 @@ class EngineHandle(Protocol):
 class EventRelay(Protocol):
     """Sends the events of an outbox in a thread of its own; see ``durably.outbox.Relay``."""
 
-    def start(self, may_send: Callable[[], bool], report: Callable[[dict[str, Any]], object] | None) -> None:
-        """Start, unless it has started. It works as long as ``may_send``.
-
-        ``report`` passes arguments to the engine's operation ``report_outbox``, by default over HTTP.
-        """
+    def start(self, may_send: Callable[[], bool]) -> None:
+        """Start, unless it has started. It works as long as ``may_send``."""
         ...
 
     def stop(self) -> None:
@@ -112,11 +108,23 @@ class InProcessEngine(Protocol):
 
     @property
     def keeps_logs(self) -> bool:
-        """Whether ``add_run_logs`` stores lines."""
+        """Whether the operation ``add_run_logs`` stores lines."""
         ...
 
-    def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> Awaitable[bool]:
-        """Store lines of ``ctx.logger``. ``timeout`` is in seconds."""
+    def execute(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Awaitable[Any]:
+        """Execute an operation of ``Engine`` by its name. ``timeout`` is in seconds."""
+        ...
+
+    def wait_for_run(self, run_id: str, timeout: float | None) -> Awaitable[Any]:
+        """The ``Run``, when it has ended with any status. It survives a change of the engine's process.
+
+        ``timeout``: seconds, ``None`` for no limit. Raises ``TimeoutError``, ``RunNotFoundError``.
+        """
+        ...
+
+    @property
+    def shared_secrets(self) -> Sequence[bytes]:
+        """Random secrets that the processes of this engine share, the preferred one first. May be empty."""
         ...
 
     def refuse_to_block(self) -> None:

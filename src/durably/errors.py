@@ -178,15 +178,75 @@ class SettingConflictError(FunctionConfigInvalidError):
 
 
 class SigningKeyMissingError(Error):
-    """Production mode needs a signing key."""
+    """Production mode needs a signing key, and so do tokens of answers."""
 
     code = ErrorCode.SIGNING_KEY_UNSPECIFIED
 
-    def __init__(self) -> None:
-        super().__init__(
-            "no signing key: give the client signing_key or set DURABLY_SIGNING_KEY; "
-            "for development set DURABLY_DEV=1 or is_production=False"
-        )
+    def __init__(
+        self,
+        message: str = "no signing key: give the client signing_key or set DURABLY_SIGNING_KEY; "
+        "for development set DURABLY_DEV=1 or is_production=False",
+    ) -> None:
+        super().__init__(message)
+
+
+class RunError(Error):
+    """A run ended without a result. ``run_id`` is its id."""
+
+    include_stack = False
+    is_retriable = False
+
+    def __init__(self, run_id: str, message: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
+class RunFailedError(RunError):
+    """A run has failed. ``name``, ``message`` and ``stack`` are those of its function's error."""
+
+    def __init__(self, run_id: str, message: str, name: str, stack: str | None) -> None:
+        super().__init__(run_id, f"run {run_id} failed: {name}: {message}")
+        self._name, self._message, self._stack = name, message, stack
+
+    @property
+    def message(self) -> str:
+        return self._message
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def stack(self) -> str | None:
+        return self._stack
+
+
+class RunCancelledError(RunError):
+    """A run was cancelled."""
+
+
+class RunSkippedError(RunError):
+    """No run was started: flow control or a pause of the function skipped it. The message names the reason."""
+
+
+class AnswerTokenError(Error, ValueError):
+    """The token of an answer is not valid, or has expired. The message is for the person who followed a link."""
+
+    include_stack = False
+    is_retriable = False
+
+
+class AskTimeoutError(Error, TimeoutError):
+    """A run has not received a message, or not replied to it, in time.
+
+    ``ask_id`` identifies the message: asked again with it, the run gets it only once.
+    """
+
+    include_stack = False
+
+    def __init__(self, ask_id: str, message: str) -> None:
+        super().__init__(message)
+        self.ask_id = ask_id
 
 
 class SendEventsError(Error):

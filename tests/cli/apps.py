@@ -92,3 +92,21 @@ DIGITAL_OCEAN = (
     app = {sdk}.digital_ocean.serve(client, [place])
 """
 )
+
+GOOGLE_CLOUD = (
+    FUNCTIONS
+    + """
+    import {sdk}.google_cloud
+
+    app = {sdk}.google_cloud.serve(client, [place])
+"""
+)
+
+AWS_LAMBDA = (
+    FUNCTIONS
+    + """
+    import {sdk}.aws_lambda
+
+    app = {sdk}.aws_lambda.serve(client, [place])
+"""
+)

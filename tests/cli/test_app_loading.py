@@ -14,10 +14,15 @@ import django.conf
 import fastapi
 import flask
 import pytest
+import quart
+import sanic
 import tornado.web
+from aiohttp import web
 from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
+from litestar import Litestar
 
+import durably.aws_lambda
 from durably.cli.app_server import AppImportError, find_server, import_app
 
 Write = Callable[[str], None]
@@ -105,7 +110,8 @@ class WsgiMiddleware:
     def __call__(self, env: Any, start: Any) -> Any: ...
 
 
-def test_kind_of_an_app_is_recognised() -> None:
+def test_kind_of_an_app_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "durably.aws_lambda", raising=False)
     apps: list[tuple[object, str]] = [
         (fastapi.FastAPI(), "asgi"),
         (get_asgi_application(), "asgi"),
@@ -116,12 +122,19 @@ def test_kind_of_an_app_is_recognised() -> None:
         (get_wsgi_application(), "wsgi"),
         (raw_wsgi, "wsgi"),
         (WsgiMiddleware(), "wsgi"),
+        (Litestar([]), "asgi"),
+        (quart.Quart(__name__), "asgi"),
+        (sanic.Sanic("loaded", configure_logging=False), "asgi"),
         (tornado.web.Application(), "tornado"),
+        (web.Application(), "aiohttp"),
         (main, "digital_ocean"),
         (lambda event, context: {}, "digital_ocean"),
+        (lambda request: "", "google_cloud"),
     ]
     for app, kind in apps:
         assert find_server(app).__name__ == f"serve_{kind}", app
+    monkeypatch.setitem(sys.modules, "durably.aws_lambda", durably.aws_lambda)
+    assert find_server(main).__name__ == "serve_lambda"
 
 
 @pytest.mark.parametrize("found", [{"a": 1}, fastapi.FastAPI, asyncio, lambda: None, None, asyncio.sleep])

@@ -15,6 +15,8 @@ KINDS = {
     "django-wsgi": apps.DJANGO_WSGI,
     "tornado": apps.TORNADO,
     "digital-ocean": apps.DIGITAL_OCEAN,
+    "aws-lambda": apps.AWS_LAMBDA,
+    "google-cloud": apps.GOOGLE_CLOUD,
 }
 
 
@@ -26,7 +28,7 @@ OFFICIAL = ("fastapi", "tornado")
     ("kind", "sdk"),
     variants(
         [*((kind, "durably") for kind in KINDS), *((kind, "inngest") for kind in OFFICIAL)],
-        [("django-wsgi", "durably"), ("digital-ocean", "durably"), ("fastapi", "inngest")],
+        [("django-wsgi", "durably"), ("aws-lambda", "durably"), ("fastapi", "inngest")],
     ),
 )
 def test_an_app_of_each_kind_runs(start: Start, run: Run, directory: Path, kind: str, sdk: str) -> None:

@@ -271,3 +271,75 @@ def test_events_of_many_threads_and_tasks(engine: FakeEngine) -> None:
     for thread in threads:
         thread.join(20)
     assert sorted(ids for sent in results for [ids] in sent) == sorted(f"{p}{n}" for p in "abc" for n in range(50))
+
+
+# -- sends that share requests
+
+
+async def send_at_once(client: Client, *sends: Event | list[Event]) -> list[Any]:
+    """The ids or the error of each."""
+    return await asyncio.gather(*(client.send(each) for each in sends), return_exceptions=True)
+
+
+def ids_of(received: Received) -> list[str]:
+    """Ids as engines make them of a seed: the same events have the same ids in each request."""
+    milliseconds, _, encoded = received.headers["x-inngest-event-id-seed"].partition(",")
+    entropy = base64.b64decode(encoded)
+    first = int.from_bytes(entropy[6:])
+    return [f"{milliseconds}-{entropy[:6].hex()}-{first + index}" for index in range(len(received.json))]
+
+
+async def test_sends_that_overlap_share_a_request(engine: FakeEngine) -> None:
+    """Each gets the ids of its own events."""
+    engine.answers[f"/e/{KEY}"] = lambda received: (200, {"ids": [event["name"] for event in received.json]})
+    events = [[Event(name=f"{n}-{i}") for i in range(n)] for n in range(1, 30)]
+    sent = await send_at_once(make_client(engine), *events)
+    assert sent == [[event.name for event in each] for each in events]
+    # The first send does not wait, and neither do the others for it: their request may arrive before.
+    assert sorted(len(received.json) for received in engine.received) == [1, 434]
+
+
+@pytest.mark.parametrize("fault", [(400, {"error": "event 2: no name"}), (503, {"error": "busy"}), (200, {"ids": []})])
+async def test_a_send_does_not_fail_because_of_another(engine: FakeEngine, fault: Answer) -> None:
+    """After a shared request has failed, each send has a request of its own, with the same ids."""
+    shared: list[str] = []
+
+    def answer(received: Received) -> Answer:
+        names = [event["name"] for event in received.json]
+        if len(names) > 2:
+            shared.extend(ids_of(received))
+            return fault
+        return (400, {"error": "no name"}) if "bad" in names else (200, {"ids": ids_of(received)})
+
+    engine.answers[f"/e/{KEY}"] = answer
+    first, *others, bad, last = await send_at_once(
+        make_client(engine), Event(name="first"), Event(name="a"), TWO, Event(name="bad"), Event(name="b")
+    )
+    assert len(first) == 1
+    assert [*others[0], *others[1]] == shared[:3]
+    assert isinstance(bad, SendEventsError)
+    assert last == shared[4:]
+    assert len(engine.received) == 6
+
+
+async def test_sends_of_different_runs_share_no_request(engine: FakeEngine) -> None:
+    """An engine knows the sender of a request, not of an event."""
+    engine.answers[f"/e/{KEY}"] = lambda received: (200, {"ids": [event["name"] for event in received.json]})
+    client = make_client(engine)
+
+    async def send_in(run: str) -> None:
+        events.sending_run.set(run)
+        await client.send(Event(name=run))
+
+    await asyncio.gather(*(send_in(run) for run in ("a", "b", "c")))
+    assert sorted(received.headers["x-run-id"] for received in engine.received) == ["a", "b", "c"]
+
+
+async def test_a_cancelled_send_leaves_the_others_alone(engine: FakeEngine) -> None:
+    engine.answers[f"/e/{KEY}"] = lambda received: (200, {"ids": [event["name"] for event in received.json]})
+    client = make_client(engine)
+    sends = [asyncio.create_task(client.send(Event(name=name))) for name in "abcd"]
+    await asyncio.sleep(0)
+    sends[2].cancel()
+    assert await asyncio.gather(*sends[:2], sends[3]) == [["a"], ["b"], ["d"]]
+    assert [event["name"] for event in engine.received[1].json] == ["b", "d"]

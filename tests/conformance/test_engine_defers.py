@@ -85,3 +85,15 @@ def test_invalid_defer_does_not_fail_the_run(script: ScriptedApp, engine: Engine
     call = fn.next_call()
     call.returns("done")
     assert engine.completed(call.run_id) == "done"
+
+
+@pytest.mark.parametrize("op", ["StepFailed", "StepError"])
+def test_a_function_that_defers_and_raises_reports_its_error_as_an_op(
+    script: ScriptedApp, engine: Engine, later: Function, op: str
+) -> None:
+    fn = script.function(retries=0)
+    call = fn.first_call()
+    error = {"name": "TypeError", "message": "broken"}
+    call.reports(deferred("mail", later), {"op": op, "id": wire.step_hash("complete"), "error": error})
+    later.next_call().returns(None)
+    assert engine.failed(call.run_id)["message"] == "broken"

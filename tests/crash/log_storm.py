@@ -1,15 +1,19 @@
-"""A storm over three engines with one commit log, its PostgreSQL server, the network between them, and the app."""
+"""A storm over three engines with one commit log, its server, the network between them, and the app."""
 
 import asyncio
 import contextlib
+import os
 import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import aiohttp
+import boto3
+from botocore.exceptions import BotoCoreError
 
 from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import Durability
@@ -17,7 +21,7 @@ from durably.engine.sqlite.maintenance import check_database
 
 from ..ports import free_port
 from ..postgres import PostgresServer
-from ..waiting import async_eventually
+from ..waiting import async_eventually, eventually
 from .log_engine_process import LEASE_SECONDS
 from .processes import Victim
 from .storm import Storm
@@ -26,9 +30,58 @@ TAKEOVER_SECONDS = LEASE_SECONDS + 15
 """The longest that an engine may be missing after the loss of one, on a machine that does much else."""
 BLOWS = (
     *("kill", "kill any", "stop", "terminate", "app", "app"),
-    *("restart log", "crash log", "pause log", "cut", "swallow", "delete"),
+    *("restart log", "crash log", "pause log", "cut", "swallow", "delete", "clock"),
 )
+_RESTARTS = ("restart log", "crash log")
 _LOOK_SECONDS = 0.02
+
+
+class PostgresPlace(PostgresServer):
+    """The log in PostgreSQL, for an engine that reaches it at a port."""
+
+    def url_at(self, port: int) -> str:
+        return f"postgresql://postgres@127.0.0.1:{port}/postgres"
+
+    def environment(self, port: int) -> dict[str, str]:
+        return {}
+
+
+class S3Place:
+    """The log in moto's server. It has the objects in memory, so it can be paused and not restarted."""
+
+    def __init__(self, log: Path) -> None:
+        self.port = free_port()
+        arguments = ("-H", "127.0.0.1", "-p", str(self.port))
+        self._process = Victim("moto", log, *arguments, module="moto.server")
+
+    def url_at(self, port: int) -> str:
+        return "s3://bucket/storm"
+
+    def environment(self, port: int) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": "id",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        }
+
+    def start(self) -> None:
+        self._process.start()
+        with mock.patch.dict(os.environ, self.environment(self.port)):
+            client = boto3.session.Session().client("s3")
+        eventually(lambda: client.create_bucket(Bucket="bucket"), "moto's server answers", ignore=(BotoCoreError,))
+
+    def stop(self, mode: str = "fast") -> None:
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        self._process.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send(signal.SIGCONT)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
 
 
 class Wire:
@@ -81,27 +134,30 @@ class Wire:
 class LogStorm(Storm):
     """``takeovers`` are the seconds from each loss of a leader until another engine was ready.
 
-    Those longer than ``takeover_seconds`` are faults.
+    Those longer than ``takeover_seconds`` are faults. ``store`` is "postgres" or "s3".
     """
 
     takeover_seconds: float = TAKEOVER_SECONDS
+    store: str = "postgres"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.takeovers: list[float] = []
-        self.postgres = PostgresServer()
+        self.place: PostgresPlace | S3Place = PostgresPlace()
+        if self.store == "s3":
+            self.place = S3Place(self.directory / "moto.log")
         self.wires = [Wire(free_port()) for _ in range(3)]
         self.ports = [free_port() for _ in range(3)]
         self.places = [self.directory / f"machine-{number}" for number in range(3)]
-        self.url = "postgresql://postgres@127.0.0.1:{}/postgres"
         self.engines = [
             Victim(
                 f"engine {number}",
                 self.directory / f"engine-{number}.log",
                 str(self.ports[number]),
                 str(self.places[number] / "engine.db"),
-                self.url.format(self.wires[number].port),
+                self.place.url_at(self.wires[number].port),
                 module="tests.crash.log_engine_process",
+                **self.place.environment(self.wires[number].port),
             )
             for number in range(3)
         ]
@@ -110,9 +166,10 @@ class LogStorm(Storm):
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        await asyncio.to_thread(self.postgres.start)
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Engines inherit that until they handle it.
+        await asyncio.to_thread(self.place.start)
         for wire in (*self.wires, self.front):
-            wire.target = self.postgres.port
+            wire.target = self.place.port
             await wire.start()
         for place, engine in zip(self.places, self.engines, strict=True):
             place.mkdir()
@@ -128,7 +185,8 @@ class LogStorm(Storm):
                 victim.kill()
             for wire in (*self.wires, self.front):
                 wire.close()
-            await asyncio.to_thread(self.postgres.__exit__)
+            await asyncio.to_thread(self.place.__exit__)
+            signal.signal(signal.SIGUSR1, before)
 
     async def _route(self) -> None:
         """Connect clients to the engine that is ready, as a load balancer would."""
@@ -152,7 +210,7 @@ class LogStorm(Storm):
 
     async def _strike(self) -> None:
         leader = self.engines[self.leader]
-        blow = self._random.choice(BLOWS)
+        blow = self._random.choice([each for each in BLOWS if self.store != "s3" or each not in _RESTARTS])
         self.blows.append(f"{blow} (leader {self.leader})")
         began, was = time.monotonic(), self.leader
         match blow:
@@ -172,13 +230,13 @@ class LogStorm(Storm):
                 await asyncio.to_thread(self.app.wait)
                 self.app.start()
             case "restart log" | "crash log":
-                await asyncio.to_thread(self.postgres.stop, "fast" if blow == "restart log" else "immediate")
+                await asyncio.to_thread(self.place.stop, "fast" if blow == "restart log" else "immediate")
                 await asyncio.sleep(self._random.uniform(0, 1.5))
-                await asyncio.to_thread(self.postgres.start)
+                await asyncio.to_thread(self.place.start)
             case "pause log":
-                self.postgres.pause()
+                self.place.pause()
                 await asyncio.sleep(self._random.uniform(0.1, 2 * LEASE_SECONDS))
-                self.postgres.resume()
+                self.place.resume()
             case "cut":
                 for _ in range(self._random.randint(1, 5)):
                     self.wires[self.leader].cut()
@@ -189,6 +247,9 @@ class LogStorm(Storm):
                 await asyncio.sleep(self._random.uniform(0.01, 0.3))
                 wire.cut()
                 wire.swallows = False
+            case "clock":
+                leader.send(signal.SIGUSR1)
+                self.clock_was_set = True
             case "delete":
                 place = self.places[self.leader]
                 for file in place.glob("engine.db*"):
@@ -216,11 +277,12 @@ class LogStorm(Storm):
             self.faults.append("the databases of the machines differ")
 
     def _caught_up(self, path: Path) -> list[str]:
-        log = CommitLog(self.url.format(self.postgres.port))
-        try:
-            log.open_database(path, Durability.OFF).close()
-        finally:
-            log.close()
+        with mock.patch.dict(os.environ, self.place.environment(self.place.port)):
+            log = CommitLog(self.place.url_at(self.place.port))
+            try:
+                log.open_database(path, Durability.OFF).close()
+            finally:
+                log.close()
         self.faults += check_database(path)
         with contextlib.closing(sqlite3.connect(path)) as connection:
             return list(connection.iterdump())

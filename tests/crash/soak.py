@@ -1,6 +1,6 @@
-"""A long storm: ``python -m tests.crash.soak [--log] [--blows 300] [--seed N] [--directory DIR]``.
+"""A long storm: ``python -m tests.crash.soak [--log [postgres|s3]] [--blows 300] [--seed N] [--directory DIR]``.
 
-With ``--log``, three engines have a commit log in PostgreSQL, which is struck too.
+With ``--log``, three engines have a commit log in PostgreSQL, or in moto's S3 server, which is struck too.
 
 Storms of 50 blows follow one another, each on a database of its own, until as many were struck as wanted. Exits with 1,
 naming the seed, the faults and where the database, the diary and the logs are, at the first storm after which something
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument(
         "--directory", type=Path, default=None, help="keep databases and logs there, of storms that end well, too"
     )
-    parser.add_argument("--log", action="store_true", help="three engines with a commit log")
+    parser.add_argument(
+        "--log", nargs="?", const="postgres", choices=("postgres", "s3"), help="three engines with a commit log"
+    )
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="durably-soak-"))
@@ -40,7 +42,8 @@ def main() -> None:
         blows = min(left, _BLOWS_PER_STORM)
         place = directory / str(seed)
         place.mkdir(parents=True)
-        if not asyncio.run(_storm(LogStorm(place, seed) if arguments.log else Storm(place, seed), blows)):
+        storm = LogStorm(place, seed, store=arguments.log) if arguments.log else Storm(place, seed)
+        if not asyncio.run(_storm(storm, blows)):
             sys.exit(1)
         if arguments.directory is None:
             shutil.rmtree(place)
@@ -57,7 +60,7 @@ async def _storm(storm: Storm, blows: int) -> bool:
             await storm.rage(blows)
     except TimeoutError:
         print(f"  some runs have not ended after {_PATIENCE_SECONDS} s; the blows were: {', '.join(storm.blows)}")
-    verdict = Verdict(storm.database, storm.diary, storm.accepted)
+    verdict = Verdict(storm.database, storm.diary, storm.accepted, clock_was_set=storm.clock_was_set)
     faults = storm.faults + verdict.faults
     for fault in faults:
         print(f"  {fault}")

@@ -43,6 +43,7 @@ class Storm:
     accepted: dict[str, str] = field(default_factory=dict)
     blows: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    clock_was_set: bool = False
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)

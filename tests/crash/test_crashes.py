@@ -4,6 +4,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from .log_storm import LogStorm
 from .storm import EVENTS, Storm
 from .verdict import Verdict
@@ -23,9 +25,12 @@ async def test_nothing_is_lost_in_a_storm(tmp_path: Path) -> None:
     assert set(storm.accepted.values()) == set(EVENTS)
 
 
-async def test_nothing_is_lost_when_machines_and_the_commit_log_fail(tmp_path: Path) -> None:
-    storm = LogStorm(tmp_path, int(os.environ.get("CRASH_SEED", "26")), takeover_seconds=PATIENCE_SECONDS)
+@pytest.mark.parametrize("store", ["postgres", pytest.param("s3", marks=pytest.mark.slow)])
+async def test_nothing_is_lost_when_machines_and_the_commit_log_fail(store: str, tmp_path: Path) -> None:
+    seed = int(os.environ.get("CRASH_SEED", "26"))
+    storm = LogStorm(tmp_path, seed, takeover_seconds=PATIENCE_SECONDS, store=store)
     async with asyncio.timeout(PATIENCE_SECONDS):
         await storm.rage(BLOWS)
-    assert storm.faults + Verdict(storm.database, storm.diary, storm.accepted).faults == [], storm.blows
+    verdict = Verdict(storm.database, storm.diary, storm.accepted, clock_was_set=storm.clock_was_set)
+    assert storm.faults + verdict.faults == [], storm.blows
     assert storm.takeovers

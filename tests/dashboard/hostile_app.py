@@ -1,6 +1,8 @@
 """An app whose names, errors and outputs attack the pages that show them."""
 
 import asyncio
+from dataclasses import dataclass
+from typing import Literal
 
 import fastapi
 
@@ -29,6 +31,19 @@ async def output(name: str) -> object:
     return {name: [name, "</script>", "javascript:alert(1)", None, True, 1e300]}
 
 
+@dataclass
+class Decision:
+    approved: bool
+    colour: Literal['"><script>', "red"] = "red"
+    reason: str = ""
+
+
+@client.create_function(fn_id="question", trigger=durably.TriggerEvent(event="hostile/question"))
+async def question(ctx: durably.Context) -> object:
+    asked = await ctx.step.receive(SCRIPT, type=Decision, prompt=SCRIPT + ESCAPES + RIGHT_TO_LEFT)
+    return [asked.data.approved, asked.data.colour, asked.data.reason]
+
+
 @client.create_function(fn_id="large", trigger=durably.TriggerEvent(event="hostile/large"))
 async def large(ctx: durably.Context) -> object:
     """An output of 4 MB, which the engine just takes."""
@@ -45,4 +60,4 @@ async def double(number: int) -> int:
     return 2 * number
 
 
-durably.fast_api.serve(app, client, [names, large, steps])
+durably.fast_api.serve(app, client, [names, question, large, steps])

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from ..embedded.stock import SENDING, Server, code_of, make_project, running
+from ..embedded.stock import SENDING, WSGI, Server, code_of, make_project, running
 from ..waiting import eventually
 
 COMMANDS = {
@@ -21,9 +21,29 @@ COMMANDS = {
     "django-wsgi": ("Django", "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 1"),
     "django-asgi": ("Django", "uvicorn myproject.asgi:application --port {port}"),
     "tornado": ("Tornado", "python main.py {port}"),
+    "litestar": ("Litestar", "uvicorn main:app --port {port} --workers 2"),
+    "quart": ("Quart", "hypercorn main:app -b 127.0.0.1:{port}"),
+    "aiohttp": ("aiohttp", "python main.py {port}"),
+    "sanic": ("Sanic", "sanic main:app --port {port} --workers 2"),
+    "wsgi": ("WSGI", "gunicorn main:app -b 127.0.0.1:{port} -w 1"),
 }
-"""The frameworks of the page, and the commands of their servers. gunicorn has one worker, which does one thing. uvicorn
-has two: the leader and a follower."""
+"""The frameworks, and the commands of their servers. gunicorn has one worker, which does one thing. uvicorn has two:
+the leader and a follower."""
+
+_POLICY = """
+from durably.dashboard import Action
+
+
+def authorize(action: Action) -> bool:
+    user = action.request.headers.get("x-user")
+    return user == "ada" or (user == "grace" and not action.is_change)
+"""
+_AROUND = """
+app = durably.wsgi.dashboard(app, client, authorize=authorize)
+"""
+_LIKE_FASTAPI = """
+durably.{name}.dashboard(app, client, authorize=authorize)
+"""
 
 _TORNADO = """
 import durably, sys
@@ -80,7 +100,7 @@ class Mounted:
 
     @property
     def is_sync(self) -> bool:
-        return self.name in ("flask", "django-wsgi")
+        return self.name in ("flask", "wsgi", "django-wsgi")
 
     @contextmanager
     def stream(self, person: str, path: str) -> Iterator[Iterator[str]]:
@@ -132,18 +152,33 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[str]:
 @contextmanager
 def mounted(name: str, directory: Path) -> Iterator[Mounted]:
     framework, command = COMMANDS[name]
-    code = code_of("dashboard.md", f"\n**{framework}**")
+    code = code_of_dashboard(framework)
     people = make_django(directory, code) if framework == "Django" else make_plain(framework, directory, code)
     with running(command, directory) as server:
         eventually(lambda: server.get("/send") == 200, server.log)
         yield Mounted(name, server, people)
 
 
+def code_of_dashboard(framework: str) -> str:
+    """The code of the page. The page names differences only for frameworks that are like FastAPI."""
+    if framework in ("FastAPI", "Flask", "Django", "Tornado"):
+        return code_of("dashboard.md", f"\n**{framework}**")
+    if framework == "WSGI":
+        return WSGI + _POLICY.replace('headers.get("x-user")', 'get("HTTP_X_USER")') + _AROUND
+    served = code_of("serve.md", f"\n**{framework}**")
+    if framework != "Litestar":
+        return served + _POLICY + _LIKE_FASTAPI.format(name=framework.lower())
+    plugins = "[durably.litestar.serve(client, [greet]), durably.litestar.dashboard(client, authorize=authorize)]"
+    assert plugins.partition(",")[0] in served
+    imports, _, _ = served.partition("\napp = ")
+    return f"{imports}{_POLICY}\napp = Litestar(plugins={plugins})\n"
+
+
 def make_plain(framework: str, directory: Path, code: str) -> dict[str, dict[str, str]]:
     make_project("FastAPI", directory)  # for its durable.py
-    sending = _TORNADO if framework == "Tornado" else SENDING[framework]
+    sending = _TORNADO if framework == "Tornado" else SENDING.get(framework, "")
     code = code.replace("8000", "int(sys.argv[1])").replace("\n\nasync def main()", f"\n{sending}\n\nasync def main()")
-    (directory / "main.py").write_text(code if framework == "Tornado" else code + sending)
+    (directory / "main.py").write_text(code if framework in ("Tornado", "WSGI") else code + sending)
     make_sleep_long(directory)
     return {
         "operator": {"x-user": "ada"},

@@ -1,8 +1,10 @@
 """Adapters of the dashboard without a server: policies, prefixes, errors, engines."""
 
+import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,29 @@ import fastapi
 import flask
 import httpx
 import pytest
+import quart
+import sanic
 import tornado.httpclient
 import tornado.httputil
 import tornado.web
+import werkzeug.test
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from litestar import Litestar
+from litestar.exceptions import NotAuthorizedException
 from starlette.routing import Match
+from werkzeug.exceptions import Unauthorized
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import durably
+import durably.aiohttp
 import durably.fast_api
 import durably.flask
+import durably.litestar
+import durably.quart
+import durably.sanic
 import durably.tornado
+import durably.wsgi
 from durably.dashboard import Action, DashboardRequest, MountedDashboard
 from durably.engine.api.dashboard.dashboard import Dashboard, DashboardConfigError
 from durably.engine.api.dashboard.messages import DashboardResponse, at_address_of
@@ -29,8 +44,10 @@ from durably.errors import FunctionConfigInvalidError
 from durably.protocol.headers import ServerKind
 from durably.testing.engine import TestEngine
 
-from ..ports import free_port
+from ..ports import free_port, listening_socket
 
+Policy = Callable[[Action], bool]
+Ask = Callable[..., Awaitable[httpx.Response]]
 SIGNING_KEY = "signkey-prod-" + "ab" * 32
 
 
@@ -50,15 +67,18 @@ APPS: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
     "fast_api": (fastapi.FastAPI, durably.fast_api.dashboard),
     "flask": (lambda: flask.Flask(__name__), durably.flask.dashboard),
     "tornado": (tornado.web.Application, durably.tornado.dashboard),
+    "litestar": (lambda: None, lambda _, *args, **options: durably.litestar.dashboard(*args, **options)),
+    "quart": (lambda: quart.Quart(__name__), durably.quart.dashboard),
+    "aiohttp": (web.Application, durably.aiohttp.dashboard),
+    "sanic": (lambda: sanic.Sanic("dashboard", configure_logging=False), durably.sanic.dashboard),
+    "wsgi": (lambda: None, durably.wsgi.dashboard),
 }
 
 
 @pytest.mark.parametrize("framework", APPS)
 def test_a_dashboard_needs_a_policy(framework: str, client: durably.Client) -> None:
     make, dashboard = APPS[framework]
-    with pytest.raises(
-        DashboardConfigError, match=rf"durably\.{framework}\.dashboard .*authorize=.*allow_anonymous=True"
-    ):
+    with pytest.raises(DashboardConfigError, match=r"dashboard .*authorize=.*allow_anonymous=True"):
         dashboard(make(), client)
     with pytest.raises(DashboardConfigError, match="policy"):
         dashboard(make(), client, authorize=lambda action: True, allow_anonymous=True)
@@ -216,6 +236,91 @@ def test_cookies_are_secure_behind_a_proxy_with_https(client: durably.Client) ->
         assert "; Path=/durably; HttpOnly; SameSite=Lax" in cookie
         assert cookie.endswith("; Secure") is (scheme == "https")
     client.engine.stop_sync()
+
+
+@asynccontextmanager
+async def asking_litestar(client: durably.Client, path: str, authorize: Policy) -> AsyncIterator[Ask]:
+    app = Litestar(plugins=[durably.litestar.dashboard(client, path, authorize=authorize)], logging_config=None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://app") as http:
+        yield http.get
+
+
+@asynccontextmanager
+async def asking_quart(client: durably.Client, path: str, authorize: Policy) -> AsyncIterator[Ask]:
+    app = quart.Quart(__name__)
+    durably.quart.dashboard(app, client, path, authorize=authorize)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://app") as http:
+        yield http.get
+
+
+@asynccontextmanager
+async def asking_aiohttp(client: durably.Client, path: str, authorize: Policy) -> AsyncIterator[Ask]:
+    app = web.Application()
+    durably.aiohttp.dashboard(app, client, path, authorize=authorize)
+    async with TestServer(app) as server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as http:
+        yield http.get
+
+
+@asynccontextmanager
+async def asking_sanic(client: durably.Client, path: str, authorize: Policy) -> AsyncIterator[Ask]:
+    app: Any = sanic.Sanic("dashboard", configure_logging=False)
+    durably.sanic.dashboard(app, client, path, authorize=authorize)
+    with listening_socket() as (listener, origin):
+        server = await app.create_server(sock=listener, return_asyncio_server=True, access_log=False)
+        await server.startup()
+        async with httpx.AsyncClient(base_url=origin) as http:
+            yield http.get
+        await server.close()
+
+
+@asynccontextmanager
+async def asking_wsgi(client: durably.Client, path: str, authorize: Policy) -> AsyncIterator[Ask]:
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("404 Not Found", [])
+        return [b""]
+
+    http: Any = werkzeug.test.Client(durably.wsgi.dashboard(app, client, path, authorize=authorize))
+    yield lambda *args, **options: asyncio.to_thread(http.get, *args, **options)
+
+
+sanic.Sanic.test_mode = True  # Each test has an app of the same name.
+ASKING = {
+    "litestar": asking_litestar,
+    "quart": asking_quart,
+    "aiohttp": asking_aiohttp,
+    "sanic": asking_sanic,
+    "wsgi": asking_wsgi,
+}
+REFUSALS: dict[str, Exception] = {
+    "litestar": NotAuthorizedException(),
+    "quart": Unauthorized(),
+    "aiohttp": web.HTTPUnauthorized(),
+    "sanic": sanic.Unauthorized(),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("framework", ASKING)
+async def test_other_frameworks_answer_below_the_mount_point(framework: str, path: str, client: durably.Client) -> None:
+    async with ASKING[framework](client, path, lambda action: True) as ask:
+        page = (await ask(f"{PATHS[path]}/runs/no/such/page")).text
+        [style, *_] = re.findall(rf'href="({PATHS[path]}/assets/[^"]+[.]css)"', page)
+        assert (await ask(style)).headers["content-type"] == "text/css; charset=utf-8"
+        assert (await ask(f"{PATHS[path]}/")).status_code == 503  # The engine is not started.
+        assert (await ask(f"{PATHS[path]}/runs/%E2%98%83?q=%2F")).status_code == 503
+        assert (await ask("/nothing/of/it")).status_code == 404
+
+
+@pytest.mark.parametrize("framework", REFUSALS)
+async def test_an_http_exception_of_the_policy_is_the_answer_in_other_frameworks(
+    framework: str, client: durably.Client
+) -> None:
+    def authorize(action: Action) -> bool:
+        assert action.request.headers["x-user"] == "ada"
+        raise REFUSALS[framework]
+
+    async with ASKING[framework](client, "/durably", authorize) as ask:
+        assert (await ask("/durably/runs", headers={"x-user": "ada"})).status_code == 401
 
 
 async def test_an_http_exception_of_the_policy_is_the_answer(client: durably.Client) -> None:

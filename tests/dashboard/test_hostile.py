@@ -1,6 +1,7 @@
 """Data that attacks pages, and data that is too much for them."""
 
 import time
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import expect
@@ -63,3 +64,29 @@ def test_a_run_of_1000_steps(open_page: OpenPage, hostile: Site) -> None:
     assert time.monotonic() - began < MOST_SECONDS
     page.locator(".w-row", has_text="step-999").locator(".open").click()
     expect(page.locator("#detail")).to_contain_text("1998")
+
+
+def test_a_hostile_question_is_answered(
+    open_page: OpenPage, hostile: Site, check_accessibility: Callable[..., None]
+) -> None:
+    def is_open() -> object:
+        return hostile.run(hostile.engine.list_questions(run_id=run.id))
+
+    run = hostile.run_of(hostile.send("hostile/question"), until=lambda run: True)
+    hostile.wait(is_open, "an open question")
+    page = open_page("/questions", allowed="422")
+    expect(page.locator("main")).to_contain_text(SCRIPT)
+    check_accessibility(page)
+    page.locator("main .open").click()
+    assert page.title().endswith("Durably")
+    assert page.locator("main script, main img").count() == 0
+    assert not any(character in page.content() for character in "\x1b\x07\u202e")
+    expect(page.locator("#detail")).to_contain_text(RIGHT_TO_LEFT)
+    check_accessibility(page)
+    page.get_by_label("Approved").select_option("Yes")
+    page.get_by_label("Colour").select_option('"><script>')
+    page.get_by_label("Reason").fill(SCRIPT)
+    page.get_by_role("button", name="Answer").click()
+    expect(page.locator("main .notice")).to_have_text("The run has received the answer.")
+    output = hostile.run(hostile.engine.wait_for_run(run.id)).decode_output()
+    assert output == [True, '"><script>', SCRIPT]

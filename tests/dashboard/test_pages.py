@@ -27,6 +27,7 @@ LOW_TARGETS = """least => [...document.querySelectorAll("main a, main button, ma
 PAGES = {
     "/": "Overview",
     "/runs": "Runs",
+    "/questions": "Questions",
     "/functions": "Functions",
     "/events": "Events",
     "/apps": "Apps",

@@ -163,6 +163,12 @@ def misfit(function: Any, count: int, keywords: Mapping[str, None], has_more: bo
         signature = inspect.signature(target)
     except (TypeError, ValueError):
         return None
+    for parameter in signature.parameters.values():
+        if typing.get_origin(parameter.annotation) is typing.Unpack:
+            [options] = typing.get_args(parameter.annotation)
+            options = typing.get_origin(options) or options  # ``Options[Request]``
+            if unknown := set(keywords) - set(signature.parameters) - set(options.__annotations__):
+                return f"got an unexpected keyword argument {unknown.pop()!r}"
     positional = [None] * (count + has_self)
     try:
         (signature.bind_partial if has_more else signature.bind)(*positional, **keywords)

@@ -13,6 +13,7 @@ from uuid import UUID
 from temporalio import activity, workflow
 
 import durably
+from durably.engine.model.runs import Run
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway
 from durably.testing import SyncTestEngine, SyncTestRun, TestEngine, TestRun
@@ -21,7 +22,7 @@ KNOWN: dict[str, tuple[type, ...]] = {
     "ctx": (durably.Context, durably.ContextSync),
     "client": (durably.Client,),
     "engine": (durably.Embedded, TestEngine, SyncTestEngine),
-    "run": (TestRun, SyncTestRun),
+    "run": (TestRun, SyncTestRun, Run),
     "temporal": (Temporal,),
     "gateway": (Gateway,),
 }
@@ -65,6 +66,9 @@ async def process_order(order: Order) -> str:
 
 @activity.defn
 async def send_mail(to: str, subject: str) -> None: ...
+
+
+order_placed = durably.EventType("shop/order.placed", dict)
 
 
 def may(action: Any) -> bool:

@@ -28,12 +28,14 @@ ONLY_COMPILED = {
     "class SignUpTest(TransactionTestCase)": "the same",
     "# myproject/": "a file of the project that test_django_page.py runs",
     "# shop/": "the same",
+    "from shop.celery import app": "the reader's Celery app; tests/integrations/test_celery.py has such a module",
 }
 """Beginnings of lines in blocks that are not executed, and the reasons."""
 
 
 def configure() -> None:
     os.environ |= {"DURABLY_DEV": "1", "APP_ENCRYPTION_KEY": "key", "TEMPORAL_API_KEY": "key"}
+    os.environ |= {"OPENAI_API_KEY": "key", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
     os.environ["DURABLY_LOG"] = "postgresql://localhost/shop"
     contributed = ["admin", "auth", "contenttypes", "messages", "sessions"]
     apps = [*(f"django.contrib.{name}" for name in contributed), "durably.temporal.django"]

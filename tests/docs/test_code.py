@@ -66,8 +66,8 @@ def place(block: Block) -> str:
 
 
 def test_each_block_is_of_a_kind_that_is_checked() -> None:
-    # tests/outbox/test_docs.py executes the SQL.
-    kinds = {"python", "console", "yaml", "ini", "json", "toml", "diff", "sql"} | OUTPUT | DIRECTIVES
+    # tests/outbox/test_docs.py executes the SQL, and tests/streams/test_page.py shows the HTML in a browser.
+    kinds = {"python", "html", "console", "yaml", "ini", "json", "toml", "diff", "sql"} | OUTPUT | DIRECTIVES
     assert {block.language for block in BLOCKS if not block.language.startswith(INCLUDED)} - kinds == set()
 
 
@@ -84,6 +84,7 @@ def test_blocks_of_python_are_valid() -> None:
         ("ctx.step.sleep('a')", "ctx.step.sleep: missing a required argument: 'duration'"),
         ("import durably\ndurably.Throttle(limt=1)", "durably.Throttle"),
         ("from durably import Clyent", "durably has no Clyent"),
+        ("import durably.flask\ndurably.flask.serve(app, client, [], serve_pat='/x')", "serve_pat"),
         ("import durably.fastapi", "there is no module durably.fastapi"),
     ],
 )

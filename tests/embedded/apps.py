@@ -131,3 +131,60 @@ def tornado_app() -> Any:
     app = tornado.web.Application([("/send", Send), ("/process", Process)])
     durably.tornado.serve(app, client, functions)
     return app
+
+
+def litestar_app() -> Any:
+    from litestar import Litestar, Request, get, post
+
+    import durably.litestar
+
+    client, functions = make_client()
+
+    @post("/send", status_code=200)
+    async def send(request: Request[Any, Any, Any]) -> list[str]:
+        return await client.send([Event(**each) for each in await request.json()])
+
+    @get("/process")
+    async def process() -> dict[str, int]:
+        return {"process": os.getpid()}
+
+    return Litestar([send, process], plugins=[durably.litestar.serve(client, functions)], logging_config=None)
+
+
+def quart_app() -> Any:
+    import quart
+
+    import durably.quart
+
+    app = quart.Quart(__name__)
+    client, functions = make_client()
+    durably.quart.serve(app, client, functions)
+
+    @app.post("/send")
+    async def send() -> Any:
+        return await client.send([Event(**each) for each in await quart.request.get_json()])
+
+    @app.get("/process")
+    async def process() -> Any:
+        return {"process": os.getpid()}
+
+    return app
+
+
+def aiohttp_app() -> Any:
+    from aiohttp import web
+
+    import durably.aiohttp
+
+    app = web.Application()
+    client, functions = make_client()
+    durably.aiohttp.serve(app, client, functions)
+
+    async def send(request: web.Request) -> web.Response:
+        return web.json_response(await client.send([Event(**each) for each in await request.json()]))
+
+    async def process(request: web.Request) -> web.Response:
+        return web.json_response({"process": os.getpid()})
+
+    app.add_routes([web.post("/send", send), web.get("/process", process)])
+    return app

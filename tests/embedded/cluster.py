@@ -143,7 +143,13 @@ def serving(
             pass_fds=[listener.fileno()],
             cwd=ROOT,
             stderr=stderr,
-            env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1", **environment},
+            env={
+                **os.environ,
+                "TEST_DIRECTORY": str(directory),
+                "DURABLY_DEV": "1",
+                "PYTHONFAULTHANDLER": "1",
+                **environment,
+            },
             start_new_session=True,
         )
         cluster = Cluster(directory, origin, process)
@@ -157,6 +163,10 @@ def serving(
                 process.terminate()
             try:
                 process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # It writes the stacks of its threads.
+                process.wait(5)
+                raise
             finally:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -175,4 +185,11 @@ def uvicorn(app: str, workers: int) -> Callable[[int], list[str]]:
     return lambda descriptor: [
         *("-m", "uvicorn", "--fd", str(descriptor), "--workers", str(workers), "--log-level", "warning"),
         *("--factory", f"tests.embedded.apps:{app}"),
+    ]
+
+
+def hypercorn(app: str, workers: int) -> Callable[[int], list[str]]:
+    return lambda descriptor: [
+        *("-m", "hypercorn", "--bind", f"fd://{descriptor}", "--workers", str(workers)),
+        f"tests.embedded.apps:{app}()",
     ]

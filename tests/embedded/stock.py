@@ -45,6 +45,44 @@ def send(request):
 
 urlpatterns += [path("send", send)]
 """,
+    "Litestar": """
+import durably
+from litestar import get
+
+@get("/send")
+async def send() -> list[str]:
+    return await client.send(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+
+app.register(send)
+""",
+    "Quart": """
+import durably
+
+@app.get("/send")
+async def send():
+    return await client.send(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+""",
+    "aiohttp": """
+import sys
+
+import durably
+
+async def send(request):
+    return web.json_response(await client.send(durably.Event(name="shop/visitor.came", data={"name": "Ada"})))
+
+app.router.add_get("/send", send)
+
+if __name__ == "__main__":
+    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]))
+""",
+    "Sanic": """
+import durably
+import sanic
+
+@app.get("/send")
+async def send(request):
+    return sanic.json(await client.send(durably.Event(name="shop/visitor.came", data={"name": "Ada"})))
+""",
     "Tornado": """
 import asyncio
 import signal
@@ -71,6 +109,24 @@ asyncio.run(main())
 """,
 }
 """A view that sends an event, for each of the apps."""
+WSGI = """
+import json
+
+import durably
+import durably.wsgi
+from durable import client, greet
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/send":
+        start_response("404 Not Found", [])
+        return [b""]
+    ids = client.send_sync(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+    start_response("200 OK", [("content-type", "application/json")])
+    return [json.dumps(ids).encode()]
+
+app = durably.wsgi.serve(app, client, [greet])
+"""
+"""An app without a framework."""
 _OWN_CLIENT = 'client = durably.Client(app_id="shop")\n'
 
 
@@ -95,7 +151,7 @@ def make_project(
     """``is_installed_app``: with ``durably.django`` in ``INSTALLED_APPS``, and the functions in an app's
     ``durable.py``. ``durable`` is that module, by default with ``Embedded``; it has ``client`` and ``greet``."""
     durable = with_embedded() if durable is None else durable
-    main = code_of("serve.md", f"\n**{framework}**") + SENDING[framework]
+    main = WSGI if framework == "WSGI" else code_of("serve.md", f"\n**{framework}**") + SENDING[framework]
     if framework != "Django":
         (directory / "durable.py").write_text(durable)
         (directory / "main.py").write_text(main)

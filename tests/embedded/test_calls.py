@@ -12,8 +12,8 @@ import pytest
 from durably import Client, Context, ContextSync, NonRetriableError, RetryAfterError, TriggerEvent
 from durably.comm import CommHandler, CommResponse
 from durably.embedded.calls import answer_of, run_call, run_call_sync
-from durably.embedded.remote_workers import CallAnswer
 from durably.embedded.worker import AppLoop, LocalWorker
+from durably.embedded.worker_resource import CallAnswer
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached, failed, read_answer
 from durably.engine.core.run_state import Call
 from durably.engine.model.settings import SystemClock

@@ -102,7 +102,7 @@ async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
     assert (await engine.wait_for_run(run_id)).decode_output() == 11
     assert (await engine.wait_for_run(run_id, timeout=SECOND)).status == "Completed"
     waiting = await start(client, engine, Event(name="wait", data={"for": "go"}))
-    with pytest.raises(TimeoutError, match=f"run {waiting} has not ended within 0:00:00.05"):
+    with pytest.raises(TimeoutError, match=f"run {waiting} has not ended within 0.05 s"):
         await engine.wait_for_run(waiting, timeout=dt.timedelta(seconds=0.05))
     both = asyncio.gather(*(engine.wait_for_run(waiting) for _ in range(2)))
     while await engine.signal("go", 5) is None:
@@ -257,8 +257,11 @@ FOR_SDKS = {
     "add_traces",
     "checkpoint",
     "execute",
+    "publish_messages",
+    "read_messages",
     "receive_events",
     "report_outbox",
+    "report_progress",
     "run_actions",
     "run_batch",
     "start_worker",

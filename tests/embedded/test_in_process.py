@@ -470,10 +470,18 @@ def test_wrong_arguments_are_named(path: str, options: dict[str, Any], reason: s
 def test_platforms_without_unix_sockets_or_lasting_processes_are_refused(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import durably.aws_lambda
     import durably.digital_ocean
+    import durably.google_cloud
 
-    with pytest.raises(FunctionConfigInvalidError, match="DigitalOcean"):
-        durably.digital_ocean.serve(app.client, app.functions)
+    platforms: list[tuple[Any, str]] = [
+        (durably.digital_ocean, "DigitalOcean Functions"),
+        (durably.aws_lambda, "AWS Lambda"),
+        (durably.google_cloud, "Google Cloud Functions"),
+    ]
+    for platform, name in platforms:
+        with pytest.raises(FunctionConfigInvalidError, match=name):
+            platform.serve(app.client, app.functions)
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(OSError, match="durably start"):
         Embedded("durably.db")

@@ -22,8 +22,9 @@ from cryptography.x509.oid import NameOID
 
 import durably.fast_api
 from durably import Context, Embedded, Event
-from durably.embedded.follower import EngineMovedError
+from durably.browser_streams import StreamRequest, Streams
 from durably.embedded.network import Network
+from durably.embedded.process import EngineMovedError
 from durably.engine.log.log import CommitLog
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import LogRefusedError
@@ -82,7 +83,9 @@ async def leader_address(url: str) -> tuple[str, str]:
 
 
 async def test_machines_follow_the_leader_and_share_its_calls(make_app: MakeApp) -> None:
-    apps = [make_app("a"), make_app("a", "2"), make_app("b"), make_app("b", "2")]
+    # With a short lease, a machine that is busy elsewhere lets the standby lead, and calls are made again.
+    machines = [("a", ""), ("a", "2"), ("b", ""), ("b", "2")]
+    apps = [make_app(*machine, lease=dt.timedelta(seconds=60)) for machine in machines]
     for app in apps:
         await app.engine.start()
     assert [is_leader(app) for app in apps] == [True, False, False, False]
@@ -422,3 +425,26 @@ def test_the_log_may_be_set_in_the_environment(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("DURABLY_LOG", "mysql://host/shop")
     with pytest.raises(ValueError, match="postgresql"):
         Embedded(tmp_path / "durably.db")
+
+
+async def test_a_token_of_one_machine_opens_the_stream_of_a_run_on_another(make_app: MakeApp) -> None:
+    leading, following = make_app("a"), make_app("b")
+    await leading.engine.start()
+    await following.engine.start()
+    client = following.client
+    [event_id] = await client.send(Event(name="hello"))
+    [run] = await async_eventually(
+        lambda: following.engine.event_runs(event_id),
+        "the run has ended",
+        is_right=lambda runs: runs and runs[0].ended_at,
+    )
+    for made, opened in ((leading, following), (following, leading)):
+        streams = Streams(
+            opened.client, "/", authorize=None, allow_anonymous=True, max_listeners=None, caller="streams"
+        )
+        query = f"token={made.client.stream_token(run.id)}"
+        response = await streams.handle(StreamRequest(method="GET", query=query, headers={}))
+        assert response.stream is not None, response.body
+        text = b"".join([chunk async for chunk in response.stream()])
+        assert b'"status":"Completed"' in text
+        assert text.endswith(b"id: end\n\n")

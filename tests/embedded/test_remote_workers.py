@@ -17,9 +17,9 @@ from aiohttp import web
 
 from durably import Client, Context, Embedded, EngineSettings, TriggerEvent
 from durably.comm import CommHandler
-from durably.embedded import leader as leader_module
 from durably.embedded import sockets
 from durably.embedded.calls import sync_of
+from durably.embedded.leader import Leader
 from durably.embedded.process import get_engine_loop
 from durably.embedded.remote_workers import Workers
 from durably.engine.api.http.requests import ApiError
@@ -54,7 +54,10 @@ class RawWorker:
 
     async def register(self) -> None:
         capacity = {"process_id": 1, "function_ids": ["remote-f"], "max_calls": 5}
-        status, body = await self.post("/v1/workers", {"capacity": capacity, "syncs": [self._sync]})
+        status = 503
+        while status == 503:  # The first process that connects finds no HTTP server yet.
+            status, body = await self.post("/v1/workers", {"capacity": capacity, "syncs": [self._sync]})
+            await asyncio.sleep(0.01)
         assert status == 201
         self.path = f"/v1/workers/{body['worker_id']}/calls"
 
@@ -221,21 +224,21 @@ async def test_followers_wait_for_a_leader_that_recovers_its_runs(
     """For longer than the lease."""
     caplog.set_level(logging.INFO, "durably.engine")
     refused, recovers, has_waited = 0, threading.Event(), threading.Event()
-    answer_starting, recover = leader_module._answer_starting, Runtime._recover
+    make_protocol, recover = Leader._make_protocol, Runtime._recover
 
-    async def count(request: Any) -> Any:
+    def count(leader: Leader) -> asyncio.Protocol:
         nonlocal refused
         refused += 1
         if refused == 30:  # Each is 50 ms after the last.
             has_waited.set()
-        return await answer_starting(request)
+        return make_protocol(leader)
 
     async def wait_and_recover(runtime: Runtime) -> None:
         recovers.set()
         await asyncio.to_thread(has_waited.wait)
         await recover(runtime)
 
-    monkeypatch.setattr(leader_module, "_answer_starting", count)
+    monkeypatch.setattr(Leader, "_make_protocol", count)
     monkeypatch.setattr(Runtime, "_recover", wait_and_recover)
     leader, follower = (Embedded(tmp_path / "durably.db", lease=LEASE, settings=SETTINGS) for _ in range(2))
     starting = asyncio.create_task(leader.start())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durably import Concurrency, Context, ContextSync, EngineSettings, Event, Timeouts
-from durably.embedded import dispatcher
+from durably.engine.model import dispatcher
 
 from .app import App
 from .cluster import eventually

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,14 @@ def test_command_line_refuses_a_directory_that_others_can_enter(tmp_path: Path) 
         directory.chmod(0o777)
         with pytest.raises(EngineError, match="mode 700"):
             SocketPool(database, urllib3.Timeout(1))
+
+
+def test_processes_that_share_a_directory_have_one_secret(tmp_path: Path) -> None:
+    directory = tmp_path / "shop.db.sockets"
+    with ThreadPoolExecutor(8) as threads:
+        secrets = set(threads.map(lambda _: sockets.read_secret(directory), range(32)))
+    assert [len(secret) for secret in secrets] == [32]
+    assert stat.S_IMODE((directory / "secret").stat().st_mode) == 0o600
+    assert os.listdir(directory) == ["secret"]
+    assert sockets.newest(directory) is None
+    assert sockets.read_secret(tmp_path / "other.db.sockets") not in secrets

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
+from durably.engine.api.codec import HttpEngine, HttpRequest, HttpResponse
 from durably.engine.api.http.application import create_api
-from durably.engine.api.http.codec import HttpEngine, HttpRequest, HttpResponse
 from durably.engine.api.http.requests import ApiKeys
 from durably.engine.model.runs import Run, UpdateKind
 from durably.engine.model.settings import EngineSettings, SystemClock

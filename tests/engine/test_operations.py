@@ -8,8 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 import pytest
 
-from durably.engine.api.http.application import create_api
-from durably.engine.api.http.codec import (
+from durably.engine.api.codec import (
     EngineRefusedError,
     HttpEngine,
     HttpRequest,
@@ -18,19 +17,20 @@ from durably.engine.api.http.codec import (
     read_result,
     write_request,
 )
+from durably.engine.api.http.application import create_api
 from durably.engine.api.http.requests import ApiKeys
-from durably.engine.api.interface import Engine
+from durably.engine.api.interface import OPERATIONS, Engine
 from durably.engine.api.operations import Operation, blocking, operations_of
 from durably.engine.model.overview import EngineInfo
 from durably.engine.model.runs import FromStep, RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.channels import NewMessage
 from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
 
-OPERATIONS = operations_of(Engine)
 TIMESTAMP = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
 SAMPLES: dict[str, Any] = {
     "after": 1_790_000_000_123,
@@ -44,10 +44,17 @@ SAMPLES: dict[str, Any] = {
     "oldest": 1.5,
     "refused": 2,
     "waiting": 3,
+    "messages": [NewMessage("a run", "log", msgspec.Raw(b'{"a":1}'))],
+    "channels": {"a run": 3},
+    "waits": False,
+    "fraction": 0.5,
     "lines": [LogLine(at=TIMESTAMP, level="INFO", message="paid", step="pay", attempt=0)],
     "received_after": TIMESTAMP,
     "since": TIMESTAMP,
     "until": TIMESTAMP,
+    "within": 2.5,
+    "is_only": True,
+    "needs_reply": False,
     "received_before": TIMESTAMP,
     "request": CheckpointRequest(run_id="r", steps=[]),
     "started_after": TIMESTAMP,
@@ -63,8 +70,6 @@ def test_each_engine_implements_or_refuses_each_operation(engine: type[Engine]) 
         "cancel_runs": "_start_cancellation",
         "count_matching_runs": "_count_selected",
         "count_runs": "_find_counts",
-        "inspect_run": "_read_run",
-        "invoke": "_start_invocation",
         "replay_runs": "_start_replay",
         "search_events": "_find_events",
         "search_runs": "_find_runs",

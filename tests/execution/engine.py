@@ -5,6 +5,7 @@ and asks for discovery as each step's parallel mode says. Time does not pass: wh
 chooses it, so a test decides in which order steps end.
 """
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 
 from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.io.http_client import IO, AsyncIO
+from durably.protocol.call import CheckpointRequest
 
 from .. import wire
 
@@ -115,7 +118,8 @@ class FakeEngine:
 
     ``replies`` gives, by the step's id as the user wrote it, what the engine memoises for waits, invokes, fetches
     and inferences: a memo as it stands on the wire, ``NULL``, or a function of the op that returns one. ``blocking``
-    calls the app as a sync server would.
+    calls the app as a sync server would. ``together``: calls may execute the steps that they find at once, as long as
+    no other step is due, and send checkpoints if the function does.
     """
 
     client: Client
@@ -123,6 +127,7 @@ class FakeEngine:
     replies: Mapping[str, Any] = field(default_factory=dict)
     blocking: bool = False
     max_attempts: int = 3
+    together: bool = False
 
     def __post_init__(self) -> None:
         self.handler = CommHandler(client=self.client, framework="test", functions=self.functions)
@@ -151,7 +156,12 @@ class FakeEngine:
         assert run.is_over or run.jobs, "the run waits, and nothing is due"
 
     async def _make_call(self, run: Run, function_id: str, job: Job) -> None:
-        answer = await self.call(run, function_id, target=job.target, attempt=job.attempt)
+        context: dict[str, Any] = {}
+        if self.together and job.target is None and not job.attempt and not any(due.op for due in run.jobs):
+            run.disable_immediate = False
+            context = {"parallel_steps": 1_000, "qi_id": run.run_id}
+            self.handler._checkpoints = _Checkpoints(run)  # type: ignore[assignment]
+        answer = await self.call(run, function_id, target=job.target, attempt=job.attempt, **context)
         run.answers.append(answer)
         if "retry-after" in answer.headers:
             run.retry_after.append(answer.headers["retry-after"])
@@ -213,6 +223,8 @@ class FakeEngine:
                 is_final = op["op"] == "StepFailed" or answer.no_retry or job.attempt + 1 >= self.max_attempts
                 if is_final:
                     self._end_step(run, _ending(job, op), {"error": op["error"]})
+                elif job.target is None and (op.get("opts") or {}).get("parallelMode"):
+                    run.jobs.append(Job(op["id"], {**op, "op": "StepPlanned"}, 1))
                 else:
                     run.jobs.append(Job(job.target, job.op, job.attempt + 1))
             elif op["id"] not in run.memos and all(op["id"] != (due.op or {}).get("id") for due in run.jobs):
@@ -235,6 +247,25 @@ class FakeEngine:
         if callable(reply):
             reply = reply(job.op)
         return None if reply is NULL else reply
+
+
+@dataclass
+class _Checkpoints:
+    """Keeps steps of a run that a call executes."""
+
+    run: Run
+    are_default = False
+    join_answers = True
+    has_lease = False
+    are_possible = True
+
+    async def commit(self, request: CheckpointRequest, io: IO) -> None:
+        if isinstance(io, AsyncIO):
+            await asyncio.sleep(0)
+        for op in request.steps:
+            assert op.id not in self.run.memos, f'step "{op.display_name}" ended twice'
+            self.run.memos[op.id] = {"data": json.loads(bytes(op.data))}  # type: ignore[arg-type]
+            self.run.stack.append(op.id)
 
 
 def _ending(job: Job, op: dict[str, Any]) -> Job:

@@ -13,6 +13,7 @@ from durably.execution.asyncio_compat import (
     cancelling,
     classify,
     forwarded_by,
+    is_note,
     is_wakeup,
     running_clock,
     stack_of_thread,
@@ -84,6 +85,12 @@ async def test_callbacks_name_the_waiters_of_a_future() -> None:
     assert [is_wakeup(callback) for callback, _ in forwarded_by(outer)].count(True) == 1
     inner.set_result(None)
     await waiting
+
+
+async def test_a_gather_that_nothing_awaits_has_no_callback_of_users() -> None:
+    gathered = asyncio.gather(asyncio.sleep(0))
+    assert [callback for callback, _ in forwarded_by(gathered) if not is_note(callback)] == []
+    await gathered
 
 
 async def timed_by_timeout() -> None:

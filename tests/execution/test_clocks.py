@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -203,6 +203,9 @@ class Checkpoints:
 
     async def take(self, report: StepReport) -> Memo:
         return Memo(report.output)
+
+    async def take_all(self, reports: Sequence[StepReport]) -> list[Memo]:
+        return [Memo(report.output) for report in reports]
 
 
 @pytest.mark.parametrize("is_around", [False, True])

@@ -11,6 +11,7 @@ import pytest
 from durably import Client, Context, ContextSync, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
+from durably.execution import StepIds
 from durably.testing import TestEngine
 from durably.testing.link import TestLink
 
@@ -102,6 +103,14 @@ async def test_removed_step_with_an_unknown_name_is_reported_by_its_hash(caplog:
     await after_deployment.carry_on()
     [hashed_id, *_] = shop.run.stack
     assert f"one unknown to this process (SHA-1 of its id: {hashed_id[:12]}…)" in warnings(caplog)[0]
+
+
+def test_step_ids_that_are_made_from_data_do_not_fill_the_memory() -> None:
+    ids = StepIds()
+    for number in range(25_000):
+        ids.learn(f"charge-{number}", 0)
+    assert max(len(ids.names), len(ids.hashes)) <= 10_000
+    assert ids.names[ids.hashes["charge-24999"]] == "charge-24999"
 
 
 # -- strict

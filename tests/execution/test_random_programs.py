@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import durably
 from durably import Client, Context, ContextSync, ParallelMode
+from durably.execution import Durations
 
 from .engine import FakeEngine, Job, Run
 
@@ -178,7 +179,9 @@ RUNNERS: dict[str, Callable[[Context, Branches], Awaitable[Any]]] = {
 }
 IN_THEIR_ORDER = ("sequence", "gather", "task group", "later", "wait", "race", "lock")
 
-check = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+check = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 async def drive(engine: FakeEngine, data: st.DataObject) -> Run:
@@ -208,22 +211,39 @@ async def assert_prefixes(engine: FakeEngine, run: Run) -> None:
         assert step_id.encode() in body
 
 
+@pytest.fixture
+def all_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are found at once are executed in one call where the engine lets it."""
+    monkeypatch.setattr(Durations, "are_quick", lambda self, steps: True)
+
+
+def engine_for_program(handler: Callable[..., Any], together: str | None) -> FakeEngine:
+    make = CLIENT.create_function(fn_id="program", trigger=TRIGGER, checkpointing=together == "checkpointed")
+    return FakeEngine(CLIENT, [make(handler)], together=together is not None)
+
+
+@pytest.mark.usefixtures("all_are_quick")
+@pytest.mark.parametrize("together", [None, "answered", "checkpointed"])
 @given(tree=programs(IN_THEIR_ORDER), data=st.data())
 @check
-async def test_without_races_every_order_gives_the_same(tree: Leaf | Tree, data: st.DataObject) -> None:
+async def test_without_races_every_order_gives_the_same(
+    tree: Leaf | Tree, data: st.DataObject, together: str | None
+) -> None:
     program = Program(tree)
-    engine = FakeEngine(CLIENT, [CLIENT.create_function(fn_id="program", trigger=TRIGGER)(program.run)])
+    engine = engine_for_program(program.run, together)
     run = await drive(engine, data)
     assert (run.status, run.output) == ("Completed", program.expected())
     assert set(program.handled.values()) <= {1}
     await assert_prefixes(engine, run)
 
 
+@pytest.mark.usefixtures("all_are_quick")
+@pytest.mark.parametrize("together", [None, "answered", "checkpointed"])
 @given(tree=programs(list(RUNNERS)), data=st.data())
 @check
-async def test_with_races_no_result_goes_astray(tree: Leaf | Tree, data: st.DataObject) -> None:
+async def test_with_races_no_result_goes_astray(tree: Leaf | Tree, data: st.DataObject, together: str | None) -> None:
     program = Program(tree)
-    engine = FakeEngine(CLIENT, [CLIENT.create_function(fn_id="program", trigger=TRIGGER)(program.run)])
+    engine = engine_for_program(program.run, together)
     run = await drive(engine, data)
     assert run.status == "Completed", run.output
     assert set(program.handled.values()) <= {1}
@@ -233,12 +253,16 @@ async def test_with_races_no_result_goes_astray(tree: Leaf | Tree, data: st.Data
     assert (finished.status, finished.json) == (200, run.output)
 
 
+@pytest.mark.usefixtures("all_are_quick")
 @given(tree=programs(("sequence", "wait", "race")), data=st.data())
 @check
 @pytest.mark.parametrize("blocking", [True, False], ids=["blocking server", "async server"])
-async def test_sync_functions_with_ids_of_their_own(tree: Leaf | Tree, data: st.DataObject, blocking: bool) -> None:
+@pytest.mark.parametrize("together", [None, "answered", "checkpointed"])
+async def test_sync_functions_with_ids_of_their_own(
+    tree: Leaf | Tree, data: st.DataObject, blocking: bool, together: str | None
+) -> None:
     program = Program(tree, has_unique_ids=True)
-    engine = FakeEngine(CLIENT, [CLIENT.create_function(fn_id="program", trigger=TRIGGER)(program.run_sync)])
+    engine = engine_for_program(program.run_sync, together)
     engine.blocking = blocking
     run = await drive(engine, data)
     assert (run.status, run.output) == ("Completed", program.expected())

@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 import durably
 from durably import Context, ContextSync
 from durably.errors import DurationInvalidError, FunctionConfigInvalidError
+from durably.execution.step import Durations, Step, StepReport, StepRequest
+from durably.protocol.opcodes import Opcode
 from durably.testing import TestEngine
 
 from .engine import NULL, Run, engine_for
@@ -286,3 +289,30 @@ async def test_wrong_arguments_name_the_step(
     assert len(run.answers) == 1, "a mistake in the code is not tried again"
     assert run.output["name"] == error.__name__
     assert message in run.output["message"]
+
+
+def test_handlers_are_quick_if_they_were_quick_when_they_ran_last() -> None:
+    def handler(number: int) -> int:
+        return number
+
+    def step(code: Any, nanoseconds: int | None = None) -> Step:
+        return Step(StepRequest("step", Opcode.STEP_RUN, handler=code), "", 0, 0, nanoseconds=nanoseconds)
+
+    def note(*nanoseconds: int) -> None:
+        steps = [step(handler, each) for each in nanoseconds]
+        durations.note([StepReport(each.to_op(), each) for each in steps])
+
+    durations = Durations()
+    assert not durations.are_quick([step(handler)])
+    note(1_000_000, 3_000_000)
+    assert durations.are_quick([step(handler), step(partial(handler, 1))])
+    assert durations.are_quick([step(handler)] * 500)
+    assert not durations.are_quick([step(handler)] * 501), "more than a second"
+    assert not durations.are_quick([step(handler), step(abs)])
+    note(1_000_000, 1_000_000_000)
+    assert not durations.are_quick([step(handler)])
+    note(1_000_000)
+    assert not durations.are_quick([step(handler)])
+    for _ in range(20):
+        note(1_000_000)
+    assert durations.are_quick([step(handler)])

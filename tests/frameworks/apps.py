@@ -5,12 +5,13 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 from .functions import request_name, request_thread
 from .variants import serve_all
+from .webhooks import receive_all
 
 
 def make_fast_api(engine: str) -> Any:
@@ -20,7 +21,122 @@ def make_fast_api(engine: str) -> Any:
 
     app = fastapi.FastAPI()
     serve_all(engine, partial(durably.fast_api.serve, app))
+    receive_all(engine, partial(durably.fast_api.webhook, app))
     return _marking_asgi(app)
+
+
+def make_starlette(engine: str) -> Any:
+    from starlette.applications import Starlette
+
+    import durably.starlette
+
+    app = Starlette()
+    serve_all(engine, partial(durably.starlette.serve, app))
+    receive_all(engine, partial(durably.starlette.webhook, app))
+    return _marking_asgi(app)
+
+
+def make_asgi(engine: str) -> Any:
+    import durably.asgi
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    def serve(*args: Any, **options: Any) -> None:
+        nonlocal app
+        app = durably.asgi.serve(app, *args, **options)  # type: ignore[assignment]
+
+    def receive(*args: Any) -> None:
+        nonlocal app
+        app = durably.asgi.webhook(app, *args)  # type: ignore[assignment]
+
+    serve_all(engine, serve)
+    receive_all(engine, receive)
+    return _marking_asgi(app)
+
+
+def make_litestar(engine: str) -> Any:
+    from litestar import Litestar
+    from litestar.config.csrf import CSRFConfig
+
+    import durably.litestar
+
+    plugins = [
+        *serve_all(engine, durably.litestar.serve).values(),
+        *receive_all(engine, durably.litestar.webhook).values(),
+    ]
+    return _marking_asgi(Litestar(plugins=plugins, csrf_config=CSRFConfig(secret="for tests only")))
+
+
+def make_quart(engine: str) -> Any:
+    import quart
+
+    import durably.quart
+
+    app = quart.Quart(__name__)
+    serve_all(engine, partial(durably.quart.serve, app))
+    receive_all(engine, partial(durably.quart.webhook, app))
+    return _marking_asgi(app)
+
+
+def make_aiohttp(engine: str) -> Any:
+    from aiohttp import web
+
+    import durably.aiohttp
+
+    @web.middleware
+    async def mark(request: web.Request, handler: Any) -> Any:
+        mark_request(request.headers.get("x-name"))
+        return await handler(request)
+
+    app = web.Application(middlewares=[mark])
+    serve_all(engine, partial(durably.aiohttp.serve, app))
+    receive_all(engine, partial(durably.aiohttp.webhook, app))
+    return app
+
+
+def make_sanic(engine: str) -> Any:
+    import sanic
+
+    import durably.sanic
+
+    sanic.Sanic.test_mode = True  # Another app may have run in this process.
+    app: Any = sanic.Sanic("frameworks", configure_logging=False)
+
+    @app.on_request
+    async def mark(request: Any) -> None:
+        mark_request(request.headers.get("x-name"))
+
+    serve_all(engine, partial(durably.sanic.serve, app))
+    receive_all(engine, partial(durably.sanic.webhook, app))
+    return app
+
+
+def make_wsgi(engine: str) -> Any:
+    import durably.wsgi
+
+    def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+        start_response("404 Not Found", [])
+        return [b""]
+
+    def serve(*args: Any, **options: Any) -> None:
+        nonlocal app
+        app = durably.wsgi.serve(app, *args, **options)  # type: ignore[assignment]
+
+    def receive(*args: Any) -> None:
+        nonlocal app
+        app = durably.wsgi.webhook(app, *args)  # type: ignore[assignment]
+
+    serve_all(engine, serve)
+    receive_all(engine, receive)
+
+    def marking(environ: Any, start_response: Any) -> Iterable[bytes]:
+        mark_request(environ.get("HTTP_X_NAME"))
+        return app(environ, start_response)
+
+    return marking
 
 
 def make_flask(engine: str) -> Any:
@@ -32,9 +148,10 @@ def make_flask(engine: str) -> Any:
 
     @app.before_request
     def mark() -> None:
-        _mark(flask.request.headers.get("x-name"))
+        mark_request(flask.request.headers.get("x-name"))
 
     serve_all(engine, partial(durably.flask.serve, app))
+    receive_all(engine, partial(durably.flask.webhook, app))
     return app
 
 
@@ -50,11 +167,12 @@ def make_tornado(engine: str) -> Any:
 
     class App(tornado.web.Application):
         def find_handler(self, request: Any, **kwargs: Any) -> Any:
-            _mark(request.headers.get("x-name"))
+            mark_request(request.headers.get("x-name"))
             return super().find_handler(request, **kwargs)
 
     app = App(xsrf_cookies=True, cookie_secret="for tests only")
     serve_all(engine, partial(durably.tornado.serve, app))
+    receive_all(engine, partial(durably.tornado.webhook, app))
     return app
 
 
@@ -76,11 +194,39 @@ def make_digital_ocean(engine: str) -> Any:
     import durably.digital_ocean
     from durably.testing import DigitalOceanSimulator
 
-    mains = serve_all(engine, durably.digital_ocean.serve, can_stream=False)
-    simulators = {path: DigitalOceanSimulator(main) for path, main in mains.items()}
+    served = serve_all(engine, durably.digital_ocean.serve, can_stream=False)
+    return _by_path(served | receive_all(engine, durably.digital_ocean.webhook), DigitalOceanSimulator)
+
+
+def make_lambda(engine: str) -> Any:
+    import durably.aws_lambda
+    from durably.testing import LambdaSimulator
+
+    served = serve_all(engine, durably.aws_lambda.serve, can_stream=False)
+    return _by_path(served | receive_all(engine, durably.aws_lambda.webhook), LambdaSimulator)
+
+
+@cache
+def _handlers_of_environment() -> dict[str, Any]:
+    import durably.aws_lambda
+
+    engine = os.environ["TEST_ENGINE"]
+    return serve_all(engine, durably.aws_lambda.serve, can_stream=False) | receive_all(
+        engine, durably.aws_lambda.webhook
+    )
+
+
+def handle_lambda(event: dict[str, Any], context: Any) -> Any:
+    """For Lambda's own runtime, in processes of its own."""
+    mark_request(event["headers"].get("x-name"))
+    return _handlers_of_environment()[event["rawPath"]](event, context)
+
+
+def _by_path(functions: dict[str, Any], simulate: Callable[[Any], Any]) -> Any:
+    simulators = {path: simulate(function) for path, function in functions.items()}
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        _mark(environ.get("HTTP_X_NAME"))
+        mark_request(environ.get("HTTP_X_NAME"))
         return simulators[environ["PATH_INFO"]](environ, start_response)
 
     return app
@@ -90,11 +236,11 @@ def mark_django(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Middleware of both kinds: Django would run a sync one of an async app in another thread."""
 
     def mark(request: Any) -> Any:
-        _mark(request.headers.get("x-name"))
+        mark_request(request.headers.get("x-name"))
         return get_response(request)
 
     async def mark_async(request: Any) -> Any:
-        _mark(request.headers.get("x-name"))
+        mark_request(request.headers.get("x-name"))
         return await get_response(request)
 
     return mark_async if inspect.iscoroutinefunction(get_response) else mark
@@ -124,10 +270,13 @@ def _set_up_django(engine: str) -> None:
         SECRET_KEY="for tests only",
     )
     django.setup()
-    urls.urlpatterns = list(serve_all(engine, durably.django.serve).values())  # type: ignore[attr-defined]
+    urls.urlpatterns = [  # type: ignore[attr-defined]
+        *serve_all(engine, durably.django.serve).values(),
+        *receive_all(engine, durably.django.webhook).values(),
+    ]
 
 
-def _mark(name: str | None) -> None:
+def mark_request(name: str | None) -> None:
     request_name.set(name or "unset")
     request_thread.set(threading.get_ident())
 
@@ -135,7 +284,7 @@ def _mark(name: str | None) -> None:
 def _marking_asgi(app: Any) -> Any:
     async def marking(scope: Any, receive: Any, send: Any) -> None:
         names = [value.decode() for name, value in scope.get("headers", ()) if name == b"x-name"]
-        _mark(names[0] if names else None)
+        mark_request(names[0] if names else None)
         await app(scope, receive, send)
 
     return marking

@@ -314,6 +314,13 @@ class SeesRequestSync(durably.MiddlewareSync):
 
 def describe_request(raw: Any) -> dict[str, Any]:
     """The framework's own request, by its type and by a header read from it."""
+    if isinstance(raw, dict) and "wsgi.input" in raw:
+        return {"type": "environ", "name": raw.get("HTTP_X_NAME")}
     if isinstance(raw, dict):
-        return {"type": "dict", "name": raw["event"]["http"]["headers"].get("x-name")}
+        headers = (
+            raw["event"].get("http", raw["event"])["headers"]
+            if "event" in raw
+            else {k.decode(): v.decode() for k, v in raw["headers"]}
+        )
+        return {"type": "event" if "event" in raw else "scope", "name": headers.get("x-name")}
     return {"type": f"{type(raw).__module__}.{type(raw).__name__}", "name": raw.headers.get("x-name")}

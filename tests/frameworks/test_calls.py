@@ -112,13 +112,22 @@ def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -
     )
     assert answer.status == 200
     request_type = {
+        "asgi": "scope",
         "fast_api": "starlette.requests.Request",
+        "starlette": "starlette.requests.Request",
+        "litestar": "litestar.connection.request.Request",
+        "quart": "quart.wrappers.request.Request",
+        "aiohttp": "aiohttp.web_request.Request",
+        "sanic": "sanic.request.types.Request",
+        "wsgi": "environ",
         "flask": "flask.wrappers.Request",
         "django": "django.core.handlers.asgi.ASGIRequest"
         if server.is_async
         else "django.core.handlers.wsgi.WSGIRequest",
         "tornado": "tornado.httputil.HTTPServerRequest",
-        "digitalocean": "dict",
+        "digitalocean": "event",
+        "aws-lambda": "event",
+        "google-cloud": "flask.wrappers.Request",
     }[server.framework]
     expected = {"type": request_type, "name": "Ada"}
     assert answer.json["async"] == expected

@@ -2,7 +2,6 @@
 
 import inspect
 
-import django.conf
 import flask
 import pytest
 import werkzeug.local
@@ -12,11 +11,14 @@ from werkzeug._reloader import run_with_reloader as run_reloaded
 from durably.web.django import is_body_read, set_body
 from durably.web.flask import current_object, run_with_reloader
 
+from ..fake_engine import FakeEngine
+from .apps import make_django_wsgi
+
 
 @pytest.fixture
-def settings() -> None:
-    if not django.conf.settings.configured:
-        django.conf.settings.configure(DATABASES={})
+def settings(engine: FakeEngine) -> None:
+    """Those of the other tests: a process has only one."""
+    make_django_wsgi(engine.origin)
 
 
 def test_object_behind_a_proxy_is_returned() -> None:

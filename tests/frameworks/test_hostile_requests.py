@@ -27,8 +27,8 @@ MAX_BYTES = 36 * 1024 * 1024
 
 
 def has_platform_url(server: Server) -> bool:
-    """DigitalOcean's platform passes the URL to its functions, not in a header."""
-    return server.framework == "digitalocean"
+    """These platforms pass the URL to their functions, not in a header."""
+    return server.framework in ("digitalocean", "aws-lambda")
 
 
 # -- syncs
@@ -175,7 +175,13 @@ def _status(connection: socket.socket) -> int:
     return answer.status
 
 
-READS_BEFORE = {"django-asgi": "Django reads the body, to a file, before any view", "digitalocean": "the platform does"}
+READS_BEFORE = {
+    "django-asgi": "Django reads the body, to a file, before any view",
+    "digitalocean": "the platform does",
+    "lambda": "the platform does",
+    "lambda-awslambdaric": "the platform does",
+    "google-cloud": "functions-framework does, before each answer",
+}
 
 
 @pytest.mark.parametrize("length", [MAX_BYTES + 1, 2 * 10**9])
@@ -190,7 +196,7 @@ def test_a_body_of_unknown_length_is_refused_at_the_limit(server: Server) -> Non
     """While its sender still has more to send."""
     if reason := READS_BEFORE.get(server.name):
         pytest.skip(reason)
-    if server.name in ("django-wsgi", "flask-werkzeug"):
+    if server.name in ("django-wsgi", "wsgi-wsgiref", "flask-werkzeug"):
         pytest.skip("bodies without a length are empty to it")
     data = b"x" * 65536
     with _open(server, ("transfer-encoding", "chunked")) as connection:
@@ -208,12 +214,12 @@ def test_too_large_body_is_refused_with_a_reason(server: Server) -> None:
     assert json.loads(answer.body)["code"] == "body_too_large"
 
 
-NO_CHUNKS = ("django-wsgi", "digitalocean")
+NO_CHUNKS = ("django-wsgi", "wsgi-wsgiref")
 """Servers (wsgiref) that do not decode chunked bodies."""
 
 
 def test_a_chunked_body_is_read_or_refused_with_the_reason(server: Server) -> None:
-    if server.name == "digitalocean":
+    if has_platform_url(server):
         pytest.skip("the platform reads the body")
     body = app_calls.canonical(app_calls.call_body())
     with _open(server, ("transfer-encoding", "chunked"), ("x-inngest-signature", app_calls.sign(body))) as connection:
@@ -241,6 +247,8 @@ def test_django_reads_a_chunked_body_if_its_wsgi_server_decodes_it(engine: FakeE
 
 def test_a_body_with_wrong_chunks_is_refused_without_a_traceback(server: Server) -> None:
     """By the app or its server. The request is not signed, so any client could fill the log."""
+    if server.framework == "aiohttp":
+        pytest.skip("if they arrive after the head, aiohttp's parser in C leaves the body open until the client leaves")
     with _open(server, ("transfer-encoding", "chunked")) as connection:
         connection.sendall(b"zz\r\n")
         assert 400 <= _status(connection) < 500
@@ -260,8 +268,11 @@ def test_a_client_that_leaves_within_a_body_causes_no_traceback(
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
+IN_OTHER_PROCESSES = ("flask-gunicorn", "lambda-awslambdaric", "google-cloud")
+
+
 def test_an_id_in_a_call_forges_no_line_of_the_log(server: Server, kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    if server.name == "flask-gunicorn":
+    if server.name in IN_OTHER_PROCESSES:
         pytest.skip("its log is in another process")
     run_id = "01RUN\nforged \x1b[31m"
     assert app_calls.call(server.url("dev"), f"app-dev-logs-{kind}", app_calls.call_body(run_id=run_id)).status == 200

@@ -9,12 +9,21 @@ import fastapi
 import fastapi.testclient
 import flask
 import pytest
+import quart
+import sanic
 import tornado.web
+from aiohttp import web
 
+import durably.aiohttp
+import durably.aws_lambda
 import durably.digital_ocean
 import durably.django
 import durably.fast_api
 import durably.flask
+import durably.google_cloud
+import durably.litestar
+import durably.quart
+import durably.sanic
 import durably.tornado
 from durably import Client, Context, Embedded, Function, TemporalEngine, TriggerEvent
 from durably.errors import FunctionConfigInvalidError
@@ -29,26 +38,38 @@ def make(client: Client, fn_id: str) -> Function[Any]:
     return function
 
 
-@pytest.fixture(params=["fast_api", "flask", "tornado", "django", "digital_ocean"])
+sanic.Sanic.test_mode = True  # Each test has an app of the same name.
+OF_APPS: dict[str, tuple[Any, Callable[[], Any]]] = {
+    "fast_api": (durably.fast_api, fastapi.FastAPI),
+    "flask": (durably.flask, lambda: flask.Flask(__name__)),
+    "tornado": (durably.tornado, tornado.web.Application),
+    "quart": (durably.quart, lambda: quart.Quart(__name__)),
+    "aiohttp": (durably.aiohttp, web.Application),
+    "sanic": (durably.sanic, lambda: sanic.Sanic("twice", configure_logging=False)),
+}
+WITHOUT_APPS: dict[str, Any] = {
+    "django": durably.django,
+    "litestar": durably.litestar,
+    "digital_ocean": durably.digital_ocean,
+    "aws_lambda": durably.aws_lambda,
+    "google_cloud": durably.google_cloud,
+}
+
+
+@pytest.fixture(params=[*OF_APPS, *WITHOUT_APPS])
 def serve(request: pytest.FixtureRequest) -> Serve:
     """The framework's ``serve``, with one app."""
-    if request.param == "django":
-        return durably.django.serve
-    if request.param == "digital_ocean":
-        return durably.digital_ocean.serve
-    adapter: Any = {"fast_api": durably.fast_api, "flask": durably.flask, "tornado": durably.tornado}[request.param]
-    makers: dict[str, Callable[[], Any]] = {
-        "fast_api": fastapi.FastAPI,
-        "flask": lambda: flask.Flask(__name__),
-        "tornado": tornado.web.Application,
-    }
-    app = makers[request.param]()
+    if request.param in WITHOUT_APPS:
+        return WITHOUT_APPS[request.param].serve  # type: ignore[no-any-return]
+    adapter, make_app = OF_APPS[request.param]
+    app = make_app()
     return lambda *args, **options: adapter.serve(app, *args, **options)
 
 
 @pytest.fixture(params=["over HTTP", "Embedded", "TemporalEngine"])
 def client(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Client:
-    if request.param != "over HTTP" and serve is durably.digital_ocean.serve:
+    platforms: list[Any] = [durably.digital_ocean, durably.aws_lambda, durably.google_cloud]
+    if request.param != "over HTTP" and serve in [platform.serve for platform in platforms]:
         pytest.skip("it has no engine in process")
     engines: dict[str, Callable[[], Any]] = {
         "over HTTP": lambda: None,
@@ -80,7 +101,7 @@ def test_two_clients_with_two_paths_are_served(serve: Serve, client: Client) -> 
     serve(other, [make(other, "invoices")], serve_path="/other")
 
 
-@pytest.mark.parametrize("serve", ["fast_api", "flask", "tornado"], indirect=True)
+@pytest.mark.parametrize("serve", OF_APPS, indirect=True)
 def test_another_client_with_the_same_path_is_refused(serve: Serve, client: Client) -> None:
     other = Client(app_id="other", is_production=False)
     serve(client, [make(client, "orders")])

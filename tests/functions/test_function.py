@@ -78,7 +78,7 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
         ({"on_failure": 5}, 'function "fn": on_failure must be a function, not 5'),
         ({"trigger": [TRIGGER] * 11}, 'function "fn": trigger takes at most 10, not 11'),
         ({"trigger": [TRIGGER, TRIGGER]}, "trigger has TriggerEvent(event='e', if_exp=None) twice"),
-        ({"trigger": "e"}, "trigger takes TriggerEvent and TriggerCron, not 'e'"),
+        ({"trigger": "e"}, "trigger takes TriggerEvent, TriggerCron and TriggerDeferred, not 'e'"),
         ({"retries": 21}, "retries must be 0 to 20, not 21"),
         ({"retries": -1}, "retries must be 0 to 20, not -1"),
         ({"retries": True}, "retries must be 0 to 20, not True"),

@@ -214,3 +214,10 @@ def test_error_of_an_invalid_proxy_names_its_setting(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HTTP_PROXY", "http://[")
     with pytest.raises(TransportError, match="HTTP_PROXY"):
         send(Request("GET", "http://engine.example.com/", {}))
+
+
+def test_error_of_an_invalid_header_blames_no_proxy_and_shows_no_value() -> None:
+    with pytest.raises(TransportError, match="header") as refused:
+        send(Request("GET", "http://engine.example.com/", {"authorization": "Bearer secret\n"}))
+    assert "PROXY" not in str(refused.value)
+    assert "secret" not in str(refused.value)

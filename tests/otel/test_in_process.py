@@ -109,6 +109,24 @@ async def test_a_missing_provider_is_reported_at_the_first_span(
     assert not caplog.records, "it has a provider of its own"
 
 
+async def test_spans_of_steps_have_the_tokens_of_models(app: App, spans: Spans) -> None:
+    async def order(ctx: Context) -> None:
+        def think(*models: str) -> None:
+            for model in models:
+                durably.ai.record_usage(model=model, input_tokens=10, output_tokens=1)
+
+        await ctx.step.run("one", think, "gpt")
+        await ctx.step.run("two", think, "gpt", "claude")
+        await ctx.step.run("none", think)
+
+    app.serve(order)
+    async with app.engine.running():
+        await app.request("order")
+    names = ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "gen_ai.request.model")
+    found = [[attribute(spans.one(f"step {step}"), name) for name in names] for step in ("one", "two", "none")]
+    assert found == [[10, 1, "gpt"], [20, 2, None], [None, None, None]]
+
+
 async def test_spans_follow_the_conventions_and_have_no_data(app: App, spans: Spans) -> None:
     def order(ctx: ContextSync) -> str:
         return ctx.step.run("charge", lambda: "output-secret")
@@ -249,6 +267,7 @@ async def test_events_without_a_trace_begin_one(app: App, spans: Spans) -> None:
         assert receipt.run_id is not None
         await app.engine.wait_for_run(receipt.run_id)
     assert spans.path(spans.one("step work")) == [
+        "receive inngest/function.invoked",
         "run shop-plain",
         "call shop-plain",
         "process shop-plain",
@@ -455,7 +474,7 @@ async def test_event_of_an_outbox_continues_the_trace_of_its_transaction(
                 with tracer.start_as_current_span(f"POST /orders/{number}"):
                     name = "order" if number == 2 else "nothing"
                     assert durably.outbox.write_events(
-                        durably.sqlalchemy.SessionConnection(session), Event(name=name), app.client.tracing
+                        durably.sqlalchemy.SessionConnection(session), Event(name=name), app.client
                     )
             session.commit()
         await ended.wait()

@@ -26,6 +26,7 @@ _THREADS = 4
 _PAUSE_SECONDS = 0.004
 _LIFE_SECONDS = (0.02, 0.35)
 _SETTLE_SECONDS = 120.0
+"""The longest that the last process makes no progress."""
 
 
 def _load(kind: str, url: str, directory: Path) -> Any:
@@ -111,12 +112,14 @@ def _count_repeats(file: Path) -> None:
 def _settle(app: Any, engine: Path) -> None:
     """Run the app until all events are sent and all runs have ended."""
     app.engine.start_sync()
-    until = time.monotonic() + _SETTLE_SECONDS
     [relay] = app.client.relays
-    quiet = 0
+    quiet, left, changed_at = 0, (0, 0), time.monotonic()
     while quiet < 3:
-        assert time.monotonic() < until, f"{relay.backlog()}, {_unended(engine)} runs"
-        quiet = 0 if relay.backlog().waiting or _unended(engine) else quiet + 1
+        before, left = left, (relay.backlog().waiting, _unended(engine))
+        if left != before:
+            changed_at = time.monotonic()
+        assert time.monotonic() < changed_at + _SETTLE_SECONDS, f"{left[0]} events and {left[1]} runs are stuck"
+        quiet = 0 if any(left) else quiet + 1
         time.sleep(0.1)
     app.engine.stop_sync()
 
@@ -167,8 +170,9 @@ def storm(kind: str, url: str, directory: Path, *, kills: int, seed: int) -> str
         try:
             _settle(app, engine)
             status = 0
-        finally:
-            os._exit(status)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0, "the last process has not completed all runs"
     orders, shipments = app.read()
     faults = []

@@ -41,13 +41,13 @@ def test_rows_of_any_connection_are_sent(make_url: MakeUrl) -> None:
     with TestEngine(client, [take]).sync() as engine:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(code("sql", "CREATE TABLE").encode())
-            exec(code("python", "VALUES (%s)"), {"connection": connection}, names)
+            exec(code("python", "'shop', %s)"), {"connection": connection}, names)
             connection.execute(code("sql", "json_build_object").encode())
 
         async def send() -> None:
             connection = await asyncpg.connect(url)
             scope: dict[str, Any] = {"connection": connection, **names}
-            exec("async def send():\n" + textwrap.indent(code("python", "VALUES ($1)"), "    "), scope)
+            exec("async def send():\n" + textwrap.indent(code("python", "'shop', $1)"), "    "), scope)
             await scope["send"]()
             await connection.close()
 

@@ -2,10 +2,13 @@
 
 import asyncio
 import itertools
+import json
+import os
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +39,12 @@ class Receipt(BaseModel):
 class Shop:
     """An app with a database. ``received`` are the data of the events, in the order of their runs."""
 
-    def __init__(self, url: str, engine: Any = None) -> None:
+    def __init__(self, url: str, engine: Any = None, app_id: str = "shop") -> None:
         plain = url.replace("+aiosqlite", "").replace("+asyncpg", "+psycopg")
         self.database = sa.create_engine(plain)
         durably.sqlalchemy.metadata.create_all(self.database)
         self.sessions: sessionmaker[Session] = sessionmaker(self.database)
-        self.client = durably.Client(app_id="shop", is_production=False, engine=engine)
+        self.client = durably.Client(app_id=app_id, is_production=False, engine=engine)
         is_async = plain != url and "psycopg" not in url
         self.async_database = create_async_engine(url) if is_async else None
         self.async_sessions: async_sessionmaker[AsyncSession] = async_sessionmaker(self.async_database)
@@ -88,6 +91,47 @@ def test_committed_events_are_sent_once_and_rolled_back_events_never(driver: str
         assert shop.ids == ids
 
 
+@pytest.mark.parametrize("driver", SYNC)
+def test_apps_on_one_database_have_relays_of_their_own(driver: str, make_url: MakeUrl) -> None:
+    """Also at the same time: the lock of PostgreSQL is that of an app."""
+    url = make_url(driver)
+    shop, post = Shop(url), Shop(url, app_id="post")
+    with shop.sessions.begin() as session:
+        durably.sqlalchemy.send(session, [placed(1), placed(2)])
+        session.execute(sa.text("UPDATE durably_outbox SET app = 'post' WHERE id = 2"))
+        session.execute(sa.text("INSERT INTO durably_outbox (app, event) VALUES ('other', '')"))
+    assert (shop.relay.backlog().waiting, post.relay.backlog().waiting) == (1, 1)
+    sent = list[tuple[str, Any]]()
+
+    def send_after_post(events: list[durably.Event]) -> None:
+        assert post.relay.send_waiting() == 1
+        sent.extend(("shop", event.data) for event in events)
+
+    shop.client.send_sync = send_after_post  # type: ignore[method-assign, assignment]
+    post.client.send_sync = lambda events: sent.extend(("post", event.data) for event in events)  # type: ignore[method-assign, assignment]
+    assert shop.relay.send_waiting() == 1
+    assert sent == [("post", {"number": 2}), ("shop", {"number": 1})]
+    assert len(shop.rows()) == 1
+
+
+def test_events_are_those_of_the_app_whose_relay_reads_the_database(
+    make_url: MakeUrl, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop, post = Shop(make_url("sqlite")), Shop(make_url("sqlite"), app_id="post")
+    with shop.sessions.begin() as session:
+        durably.sqlalchemy.send(session, placed(1))
+    with post.sessions.begin() as session:
+        durably.sqlalchemy.send(session, placed(2))
+    assert (shop.relay.backlog().waiting, post.relay.backlog().waiting) == (1, 1)
+    unread = sa.create_engine(make_url("sqlite"))
+    durably.sqlalchemy.metadata.create_all(unread)
+    for _ in range(2):
+        with Session(unread) as session:
+            durably.sqlalchemy.send(session, placed(3))
+    [warning] = [each.getMessage() for each in caplog.records if "no relay" in each.getMessage()]
+    assert str(unread.url.database) in warning
+
+
 @pytest.mark.parametrize("driver", ASYNC)
 async def test_async_sessions_send(driver: str, make_url: MakeUrl) -> None:
     shop = Shop(make_url(driver))
@@ -117,7 +161,9 @@ def test_refused_rows_are_kept_with_their_reason_and_do_not_block_the_others(dri
         with shop.sessions.begin() as session:
             durably.sqlalchemy.send(session, [placed(1), durably.Event(name="inngest/reserved"), placed(2)])
         for event in ("no JSON", '{"name": "shop/placed", "data": {"number": 0}}', '{"id": "a"}'):
-            shop.execute(f"INSERT INTO durably_outbox (event) VALUES ('{event.replace(':', chr(92) + ':')}')")
+            shop.execute(
+                f"INSERT INTO durably_outbox (app, event) VALUES ('shop', '{event.replace(':', chr(92) + ':')}')"
+            )
         shop.relay.send_waiting()
         engine.run_until_idle()
         assert [data["number"] for data in shop.received] == [1, 2]
@@ -140,6 +186,48 @@ def test_unreachable_engine_refuses_no_row(make_url: MakeUrl, monkeypatch: pytes
         shop.relay.send_waiting()
     backlog = shop.relay.backlog()
     assert (backlog.waiting, backlog.refused, backlog.oldest > 1e6) == (1, 0, True)
+
+
+def test_rows_that_cannot_be_read_or_sent_do_not_block_the_others(make_url: MakeUrl) -> None:
+    """Over HTTP, where the sender is a header."""
+    shop = Shop(make_url("sqlite"))
+    deep = '{"id": "a", "name": "shop/placed", "data": {"number": ' + "[" * 5000 + "]" * 5000 + "}}"
+    senders = (
+        json.dumps({"id": each, "name": "shop/placed", "sender": each}) for each in ("a\r\nX-Y: 1", "\u0416", "")
+    )
+    with TestEngine(shop.client, [shop.take]).sync() as engine:
+        with shop.database.begin() as connection:
+            for event in (deep, *senders):
+                sql = sa.text("INSERT INTO durably_outbox (app, event) VALUES ('shop', :event)")
+                connection.execute(sql, {"event": event})
+        assert shop.relay.backlog().waiting == 4
+        with shop.sessions.begin() as session:
+            durably.sqlalchemy.send(session, placed(1))
+        assert shop.relay.send_waiting() == 5
+        assert shop.relay.backlog() == Backlog(0, 4, 0.0)
+        engine.run_until_idle()
+        assert [data["number"] for data in shop.received] == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="it needs os.fork")
+def test_a_forked_child_wakes_its_own_relay(make_url: MakeUrl) -> None:
+    """Another thread may hold the lock of the relay during the fork."""
+    shop = Shop(make_url("sqlite"), "http://127.0.0.1:9")
+    with shop.relay._lock:
+        child = os.fork()
+        if child == 0:
+            shop.relay.wake()
+            os._exit(0)
+
+    def has_ended() -> bool:
+        return os.waitpid(child, os.WNOHANG)[0] == child
+
+    try:
+        eventually(has_ended, "the child ends")
+    except BaseException:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
 
 
 @pytest.mark.parametrize("driver", [*SYNC, *ASYNC])
@@ -300,6 +388,26 @@ def test_failed_transaction_leaves_no_result(make_url: MakeUrl) -> None:
     assert pay() == 7  # outside of steps it is a transaction
 
 
+def test_step_that_commits_early_is_named(make_url: MakeUrl) -> None:
+    shop = Shop(make_url("sqlite"))
+
+    @durably.sqlalchemy.transaction(shop.sessions)
+    def pay(session: Session) -> int:
+        session.commit()
+        return 7
+
+    @shop.client.create_function(fn_id="pay", retries=1, trigger=durably.TriggerEvent(event="pay"))
+    def run(ctx: durably.ContextSync) -> int:
+        return ctx.step.run("take the money", pay)
+
+    with TestEngine(shop.client, [run]).sync() as engine:
+        failed = engine.send(durably.Event(name="pay")).wait()
+        message = str(failed.error)
+        assert "take the money" in message
+        assert "commit()" in message
+        assert failed.id in message
+
+
 def test_second_transaction_of_a_step_is_refused(make_url: MakeUrl) -> None:
     shop = Shop(make_url("sqlite"))
 
@@ -315,6 +423,32 @@ def test_second_transaction_of_a_step_is_refused(make_url: MakeUrl) -> None:
         failed = engine.send(durably.Event(name="pay")).wait()
         assert "second transaction" in str(failed.error)
         assert FunctionConfigInvalidError.__name__ in str(failed.error)
+
+
+def test_a_step_may_call_its_transaction_again_after_a_rollback(make_url: MakeUrl) -> None:
+    shop = Shop(make_url("sqlite"))
+    numbers = itertools.count(1)
+
+    @durably.sqlalchemy.transaction(shop.sessions)
+    def pay(session: Session) -> int:
+        durably.sqlalchemy.send(session, placed(number := next(numbers)))
+        if number < 3:
+            raise RuntimeError("deadlock detected")
+        return number
+
+    def pay_at_last() -> int:
+        with suppress(RuntimeError):
+            return pay()
+        return pay_at_last()
+
+    @shop.client.create_function(fn_id="pay", retries=0, trigger=durably.TriggerEvent(event="pay"))
+    def run(ctx: durably.ContextSync) -> int:
+        paid: int = ctx.step.run("pay", pay_at_last)
+        return paid
+
+    with TestEngine(shop.client, [run]).sync() as engine:
+        engine.send(durably.Event(name="pay")).wait().assert_completed(output=3)
+    assert [json.loads(event)["data"] for _, event, _ in shop.rows()] == [{"number": 3}]
 
 
 def test_two_attempts_at_once_commit_one_result(make_url: MakeUrl) -> None:

@@ -9,7 +9,7 @@ import enum
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Unpack, get_args, get_origin, get_type_hints
 
 import inngest
 import pydantic
@@ -43,7 +43,11 @@ def is_data(owner: Any) -> bool:
 
 def differences_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Iterator[str]:
     """Calls of theirs that ours would not accept."""
-    wanted, given = inspect.signature(theirs).parameters, inspect.signature(ours).parameters
+    wanted, given = inspect.signature(theirs).parameters, dict(inspect.signature(ours).parameters)
+    for parameter in list(given.values()):
+        if get_origin(parameter.annotation) is Unpack:  # ``**options: Unpack[ServeOptions]``
+            names = get_type_hints(get_args(parameter.annotation)[0])
+            given |= {name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in names}
     takes_any = {parameter.kind for parameter in given.values()}
     places = [name for name, parameter in wanted.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     if places != list(given)[: len(places)]:

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from temporalio.worker import Worker
+from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 
 from durably.temporal import Temporal
+
+# Other tests of this process import fastmcp. The import hook of its beartype would import beartype for each workflow.
+RUNNER = SandboxedWorkflowRunner(restrictions=SandboxRestrictions.default.with_passthrough_modules("beartype"))
 
 
 @contextmanager
@@ -20,7 +24,7 @@ def working(temporal: Temporal, task_queue: str, **options: Any) -> Iterator[Non
 
     async def work() -> None:
         client = await temporal.connect()
-        async with Worker(client, task_queue=task_queue, **options):
+        async with Worker(client, task_queue=task_queue, workflow_runner=RUNNER, **options):
             started.set_result(None)
             await stop.wait()
 

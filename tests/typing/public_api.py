@@ -1,6 +1,6 @@
 """Types that checkers infer for users. `make lint` checks it with mypy and pyright; nothing runs it."""
 
-from typing import assert_type
+from typing import Any, assert_type
 
 import durably
 import durably.testing
@@ -36,9 +36,15 @@ async def other_branch() -> float:
 
 @client.create_function(fn_id="async", trigger=durably.TriggerEvent(event="never"))
 async def async_function(ctx: durably.Context) -> bytes:
+    assert_type(ctx.progress(0.5, "half"), None)
+    assert_type(ctx.publish("topic", {"any": 1}, channel="all"), None)
+    assert_type(durably.publish("topic", [1]), None)
+    ctx.progress("half")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(await ctx.step.run("load", load, 1), str)
     assert_type(await ctx.step.run("count", count, "text"), int)
     assert_type(await ctx.step.ai.wrap("model", load, 1), str)
+    openai = durably.ai.OpenAI(auth_key="key", model="gpt")
+    assert_type(await ctx.step.ai.infer("infer", adapter=openai, body={}, stream=True, topic="text"), Any)
     assert_type(await ctx.step.invoke("other", function=sync_function), float)
     assert_type(await ctx.step.wait_for_event("event", event="never", timeout=1000), durably.Event | None)
     assert_type(await ctx.step.fetch("fetch", "https://example.com"), durably.FetchResponse)
@@ -46,6 +52,26 @@ async def async_function(ctx: durably.Context) -> bytes:
     assert_type(await ctx.group.parallel((branch, lambda: load(2), other_branch)), tuple[int, str, float])
     assert_type(await ctx.group.parallel([lambda: load(1), lambda: load(2)]), tuple[str, ...])
     return b""
+
+
+async def test_handles() -> None:
+    handle = await async_function.start({"n": 1}, id="one")
+    assert_type(handle, durably.RunHandle[bytes])
+    assert_type(await handle.result(timeout="1s"), bytes)
+    assert_type((await handle.status()).status, durably.RunStatus)
+    assert_type(await handle.cancel(), bool)
+    assert_type(await handle.signal("go", {"n": 1}), bool)
+    assert_type(await handle.rerun(), durably.RunHandle[bytes])
+    assert_type(sync_function.start_sync().result_sync(), float)
+    assert_type(client.run(handle.id, sync_function), durably.RunHandle[float])
+    assert_type(await client.runs(sync_function, status="Failed"), list[durably.Run])
+    _: int = await handle.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    await async_function.start("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await async_function.start({}, id=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.run(handle)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    await handle.result(timeout=10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    handle.result_sync(timeout=2.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    handle.results()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 assert_type(sync_function, durably.Function[float])

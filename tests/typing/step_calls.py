@@ -54,6 +54,9 @@ async def async_function(ctx: durably.Context) -> None:
     await run("called", charge_sync("A-1", 1))  # type: ignore[call-overload]
     text: str = await run("result", charge, "A-1", 1)  # type: ignore[call-overload]
     await ctx.step.ai.wrap("wrong type", charge, 1, 1)  # type: ignore[arg-type]
+    durably.ai.record_usage(model="gpt", input_tokens=1)
+    durably.ai.record_usage("gpt", 1)  # type: ignore[call-arg]
+    durably.ai.record_usage(model="gpt", input_tokens="1")  # type: ignore[arg-type]
     await ctx.step.invoke("data", function=sync_function, data=1)  # type: ignore[arg-type]
     await ctx.step.invoke("name", function="sync")  # type: ignore[arg-type]
     number: int = await ctx.step.invoke("result", function=sync_function)  # type: ignore[arg-type]

@@ -38,8 +38,8 @@ PARENT_VARIABLE = "_DURABLY_PARENT_PID"
 Without it, a process whose parent ends before it first looks takes its next parent for the first one.
 """
 _PARENT_CHECK_SECONDS = 0.5
-USUAL_NAMES = ("app", "application", "main")
-"""Names of apps in the documentation of FastAPI and Flask, of Django, and of DigitalOcean."""
+USUAL_NAMES = ("app", "application", "main", "handler")
+"""Names of apps in the documentation of FastAPI and Flask, of Django, of DigitalOcean and Google, and of AWS Lambda."""
 
 
 class AppImportError(Exception):
@@ -115,12 +115,13 @@ def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
 def find_server(app: object) -> Callable[[Any, str, int], None]:
     """The function that serves an app at a host and port until SIGTERM. Raises ``AppImportError`` for no app.
 
-    ASGI apps take three arguments. WSGI apps and DigitalOcean functions take two; those of DigitalOcean's documentation
-    are ``event`` and ``context``.
+    ASGI apps take three arguments. WSGI apps and functions of DigitalOcean and AWS Lambda take two; those of the
+    platforms' documentation are ``event`` and ``context``. Functions of Google Cloud take a ``request``.
     """
-    web = sys.modules.get("tornado.web")
-    if web is not None and isinstance(app, web.Application):
-        return serve_tornado
+    for name, serve in (("tornado.web", serve_tornado), ("aiohttp.web", serve_aiohttp)):
+        web = sys.modules.get(name)
+        if web is not None and isinstance(app, web.Application):
+            return serve
     by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names: list[str] = []
     if callable(app) and not inspect.isclass(app):
@@ -131,10 +132,15 @@ def find_server(app: object) -> Callable[[Any, str, int], None]:
     if len(names) == 3:
         return serve_asgi
     if len(names) == 2 and not is_async:
-        return serve_digital_ocean if names[0] == "event" or names[1] == "context" else serve_wsgi
+        if names[0] != "event" and names[1] != "context":
+            return serve_wsgi
+        return serve_lambda if "durably.aws_lambda" in sys.modules else serve_digital_ocean
+    if names == ["request"] and not is_async:
+        return serve_google_cloud
     raise AppImportError(
         f"{reprlib.repr(app)} is not an app: give an ASGI app (FastAPI, Django's ASGI), a WSGI app (Flask, Django's "
-        "WSGI), a tornado.web.Application, or a DigitalOcean main(event, context)"
+        "WSGI), an Application of Tornado or aiohttp, or a function of DigitalOcean or AWS Lambda (event, context), or "
+        "of Google Cloud (request)"
     )
 
 
@@ -188,10 +194,33 @@ def serve_tornado(app: Any, host: str, port: int) -> None:
     asyncio.run(listen())
 
 
+def serve_aiohttp(app: Any, host: str, port: int) -> None:
+    from aiohttp import web
+
+    web.run_app(app, host=host, port=port, shutdown_timeout=GRACE_SECONDS, access_log=None, print=None)
+
+
 def serve_digital_ocean(main: Any, host: str, port: int) -> None:
     from durably.testing import DigitalOceanSimulator
 
     serve_wsgi(DigitalOceanSimulator(main), host, port)
+
+
+def serve_lambda(handler: Any, host: str, port: int) -> None:
+    from durably.testing import LambdaSimulator
+
+    serve_wsgi(LambdaSimulator(handler), host, port)
+
+
+def serve_google_cloud(function: Any, host: str, port: int) -> None:
+    """Serve at every path, as Google's ``functions-framework`` does."""
+    import flask
+
+    from durably.web.flask import current_object
+
+    app = flask.Flask(__name__)
+    app.before_request(lambda: function(current_object(flask.request)))
+    serve_wsgi(app, host, port)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.embedded import sockets
-from durably.engine.api.http.codec import (
+from durably.engine.api.codec import (
     ANY_EVENT_KEY,
     HttpEngine,
     HttpRequest,
@@ -310,4 +310,15 @@ class SocketPool(HTTPConnectionPool):
             raise CliError(
                 f"no app runs its engine on {database}: start the app, or check that this is what its Embedded(…) says"
             )
-        super().__init__("localhost", retries=False, timeout=timeout, path=newest)
+        # A leader that starts, or was alone until now, takes a moment until it serves HTTP.
+        starting = urllib3.Retry(
+            100,
+            connect=0,
+            read=0,
+            other=0,
+            allowed_methods=None,
+            backoff_factor=0.05,
+            backoff_max=0.1,
+            raise_on_status=False,
+        )
+        super().__init__("localhost", retries=starting, timeout=timeout, path=newest)

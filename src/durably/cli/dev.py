@@ -16,7 +16,7 @@ from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.requests import LOOPBACK_HOSTS, check_allowed_host
 from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.api.interface import LocalEngine
+from durably.engine.api.local import LocalEngine
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import Durability, EngineSettings, EngineTracing
 from durably.engine.sqlite.server import serve_database
@@ -72,10 +72,10 @@ from .text import Console
 def dev(otel: bool, no_reload: bool, **given: Any) -> None:
     """Run an engine for development, and MODULE:APP with it.
 
-    MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application or a
-    DigitalOcean main(event, context). It gets the engine's URL in DURABLY_DEV, is restarted when Python source below
-    the working directory changes, and is synced. For an app that runs separately, give the URL of its endpoint with -u,
-    like http://127.0.0.1:3000/api/inngest.
+    MODULE:APP is an ASGI app (FastAPI, Django), a WSGI app (Flask, Django), a tornado.web.Application, a
+    DigitalOcean main(event, context), a Lambda handler(event, context), or a Google main(request). It gets the engine's
+    URL in DURABLY_DEV, is restarted when Python source below the working directory changes, and is synced. For an app
+    that runs separately, give the URL of its endpoint with -u, like http://127.0.0.1:3000/api/inngest.
 
     Updates of runs are printed, on Temporal those of the runs that it executes. The state is kept between starts, so
     that runs continue.

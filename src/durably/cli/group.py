@@ -22,6 +22,8 @@ COMMANDS = {
     "check": ("operate", "Check the database --db: the file's integrity, and the consistency of its rows."),
     "send": ("events", "Send an event."),
     "signal": ("events", "Wake the run that waits for a signal."),
+    "questions": ("questions", "List the open questions of runs."),
+    "answer": ("questions", "Answer a question of a run."),
     "events": ("events", "List and show events."),
     "invoke": ("events", "Start a run of one function."),
     "functions": ("events", "List, pause and resume functions."),

@@ -12,6 +12,7 @@ import msgspec
 from durably.engine.api.dashboard.waterfall import Bar, Row, Tick, lay_out
 from durably.engine.model.runs import (
     LogEntry,
+    Progress,
     Run,
     RunMetadata,
     RunReport,
@@ -193,6 +194,11 @@ _MOST_LOG_LINES = 50
 _LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
+def describe_progress(progress: Progress) -> str:
+    message = f": {printable(progress.message)}" if progress.message else ""
+    return f"{progress.fraction:.0%}{message}"
+
+
 def describe_run(run: Run, app_version: str | None = None) -> Styled:
     output = run.decode_output()
     facts = [
@@ -204,6 +210,8 @@ def describe_run(run: Run, app_version: str | None = None) -> Styled:
     ]
     if app_version:
         facts.append(("Version", app_version))
+    if run.progress:
+        facts.append(("Progress", describe_progress(run.progress)))
     if run.rerun_of:
         facts.append(("Rerun of", run.rerun_of))
     if run.ended_at:
@@ -241,6 +249,16 @@ def describe_attempts(report: RunReport) -> Styled | None:
         for step, attempt in sorted(found, key=lambda each: each[1].ended_at)
     ]
     return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows) if rows else None
+
+
+def describe_usage(report: RunReport) -> Styled | None:
+    """The tokens of models by step, and their sums."""
+    rows = [
+        [step, used.model, f"{used.input_tokens:,}", f"{used.output_tokens:,}"]
+        for step, usage in [*((each.id, each.usage) for each in report.steps), ("(run)", report.run.usage or [])]
+        for used in usage
+    ]
+    return table(["STEP", "MODEL", "INPUT TOKENS", "OUTPUT TOKENS"], rows) if rows else None
 
 
 def describe_links(report: RunReport) -> Styled | None:

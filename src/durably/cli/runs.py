@@ -33,6 +33,7 @@ from .run_text import (
     describe_links,
     describe_logs,
     describe_metadata,
+    describe_usage,
     draw,
 )
 from .run_text import describe_run as describe
@@ -188,6 +189,7 @@ def show(client: EngineClient, run_id: str, as_json: bool) -> None:
         describe_events(report.events[:_MOST_EVENTS], len(report.run.event_ids)),
         draw(report, dt.datetime.now(dt.UTC)),
         describe_attempts(report),
+        describe_usage(report),
         describe_links(report),
         describe_logs(report),
         describe_metadata(metadata),

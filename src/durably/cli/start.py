@@ -16,7 +16,9 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+import durably
 from durably.client import Client
+from durably.comm.handler import functions_of
 from durably.embedded.handle import InProcessHandle
 from durably.engine.api.dashboard.dashboard import DashboardKeys
 from durably.engine.api.http.connections import ConnectionLimits
@@ -401,16 +403,28 @@ _relay_logger = get_logger("durably.outbox")
 
 @click.command()
 @click.argument("target", metavar="MODULE:CLIENT")
+@click.option(
+    "--connect", is_flag=True, help="Dial the engine at the client's URL, and get calls over this connection."
+)
+@click.option("--max-calls", type=click.IntRange(1), help="The most calls at a time, with --connect.")
 @log_format_option("text")
-def worker(target: str, log_format: str) -> None:
+def worker(target: str, connect: bool, max_calls: int | None, log_format: str) -> None:
     """Run an app's functions in a process of its own.
 
     MODULE:CLIENT is the app's Client, whose engine is a TemporalEngine(…), an Embedded(…), or a URL like
     temporal://localhost:7233. The module must serve the functions, or import what does. Web processes that shall run
     none have TemporalEngine(workers=False). In a Django project, set DJANGO_SETTINGS_MODULE. SIGTERM ends it: calls
     have 5 seconds to end, and continue elsewhere then.
+
+    With --connect, the engine is another program, such as `durably start`. The worker needs no URL. SIGTERM ends it
+    when its calls have ended.
     """
     write_log(log_format)
+    if connect:
+        run_until_stopped(_work_connected(_load_client(target, "worker --connect"), max_calls))
+        return
+    if max_calls is not None:
+        raise CliError("--max-calls needs --connect")
     engine = _load_engine(target)
     own = get_logger("durably")
     if own.handlers:  # Such as those of Django's LOGGING. Otherwise lines of Durably would appear twice.
@@ -426,6 +440,18 @@ def worker(target: str, log_format: str) -> None:
             _worker_logger.info("process %d has stopped", os.getpid())
 
     run_until_stopped(work())
+
+
+async def _work_connected(client: Client, max_calls: int | None) -> None:
+    functions = functions_of(client)
+    if not functions:
+        raise CliError(f"the module makes no functions of the app {client.app_id!r}, so there is nothing to run")
+    connection = durably.connect([(client, functions)], max_worker_concurrency=max_calls)
+    try:
+        await connection.start()
+    finally:
+        await connection.close()
+        _worker_logger.info("process %d has stopped", os.getpid())
 
 
 def _load_client(target: str, command: str) -> Client:
@@ -486,7 +512,7 @@ def relay(target: str, log_format: str) -> None:
 
     async def work() -> None:
         for each in client.relays:
-            each.start(lambda: True, None)
+            each.start(lambda: True)
         _relay_logger.info("the relay of the app %s runs", client.app_id)
         try:
             await asyncio.Event().wait()

@@ -7,8 +7,8 @@ from typing import Any, NoReturn, TypeVar
 
 from temporalio.service import RPCError
 
-from durably.engine.api.http.codec import status_of
-from durably.engine.api.interface import LocalEngine
+from durably.engine.api.codec import status_of
+from durably.engine.api.local import LocalEngine
 from durably.engine.api.operations import Operation
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings

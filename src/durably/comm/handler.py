@@ -385,6 +385,7 @@ class CommHandler:
             event=event or events[0],
             events=events,
             steps=steps,
+            defers=request.defers or {},
             target=None if step_id == DISCOVER else step_id,
             raw_request=req.raw_request,
             seconds=req.seconds,
@@ -453,7 +454,7 @@ class CommHandler:
         elif isinstance(outcome, FoundSteps):
             for report in outcome.reports:
                 if report.error is not None:
-                    self._log_error(f'step "{report.step_id}" of ', call, report.error)
+                    self._log_error("" if report.step is None else f'step "{report.step_id}" of ', call, report.error)
 
     def _log_error(self, step: str, call: FunctionCall, error: BaseException) -> None:
         source = f'{step}function "{call.function_id}", run {call.context.run_id},'
@@ -466,6 +467,15 @@ class CommHandler:
 
 
 _over_http: "weakref.WeakSet[CommHandler]" = weakref.WeakSet()
+
+
+def functions_of(client: App) -> list[Function[Any]]:
+    """The functions of an app that this process has made or serves."""
+    served = {
+        function.id: function for handler in _over_http if handler.client is client for function in handler.functions
+    }
+    made = {function.id: function for function in find_unserved(app_id=client.app_id) if isinstance(function, Function)}
+    return list({**made, **served}.values())
 
 
 def serves_over_http() -> bool:

@@ -1,16 +1,14 @@
-"""Arguments of ``serve``: the app, paths and origins, streaming.
+"""Arguments of ``serve``: the app, paths and origins, streaming. Options of ``dashboard`` and ``streams``.
 
-Adapters and ``CommHandler`` check them here.
+Adapters and ``CommHandler`` check those of ``serve`` here.
 """
 
 import os
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 from urllib.parse import urlsplit, urlunsplit
-from weakref import WeakKeyDictionary
 
 from durably.app import App
-from durably.client import Client
 from durably.errors import FunctionConfigInvalidError, SigningKeyMissingError, URLInvalidError
 from durably.functions.function import Function
 from durably.protocol.text import redact_url
@@ -68,6 +66,49 @@ def read_serve_origin(text: str, what: str) -> tuple[str, str]:
 
 StreamingOption = Streaming | str | bool | None
 """Values that adapters accept as ``streaming``."""
+
+
+class EndpointOptions(TypedDict, total=False):
+    """Options of ``serve`` on platforms that buffer answers."""
+
+    enable_unauthed_sync: bool | None
+    """``False`` refuses unsigned syncs in production mode."""
+    public_path: str | None
+    """Replaces the path of the app's URL for the engine, for example behind a proxy."""
+    serve_origin: str | None
+    """Replaces the scheme and host of the app's URL for the engine."""
+    serve_path: str | None
+    """The path of the endpoint."""
+
+
+class ServeOptions(EndpointOptions, total=False):
+    """Options of ``serve`` in all other frameworks."""
+
+    streaming: StreamingOption
+    """Keeps connections of long calls alive."""
+
+
+class DashboardOptions(TypedDict, total=False):
+    """Options of ``dashboard``, which needs exactly one of them."""
+
+    authorize: Callable[[Any], Any] | None
+    """Gets a ``durably.dashboard.Action`` and returns whether it is allowed. It may be async."""
+    allow_anonymous: bool
+    """``True`` shows all data to every visitor, who can also change runs."""
+
+
+class StreamsOptions(TypedDict, total=False):
+    """Options of ``streams``, which needs exactly one of the first two."""
+
+    authorize: Callable[[Any, str], bool | Awaitable[bool]] | None
+    """Gets the request and a run's id (or another channel), and returns whether the visitor may read its messages.
+
+    It may be async. Requests with a token are not passed to it.
+    """
+    allow_anonymous: bool
+    """``True`` lets everybody read who knows the id of a run."""
+    max_listeners: int | None
+    """The most open streams of this process. Others get 503."""
 
 
 def read_streaming(option: StreamingOption) -> Streaming | None:
@@ -148,72 +189,3 @@ def index_functions(functions: Sequence[Function[Any]]) -> dict[str, Function[An
                 raise FunctionConfigInvalidError(f'two functions have the id "{function_id}"; fn_id must be unique')
             by_id[function_id] = function
     return by_id
-
-
-H = TypeVar("H")
-
-
-class Mount(Generic[H]):
-    """An endpoint, whose ``CommHandler`` is replaced when its module is loaded again."""
-
-    def __init__(self, handler: H) -> None:
-        self.handler = handler
-
-
-Mounts = MutableMapping[str, Mount[Any]]
-"""The endpoints of an app, or of a client in frameworks without an object of the app, by path."""
-
-_of_owners: WeakKeyDictionary[object, Mounts] = WeakKeyDictionary()
-
-
-def mounts_of(owner: object) -> Mounts:
-    """``owner`` is the app, or the client."""
-    try:
-        return _of_owners.setdefault(owner, {})
-    except TypeError:  # It is neither, and the handler refuses it.
-        return {}
-
-
-def check_mount(mounts: Mounts, path: str, client: Client, functions: Sequence[Function[Any]]) -> str:
-    """Refuse another call of ``serve`` for the path, which it returns.
-
-    Raises ``FunctionConfigInvalidError``. Call it before the handler is made, because an engine in this process calls
-    the functions of the newest handler.
-    """
-    mount = mounts.get(path)
-    if mount is None or not isinstance(functions, Sequence) or _is_repeated(mount.handler.functions, functions):
-        return path
-    served = mount.handler
-    if served.client is client:
-        remedy = "give all functions to one call, serve(…, [*orders, *invoices])"
-    else:
-        remedy = "give the second one a path of its own (serve_path)"
-    raise FunctionConfigInvalidError(
-        f"serve was called twice for the path {path!r}, with the functions {_list(served.functions)}, and then with "
-        f"{_list(functions)}, but a path has the functions of one call: {remedy}"
-    )
-
-
-def _is_repeated(served: Sequence[Function[Any]], functions: Sequence[Function[Any]]) -> bool:
-    """Whether the call repeats an earlier one.
-
-    It has the same functions, or one of them made again, as modules do that are loaded again.
-    """
-    by_id = {function.id: function for function in served}
-    same = [function for function in functions if by_id.get(getattr(function, "id", "")) is function]
-    if len(same) == len(served) == len(functions):
-        return True
-    return any(by_id.get(getattr(function, "id", ""), function) is not function for function in functions)
-
-
-def _list(functions: Sequence[Function[Any]]) -> str:
-    return ", ".join(repr(getattr(function, "id", function)) for function in functions) or "none"
-
-
-def add_mount(mounts: Mounts, path: str, handler: H) -> Mount[H] | None:
-    """The new endpoint; ``None`` if the path has one, which has the new handler now."""
-    if (mount := mounts.get(path)) is not None:
-        mount.handler = handler
-        return None
-    mounts[path] = added = Mount(handler)
-    return added

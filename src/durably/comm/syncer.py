@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import msgspec
 
-from durably.app import SDK, VERSION, App
+from durably.app import SDK, App
 from durably.errors import (
     BodyInvalidError,
     RegistrationFailedError,
@@ -29,7 +29,7 @@ from durably.errors import (
 from durably.functions.function import Function
 from durably.io.http_client import IO, Request, Response, request_with_keys
 from durably.protocol.call import decode
-from durably.protocol.headers import Header, Query, ServerKind, SyncKind
+from durably.protocol.headers import VERSION, Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
 from durably.protocol.signatures import hash_event_key, hash_signing_key
 from durably.protocol.sync import SYNC_VERSION

@@ -1,11 +1,23 @@
-"""Django: ``serve`` and ``dashboard`` for ``urls.py``, ``send`` and ``transaction`` for its databases, and an app.
+"""Django: ``serve`` and other parts of ``urls.py``; ``send`` and ``transaction`` for the project's databases.
 
 ``INSTALLED_APPS += ["durably.django"]`` finds the functions in each app's ``durable.py``. It also starts an engine in
 the project's processes with the server, and sends the events that ``send`` writes.
 """
 
-from .adapter import serve
+from typing import Any
+
+from .adapter import serve, webhook
 from .dashboard_urls import dashboard
 from .outbox import send, transaction
+from .streams_urls import streams
 
-__all__ = ["dashboard", "send", "serve", "transaction"]
+__all__ = ["dashboard", "send", "serve", "streams", "transaction", "webhook"]
+
+
+def __getattr__(name: str) -> Any:
+    """``TaskBackend``, which needs Django 6 or the package ``django-tasks``, and the project's settings."""
+    if name != "TaskBackend":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .tasks import TaskBackend
+
+    return TaskBackend

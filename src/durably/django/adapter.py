@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 try:
     import django.apps
@@ -21,13 +21,15 @@ from django.utils.module_loading import module_has_submodule
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
-from durably.comm.serve_options import Mount, StreamingOption, check_mount, mount_path, mounts_of
+from durably.comm.mounts import Mount, add_mount, mounts_of
+from durably.comm.serve_options import ServeOptions
 from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.diagnostics import find_unserved, warn_of_unserved
 from durably.functions.function import Function
 from durably.web import UNREADABLE, check_length, is_chunked, read_body
 from durably.web.django import SyncAndAsyncView, is_body_read, set_body
+from durably.webhooks import Source, mount_webhook
 
 FRAMEWORK = "django"
 
@@ -35,58 +37,53 @@ FRAMEWORK = "django"
 def serve(
     client: Client,
     functions: Sequence[Function[Any]] | None = None,
-    *,
-    enable_unauthed_sync: bool | None = None,
-    public_path: str | None = None,
-    serve_origin: str | None = None,
-    serve_path: str | None = None,
-    streaming: StreamingOption = None,
+    **options: Unpack[ServeOptions],
 ) -> django.urls.URLPattern:
     """The URL pattern of the endpoint that engines call, for ``urlpatterns``.
 
     The default path is ``api/inngest``. With ``durably.django`` in ``INSTALLED_APPS`` the functions of each app's
-    ``durable.py`` are served, too. The other arguments are those of ``durably.fast_api.serve``.
+    ``durable.py`` are served, too. The other arguments are those of ``durably.starlette.serve``.
 
     The view is async under ASGI and sync under WSGI. It is exempt from CSRF checks, because requests are signed, and
     from ``ATOMIC_REQUESTS``, because functions define their own transactions. Before 5.0, Django under ASGI does not
     notice a disconnected client of a streamed answer, so the call runs to its end.
     """
-    path, mounts, all_functions = mount_path(serve_path), mounts_of(client), _with_discovered(client, functions)
-    check_mount(mounts, path, client, all_functions)
-    handler = make_handler(
-        client,
-        all_functions,
-        streaming=streaming,
-        enable_unauthed_sync=enable_unauthed_sync,
-        serve_origin=serve_origin,
-        serve_path=serve_path,
-        public_path=public_path,
-    )
-    mounts[path] = Mount(handler)
+    all_functions = _with_discovered(client, functions)
+    mount = add_mount(mounts_of(client), FRAMEWORK, client, all_functions, options, **_handler_options())
+    if client.in_process is not None:
+        start_with_project(client, client.in_process)
+    return _pattern(mount, "durably")
 
+
+def webhook(client: Client, source: Source, path: str | None = None) -> django.urls.URLPattern:
+    """The URL pattern of the endpoint of a source of webhooks, by default ``webhooks/NAME``, for ``urlpatterns``.
+
+    See ``durably.starlette.webhook``. The view is async under ASGI and sync under WSGI, and exempt from CSRF checks.
+    """
+    return _pattern(mount_webhook(client, source, path, "durably.django.webhook"), "durably-webhook")
+
+
+def _pattern(mount: Mount, name: str) -> django.urls.URLPattern:
     def to_request(request: Any) -> CommRequest:
         return CommRequest(
-            body=_read_body(request),
+            body=_read_body(request, mount.check_size),
             headers=request.headers,
             query_params=request.GET,
             raw_request=request,
             request_url=request.build_absolute_uri,
         )
 
-    view: Any = _make_view(handler, to_request)
-    return cast(django.urls.URLPattern, django.urls.path(path.lstrip("/"), view, name="durably"))
+    view: Any = _make_view(mount, to_request)
+    return cast(django.urls.URLPattern, django.urls.path(mount.path.lstrip("/"), view, name=name))
 
 
-def make_handler(client: Client, functions: Sequence[Function[Any]], **options: Any) -> CommHandler:
-    """Create the handler. ``options`` are those of ``CommHandler``."""
-    handler = CommHandler(
-        client=client,
-        framework=FRAMEWORK,
-        functions=functions,
-        thread_context=_usable_connections,
-        before_async_call=_drop_broken_connections,
-        **options,
-    )
+def _handler_options() -> dict[str, Any]:
+    return {"thread_context": _usable_connections, "before_async_call": _drop_broken_connections}
+
+
+def make_handler(client: Client, functions: Sequence[Function[Any]]) -> CommHandler:
+    """Create the handler for functions that no URL serves."""
+    handler = CommHandler(client=client, framework=FRAMEWORK, functions=functions, **_handler_options())
     if client.in_process is not None:
         start_with_project(client, client.in_process)
     return handler
@@ -105,37 +102,37 @@ def _with_discovered(client: Client, functions: Sequence[Function[Any]] | None) 
     return [*given, *(function for function in found if function not in given)]
 
 
-def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -> SyncAndAsyncView:
+def _make_view(mount: Mount, to_request: Callable[[Any], CommRequest]) -> SyncAndAsyncView:
     def answer(request: Any) -> Any:
         try:
-            response = handler.handle_sync(request.method, to_request(request))
+            response = mount.handler.handle_sync(request.method, to_request(request))
         except UNREADABLE as error:
-            response = handler.refuse(error)
+            response = mount.handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream_sync())
 
     async def answer_async(request: Any) -> Any:
         try:
-            response = await handler.handle(request.method, to_request(request))
+            response = await mount.handler.handle(request.method, to_request(request))
         except UNREADABLE as error:
-            response = handler.refuse(error)
+            response = mount.handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream())
 
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
 
 
-def _read_body(request: Any) -> bytes:
-    """``request.body``, limited to the size of the largest call.
+def _read_body(request: Any, check: Callable[[int], None]) -> bytes:
+    """``request.body``, limited by ``check``, which refuses a size in bytes.
 
     ``DATA_UPLOAD_MAX_MEMORY_SIZE`` does not apply, because it is meant for forms and too small for calls. Raises the
     errors in ``UNREADABLE``.
     """
     length = request.headers.get("content-length")
-    check_length(length)
+    check_length(length, check)
     if not is_body_read(request):
         environ = getattr(request, "environ", {})  # absent under ASGI
         # Under WSGI, Django takes a chunked body for an empty one.
         read = environ["wsgi.input"].read if is_chunked(environ) else request.read
-        set_body(request, read_body(read, length))
+        set_body(request, read_body(read, length, check=check))
     return cast(bytes, request.body)
 
 
@@ -196,8 +193,10 @@ class Discovered:
         app_ids = {client.app_id for client in self.clients}
         for module in self.modules:
             for name, value in vars(module).items():
-                if isinstance(value, Function):
-                    self._add(value, f"{module.__name__}.{name}", app_ids)
+                # A list is what integrations make, such as that of Celery's tasks.
+                for each in value if isinstance(value, list | tuple) else [value]:
+                    if isinstance(each, Function):
+                        self._add(each, f"{module.__name__}.{name}", app_ids)
 
     def functions_of(self, client: Client) -> list[Function[Any]]:
         return list(self._functions.get(client.app_id, ()))
@@ -208,7 +207,10 @@ class Discovered:
             raise FunctionConfigInvalidError(
                 f"{name} is a function of the app {app_id!r}, whose client is in no {MODULE}.py: import it there"
             )
-        functions = self._functions.setdefault(app_id, [])
+        self.add(function)
+
+    def add(self, function: Function[Any]) -> None:
+        functions = self._functions.setdefault(function.opts.app_id, [])
         if function not in functions:
             functions.append(function)
 

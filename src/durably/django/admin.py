@@ -51,10 +51,10 @@ def _url() -> str | None:
 class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[misc]
     """Events that wait, and refused ones with their reasons. Only refused ones can be corrected and sent again."""
 
-    list_display = ("id", "event", "error")
+    list_display = ("id", "app", "event", "error")
     list_filter = (("error", admin.EmptyFieldListFilter),)
     ordering = ("id",)
-    readonly_fields = ("error",)
+    readonly_fields = ("app", "error")
     actions = ("send_again",)
 
     def has_add_permission(self, request: Any) -> bool:

@@ -1,6 +1,7 @@
 """``"durably.django"`` in ``INSTALLED_APPS``."""
 
 from django.apps import AppConfig
+from django.conf import settings
 
 
 class DurablyConfig(AppConfig):  # type: ignore[misc]
@@ -20,6 +21,12 @@ class DurablyConfig(AppConfig):  # type: ignore[misc]
         from .outbox import add_relays
 
         discovered.find()
+        if any(
+            str(each.get("BACKEND")).startswith("durably.django.") for each in getattr(settings, "TASKS", {}).values()
+        ):
+            from .tasks import add_functions
+
+            add_functions(discovered)
         request_finished.connect(report_unserved)
         if discovered.clients:
             add_relays(discovered.clients[0])

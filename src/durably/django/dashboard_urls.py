@@ -15,7 +15,7 @@ from durably.client import Client
 from durably.errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError
 from durably.execution.step import is_async
 from durably.web import UNREADABLE, check_length, lower_headers
-from durably.web.django import SyncAndAsyncView, to_response
+from durably.web.django import SyncAndAsyncView, in_djangos_thread, to_response
 
 Urls = tuple[list[Any], str, str]
 
@@ -38,7 +38,7 @@ def dashboard(
     By default staff with the permission ``durably.view_dashboard`` see it, staff with ``durably.change_dashboard`` may
     use its actions, and superusers may do both. The permissions exist if ``"durably.django"`` is in ``INSTALLED_APPS``.
     Users who have not logged in are redirected to the login page. The other arguments are those of
-    ``durably.fast_api.dashboard``; ``action.request`` is the request, and ``authorize`` may use the ORM. Raises
+    ``durably.starlette.dashboard``; ``action.request`` is the request, and ``authorize`` may use the ORM. Raises
     ``FunctionConfigInvalidError`` without ``django.contrib.auth`` and ``authorize``.
     """
     from durably.dashboard import MountedDashboard, name_permission, refuse
@@ -156,7 +156,7 @@ def _read(request: Any, path: str) -> Any:
         body=_read_body(request) if request.method == "POST" else b"",
         is_secure=request.is_secure(),
         raw_request=request,
-        call_blocking=_in_djangos_thread,
+        call_blocking=in_djangos_thread,
     )
 
 
@@ -170,7 +170,3 @@ def _read_body(request: Any) -> bytes:
         raise BodyTooLargeError(f"{error} (DATA_UPLOAD_MAX_MEMORY_SIZE)") from None
     except (SuspiciousOperation, OSError, ValueError) as error:
         raise BodyInvalidError(f"the request's body cannot be read: {type(error).__name__}") from None
-
-
-async def _in_djangos_thread(function: Callable[[], Any]) -> Any:
-    return await sync_to_async(function)()

@@ -8,10 +8,12 @@ from durably.outbox import EVENTS_TABLE, RESULTS_TABLE
 class OutboxEvent(models.Model):  # type: ignore[misc]
     """An event that ``durably.django.send`` has written and no relay has sent yet.
 
-    ``event`` is its JSON. ``error`` is the reason for which the engine has refused it: the relay skips such rows.
+    ``app`` is the id of the app whose relay sends it. ``event`` is its JSON. ``error`` is the reason for which the
+    engine has refused it: the relay skips such rows.
     """
 
     id = models.BigAutoField(primary_key=True)
+    app = models.CharField(max_length=255)
     event = models.TextField()
     error = models.TextField(null=True, blank=True)
 

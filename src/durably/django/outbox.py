@@ -4,7 +4,7 @@ import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -42,7 +42,7 @@ def send(events: Event | Sequence[Event], using: str = DEFAULT_DB_ALIAS) -> list
             f"durably.django.send: the database {using!r} has no relay, so the events would not be sent: put the "
             "client into the durable.py of an installed app, and let your routers migrate the app durably there"
         )
-    ids = write_events(DjangoConnection(using), events, relay.client.tracing)
+    ids = write_events(DjangoConnection(using), events, relay.client)
     engine = relay.client.in_process
     # Under a test engine no relay runs: the events are sent by the callback.
     is_tested = engine is not None and not engine.runs_relays
@@ -79,7 +79,7 @@ def _make_transaction(using: str, handler: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(handler)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         result = step_result(run, args)
-        with _atomic(using):
+        with result or nullcontext(), _atomic(using):
             if result is None:
                 return handler(*args, **kwargs)
             connection = DjangoConnection(using)

@@ -31,7 +31,7 @@ from durably.execution import FoundSteps, Outcome, Raised, ReplaceStep, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
-from durably.protocol.call import CallContext, CheckpointRequest, Stack
+from durably.protocol.call import CallContext, CheckpointRequest, DeferredState, Stack
 from durably.protocol.engine_errors import (
     DatabaseLostError,
     EngineClosedError,
@@ -117,10 +117,12 @@ def _function_call(
             job_id=job_id,
             stack=Stack(stack=[step_id for step_id, _ in data.memos], current=len(data.memos)),
             also=[other.step_id for other in data.also] or None,
+            parallel_steps=data.parallel_steps,
         ),
         event=events[0],
         events=events,
         steps={step_id: msgspec.Raw(memo) for step_id, memo in memos},
+        defers={deferred.step_id: DeferredState(deferred.is_abortable) for deferred in data.defers},
         target=None if call.step_id == DISCOVER else call.step_id,
         raw_request=None,
         seconds={},

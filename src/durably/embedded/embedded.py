@@ -4,12 +4,12 @@ import contextlib
 import datetime as dt
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from durably.engine.api.http.metrics import EngineCollector
+from durably.engine.api.interface import OPERATIONS
 from durably.engine.api.metrics import Metric
 from durably.engine.log.log import LEASE_SECONDS
 from durably.engine.model.settings import EngineSettings
@@ -23,15 +23,15 @@ from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
 from durably.settings import Environment
 
-from .follower import OPERATIONS, EngineMovedError
+from . import late, sockets
 from .handle import InProcessHandle
 from .log_node import LogNode
 from .network import Network, TlsFiles
 from .node import Node
-from .process import TIMEOUT_SECONDS, ProcessEngine
-from .remote_workers import Timing
+from .process import TIMEOUT_SECONDS, EngineMovedError, ProcessEngine
 from .server_start import refuse_green_threads
 from .worker import LocalWorker
+from .worker_resource import Timing
 
 _HEARTBEATS_PER_LEASE = 10
 
@@ -54,10 +54,20 @@ class EmbeddedProcess(ProcessEngine[Node]):
         self._network = network
         self._timing = Timing(lease_seconds, lease_seconds / _HEARTBEATS_PER_LEASE)
         self._may_lead = True
+        self._secret = b""
 
     @property
     def node(self) -> Node | None:
         return self._node
+
+    @property
+    def shared_secrets(self) -> Sequence[bytes]:
+        """The key of the log, as soon as it is known; the secret of this machine's processes."""
+        if self._is_test_run():
+            return ()
+        self._secret = self._secret or sockets.read_secret(sockets.directory_of(self._path))
+        log_key = self._node.log_key if isinstance(self._node, LogNode) else None
+        return [self._secret] if log_key is None else [log_key.encode(), self._secret]
 
     @property
     def is_leader(self) -> bool:
@@ -219,7 +229,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     # metrics
 
-    def prometheus_collector(self, *, in_leader_only: bool = False) -> EngineCollector:
+    def prometheus_collector(self, *, in_leader_only: bool = False) -> "late.EngineCollector":
         """A collector of the engine's metrics for ``prometheus_client``::
 
             prometheus_client.REGISTRY.register(engine.prometheus_collector())
@@ -228,7 +238,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         its own. ``in_leader_only``: only the leader
         exposes them, for apps whose processes are all scraped. If no engine answers within 5 s, ``durably_up`` is 0.
         """
-        return EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
+        return late.EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
 
     def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
         if in_leader_only and not self._process.is_leader:

@@ -7,9 +7,7 @@ Its operations are requests as any client makes them. Its functions run in calls
 import asyncio
 import contextlib
 import os
-import ssl
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +15,10 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from durably.engine.api.http.codec import EngineRefusedError, HttpEngine, HttpRequest, HttpResponse, raise_error
-from durably.engine.api.interface import Engine
-from durably.engine.api.operations import Operation, operations_of
+from durably.engine.api.codec import EngineRefusedError, HttpEngine, HttpRequest, HttpResponse, raise_error
+from durably.engine.api.operations import Operation
 from durably.engine.core.calls import Answer, Unreached, failed
-from durably.errors import Error
+from durably.engine.model.dispatcher import CallReturnedError
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import ConfigInvalidError, DatabaseLostError, EngineClosedError
 from durably.protocol.errors import ErrorData
@@ -29,8 +26,10 @@ from durably.protocol.events import ErrorBody
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .dispatcher import CallReturnedError
-from .remote_workers import (
+from .network import RemoteLeader
+from .process import EngineMovedError
+from .worker import LocalWorker
+from .worker_resource import (
     CALLS_PATH,
     MAX_EXCHANGE_BYTES,
     WORKER_PATH,
@@ -43,11 +42,9 @@ from .remote_workers import (
     Registration,
     Timing,
 )
-from .worker import LocalWorker
 
 T = TypeVar("T")
 
-OPERATIONS = operations_of(Engine)
 _SENDERS = 4
 """Exchanges with answers or checkpoints at a time: the leader prepares a commit while it waits for another."""
 _STARTING_SECONDS = 0.05
@@ -58,27 +55,6 @@ _logger = get_logger("durably.engine")
 
 _Checkpoint = tuple[bytes, "asyncio.Future[ErrorBody | None]"]
 """The JSON of a ``CheckpointRequest``, and its result."""
-
-
-class EngineMovedError(Error):
-    """The engine is not, or no longer, behind this leader or connection.
-
-    ``is_unclear``: the request may have been executed.
-    """
-
-    def __init__(self, message: str, *, is_unclear: bool) -> None:
-        super().__init__(message)
-        self.is_unclear = is_unclear
-
-
-@dataclass(frozen=True)
-class RemoteLeader:
-    """The leader on another machine: its id and address in the log, and what it needs to trust this process."""
-
-    node: str
-    address: str
-    key: str
-    tls: ssl.SSLContext | None
 
 
 class Follower:

@@ -1,6 +1,5 @@
 """``InProcessHandle``, the base of the public handles of engines in process."""
 
-import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
@@ -96,24 +95,23 @@ class InProcessHandle(SyncEngine, Generic[P]):
         for name, value in arguments.items():
             if isinstance(value, dt.datetime) and value.tzinfo is None:
                 raise ValueError(f"{name} must have a time zone, such as datetime(…, tzinfo=UTC), not {value!r}")
-        timeout = None if operation.name == "wait_for_run" else TIMEOUT_SECONDS
-        return await self._process.request(operation.name, arguments, timeout)
+        return await self._process.request(operation.name, arguments, TIMEOUT_SECONDS)
 
     def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Block this thread until the coroutine has ended. Returns its result."""
         return self._process.run(coroutine)
 
-    async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> Run:
+    async def wait_for_run(
+        self, run_id: str, *, within: float | None = None, timeout: dt.timedelta | None = None
+    ) -> Run:
         """Wait until the run has ended with any status. Returns the run.
 
         Without a ``timeout`` it waits without a limit, even while no engine answers. Raises ``TimeoutError`` and
         ``RunNotFoundError``.
         """
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                return await super().wait_for_run(run_id)
-        except TimeoutError:
-            raise TimeoutError(f"run {run_id} has not ended within {timeout}") from None
+        if within is not None:
+            return await super().wait_for_run(run_id, within=within)
+        return await self._process.wait_for_run(run_id, None if timeout is None else timeout.total_seconds())
 
     async def rerun(
         self, run_id: str, *, from_step: FromStep | str | None = None, step_input: Sequence[Any] | None = None
@@ -131,10 +129,17 @@ class InProcessHandle(SyncEngine, Generic[P]):
         return await super().rerun(run_id, from_step=from_step)
 
     async def invoke(
-        self, function_id: str, data: Mapping[str, Any] | None = None, *, user: Any = None, v: str | None = None
+        self,
+        function_id: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        user: Any = None,
+        v: str | None = None,
+        id: str | None = None,
+        **trace: Any,
     ) -> InvokeReceipt:
-        """See ``Engine.invoke``."""
-        return await super().invoke(function_id, dict(as_data(data) or {}), user=user, v=v)
+        """See ``Engine.invoke``. ``Function.start`` gives a handle of the run."""
+        return await super().invoke(function_id, dict(as_data(data) or {}), user=user, v=v, id=id, **trace)
 
     async def cancel_runs(
         self,
@@ -167,7 +172,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         """See ``Engine.replay_runs``. Raises ``ValueError`` for an unknown status."""
         return await super().replay_runs(
             function_id,
-            statuses=[RunStatus(status) for status in statuses],
+            statuses=[RunStatus.read(status) for status in statuses],
             started_after=started_after,
             started_before=started_before,
             if_exp=if_exp,

@@ -7,17 +7,16 @@ import asyncio
 import contextvars
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from aiohttp import web
+import msgspec
 
-from durably.engine.api.http.application import create_api
-from durably.engine.api.http.connections import CONNECTIONS, Acceptor, ConnectionLimits, Connections
-from durably.engine.api.http.requests import SERVER_LOGGER, ApiKeys, error_response
+from durably.engine.api.http.acceptor import Acceptor
 from durably.engine.api.operations import Operation
 from durably.engine.log.log import CommitLog
+from durably.engine.model.dispatcher import Dispatcher, RunningCalls
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.files import DatabaseLock
@@ -27,26 +26,21 @@ from durably.protocol.engine_errors import (
     DatabaseUnavailableError,
     EngineClosedError,
 )
-from durably.protocol.headers import ServerKind
+from durably.protocol.events import ErrorBody
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
-from . import sockets
-from .dispatcher import Dispatcher, RunningCalls
-from .follower import EngineMovedError
-from .network import Network, key_check
-from .remote_workers import Timing, Workers
+from . import late, sockets
+from .network import Network
+from .process import EngineMovedError
 from .worker import LocalWorker
+from .worker_resource import Timing
 
 LOCK_NOTE = "in-process"
 """The note in the lock file. It means that the leader has a socket."""
 
 _LOCK_SECONDS = 0.1
 """Interval of lock attempts while a stopped former leader has the lock file. That leader may end."""
-_API_CLOSE_SECONDS = 0.5
-"""Seconds for HTTP requests to end before the leader closes."""
-_LIMITS = ConnectionLimits(max_connections=10_000)
-"""Of connections over TCP. A follower waits for each run with one."""
 
 _logger = get_logger("durably.engine")
 
@@ -55,7 +49,14 @@ class Leader:
     """Runs the engine and accepts followers. Use ``open``."""
 
     def __init__(
-        self, database: Path, settings: EngineSettings, worker: LocalWorker, timing: Timing, lock: DatabaseLock | None
+        self,
+        database: Path,
+        settings: EngineSettings,
+        worker: LocalWorker,
+        timing: Timing,
+        lock: DatabaseLock | None,
+        log: CommitLog | None,
+        network: Network | None,
     ) -> None:
         self._database = database
         self._worker = worker
@@ -63,13 +64,15 @@ class Leader:
         self._lock = lock
         self._dispatcher = Dispatcher(settings)
         self._slots = self._dispatcher.add(worker, worker.capacity(), is_local=True)
-        self._workers = Workers(self._dispatcher, timing, self._sync)
+        self._workers: late.Workers | None = None
+        """Those in other processes, since the first of these has connected."""
         self._acceptor: Acceptor | None = None
-        self._make_connection: Callable[[], asyncio.Protocol] = web.Server(_answer_starting)
-        self._api: web.AppRunner | None = None
+        self._api: late.LeaderApi | None = None
+        self._opening_api: asyncio.Task[None] | None = None
         self._socket = Path()
+        self._log, self._network = log, network
         self._listener: socket.socket | None = None
-        self._connections: Connections | None = None
+        self._has_recovered = asyncio.Event()
         self.engine: SqliteEngine
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
@@ -94,7 +97,7 @@ class Leader:
 
         Raises the errors of ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
         """
-        leader = cls(database, settings, worker, timing, lock)
+        leader = cls(database, settings, worker, timing, lock, log, network)
         try:
             if log is not None and network is not None:
                 leader._listener = network.listen(log)
@@ -110,13 +113,15 @@ class Leader:
         except BaseException:
             await leader._leave()
             raise
-        engine.count_followers = leader._workers.__len__
+        engine.count_followers = lambda: 0 if leader._workers is None else len(leader._workers)
         leader.engine = engine
+        leader._has_recovered.set()
         leader._tasks = [asyncio.create_task(leader._watch(engine))]
         if lock is None:
             leader._tasks.append(asyncio.create_task(leader._get_lock()))
         try:
-            await leader._serve_api(engine, log, network)
+            if leader._listener is not None:
+                await leader._begin_api()
             await leader.update()
         except BaseException:
             await leader.close()
@@ -162,9 +167,7 @@ class Leader:
         Otherwise other processes do not notice the end of this process.
         """
         listening = [each.fileno() for each in (self._acceptor, self._listener) if each is not None]
-        server = None if self._api is None else self._api.server
-        connections = [] if server is None else [each.transport for each in server.connections]
-        return [*listening, *(each.get_extra_info("socket").fileno() for each in connections if each is not None)]
+        return [*listening, *([] if self._api is None else self._api.descriptors())]
 
     def release_lock(self) -> None:
         if self._lock is not None:
@@ -186,16 +189,20 @@ class Leader:
         if self._acceptor is not None:
             await self._acceptor.close()
             self._socket.unlink(missing_ok=True)
-        if self._connections is not None:
-            await self._connections.close()
+        if self._opening_api is not None:
+            self._opening_api.cancel()
+            await asyncio.gather(self._opening_api, return_exceptions=True)
+        if self._api is not None:
+            await self._api.stop_accepting()
         if self._listener is not None:
             self._listener.close()
-        self._workers.close()
+        if self._workers is not None:
+            self._workers.close()
         if self._dispatcher.running is not None:
             self._dispatcher.running.close()
         self.release_lock()
         if self._api is not None:
-            await self._api.cleanup()
+            await self._api.close()
 
     # heartbeat and lock
 
@@ -209,7 +216,8 @@ class Leader:
             self._worker.heartbeat.beat()
             before = loop.time()
             await asyncio.sleep(self._timing.heartbeat)
-            self._workers.beat()
+            if self._workers is not None:
+                self._workers.beat()
             if loop.time() - before > self._timing.lease / 2:
                 try:
                     await engine.verify()
@@ -232,7 +240,7 @@ class Leader:
         self._socket = sockets.path_of(directory, epoch)
         self._acceptor = Acceptor(
             sockets.listen(self._socket),
-            lambda: self._make_connection(),
+            self._make_protocol,
             name="the leader of the database",
             logger=_logger,
         )
@@ -240,32 +248,48 @@ class Leader:
         sockets.remove_others(directory, epoch)
         _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
-    async def _serve_api(self, engine: SqliteEngine, log: CommitLog | None, network: Network | None) -> None:
-        """Serve HTTP at the socket, and over TCP with the key of the log.
+    def _make_protocol(self) -> asyncio.Protocol:
+        """The protocol of a connection at the socket."""
+        if self._api is not None:
+            return self._api.make_protocol()
+        self._begin_api()
+        return _StartingProtocol()
 
-        Only this user can connect to the socket, so its connections and lists need no limits.
-        """
-        api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV), routes=self._workers.routes, has_limits=False)
-        if log is not None:
-            api[CONNECTIONS] = self._connections = Connections(_LIMITS)
-            api.middlewares.append(key_check(log.key))
-        self._api = web.AppRunner(
-            api,
-            access_log=None,
-            logger=SERVER_LOGGER,
-            shutdown_timeout=_API_CLOSE_SECONDS,
-            handle_signals=False,
-            auto_decompress=False,
-            handler_cancellation=True,  # A broken connection shows that a worker has ended.
-        )
-        await self._api.setup()
-        assert self._api.server is not None
-        self._make_connection = self._api.server
-        if self._connections is not None and self._listener is not None and network is not None:
-            self._connections.start(self._listener, self._api.server, network.server_tls)
+    def _begin_api(self) -> asyncio.Task[None]:
+        if self._opening_api is None:
+            self._opening_api = asyncio.get_running_loop().create_task(self._open_api(), context=contextvars.Context())
+        return self._opening_api
+
+    async def _open_api(self) -> None:
+        """Open the API once the runs are recovered. Its import takes long, hence the thread."""
+        try:
+            await asyncio.to_thread(getattr, late, "LeaderApi")
+            await self._has_recovered.wait()
+            workers = late.Workers(self._dispatcher, self._timing, self._sync)
+            self._api = await late.LeaderApi.open(self.engine, workers, self._log, self._network, self._listener)
+            self._workers = workers
+        except Exception:
+            _logger.exception("process %d cannot serve the other processes of the database", os.getpid())
+            raise
 
 
-async def _answer_starting(request: web.BaseRequest) -> web.StreamResponse:
-    response = error_response(503, "the engine recovers its runs: repeat the request")
-    response.force_close()
-    return response
+_STARTING = msgspec.json.encode(ErrorBody(error="the engine starts: repeat the request", status=503))
+_STARTING = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 0\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_STARTING), _STARTING)
+)
+
+
+class _StartingProtocol(asyncio.Protocol):
+    """Answers a request with 503 while there is no API: the client sees that a leader lives, and repeats it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._is_answered = False
+
+    def data_received(self, data: bytes) -> None:
+        """Read the rest of the request: a socket that is closed with unread data takes the answer back."""
+        if not self._is_answered:
+            self._is_answered = True
+            self._transport.write(_STARTING)
+            self._transport.write_eof()

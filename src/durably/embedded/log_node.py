@@ -23,12 +23,13 @@ from durably.engine.sqlite.files import DatabaseLock, check_place
 from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError, DatabaseUnavailableError
 from durably.protocol.text import get_logger
 
-from .follower import EngineMovedError, Follower, RemoteLeader
+from . import late
 from .leader import LOCK_NOTE, Leader
-from .network import Network
+from .network import Network, RemoteLeader
 from .node import RETRY_SECONDS, STARTUP_DELAY_SECONDS, Node
-from .remote_workers import Timing
+from .process import EngineMovedError
 from .worker import LocalWorker
+from .worker_resource import Timing
 
 _LOOK_SECONDS = 0.1
 """Seconds between two looks for the file's lock, or for the leader in the log."""
@@ -90,6 +91,11 @@ class LogNode(Node):
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
+    @property
+    def log_key(self) -> str | None:
+        """The key that the log holds; ``None`` until it has been read."""
+        return self._log.key if self._log.has_key else None
+
     def read_log_metrics(self) -> list[Metric]:
         """The log's gauges as this process has them; ``Engine.read_metrics`` has those of the leader. Blocks.
 
@@ -103,7 +109,7 @@ class LogNode(Node):
 
     # the role
 
-    async def _find_role(self) -> Leader | Follower:
+    async def _find_role(self) -> "Leader | late.Follower":
         check_place(self._database)
         refuse_foreign(self._database)
         self._make_directories()
@@ -129,7 +135,7 @@ class LogNode(Node):
             await asyncio.sleep(_LOOK_SECONDS)
             waited += _LOOK_SECONDS
 
-    async def _follow_leader(self) -> Follower | None:
+    async def _follow_leader(self) -> "late.Follower | None":
         """Follow the leader in the log. Raises as ``Follower.connect`` does, and ``LogUnavailableError``."""
         leader = await asyncio.to_thread(self._log.find_leader)
         if leader is None or leader.node == self._node_here():
@@ -140,7 +146,7 @@ class LogNode(Node):
             async with asyncio.timeout(None) as patience:
                 watching = self.loop.create_task(self._end_patience(patience, leader.node))
                 try:
-                    follower = await Follower.connect(remote, self._worker, self._timing)
+                    follower = await late.Follower.connect(remote, self._worker, self._timing)
                 finally:
                     watching.cancel()
         except (TimeoutError, EngineMovedError) as error:
@@ -169,7 +175,7 @@ class LogNode(Node):
         """Leave a leader that does not know that it was replaced, because it does not reach the log."""
         while True:
             await asyncio.sleep(self._log.lease)
-            if isinstance(role := self._get_role(), Follower):
+            if (role := self._get_role()) is not None and not isinstance(role, Leader):
                 with contextlib.suppress(LogUnavailableError):
                     leader = await asyncio.to_thread(self._log.find_leader)
                     followed = role.leader.node if isinstance(role.leader, RemoteLeader) else self._node_here()
@@ -222,7 +228,9 @@ class LogNode(Node):
         self._elected = elected = self.loop.create_future()
         leader: Leader | None = None
         try:
-            if isinstance(role := self._get_role(), Follower):  # Its leader makes no calls now.
+            if (role := self._get_role()) is not None and not isinstance(
+                role, Leader
+            ):  # Its leader makes no calls now.
                 await role.lose()
             leader = await Leader.open(
                 self._database, self._settings, self._worker, self._timing, lock, None, self._log, self._network

@@ -1,16 +1,10 @@
 """How the processes of several machines reach each other: the address, the key and TLS of the leader's API."""
 
-import hmac
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-from aiohttp import hdrs, web
-
-from durably.engine.api.http.requests import error_response
 from durably.engine.log.log import CommitLog, open_store
 from durably.protocol.engine_errors import DatabasePathError, LogRefusedError
 from durably.protocol.options import check_type
@@ -65,6 +59,16 @@ class Network:
         return listener
 
 
+@dataclass(frozen=True)
+class RemoteLeader:
+    """The leader on another machine: its id and address in the log, and what it needs to trust this process."""
+
+    node: str
+    address: str
+    key: str = field(repr=False)
+    tls: ssl.SSLContext | None
+
+
 def _read_address(address: str) -> tuple[str, int]:
     check_type(address, "Embedded.address", str, 'like "10.0.0.5:8290" or ":8290"')
     host, _, port = address.rpartition(":")
@@ -96,23 +100,3 @@ def _tls_context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
             f"PEM files that this process can read ({error.strerror or error})"
         ) from None
     return context
-
-
-def key_check(key: str) -> Any:
-    """aiohttp's middleware that refuses requests over TCP without the log's key."""
-    expected = f"Bearer {key}".encode()
-
-    @web.middleware
-    async def check(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        connection = None if request.transport is None else request.transport.get_extra_info("socket")
-        if connection is None or connection.family != socket.AF_UNIX:
-            given = request.headers.get(hdrs.AUTHORIZATION, "").encode(errors="surrogateescape")
-            if not hmac.compare_digest(given, expected):
-                response = error_response(401, "the request does not have the key of the commit log")
-                response.force_close()
-                return response
-        return await handler(request)
-
-    return check

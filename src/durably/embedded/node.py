@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from durably.engine.api.interface import OPERATIONS
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, check_place, make_directory, read_note
@@ -27,12 +28,11 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from . import sockets
-from .follower import OPERATIONS, EngineMovedError, Follower
+from . import late, sockets
 from .leader import LOCK_NOTE, Leader
-from .process import NodeClosedError
-from .remote_workers import Timing
+from .process import EngineMovedError, NodeClosedError
 from .worker import LocalWorker
+from .worker_resource import Timing
 
 _SEARCH_SECONDS = 0.025
 """Seconds between two attempts to find a leader or get the lock."""
@@ -76,7 +76,7 @@ class Node:
         self._worker = worker
         self._timing = timing
         self._is_closed = False
-        self._role: asyncio.Future[Leader | Follower] = loop.create_future()
+        self._role: asyncio.Future[Leader | late.Follower] = loop.create_future()
         self._first_attempt: asyncio.Future[None] = loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self.last_error: Exception | None = None
@@ -115,7 +115,7 @@ class Node:
             try:
                 return await role.request(operation, arguments)
             except EngineMovedError as error:
-                if error.is_unclear and not operation.is_repeatable:
+                if error.is_unclear and not operation.may_repeat(arguments):
                     raise TransportError(
                         f"the leader ended during {name!r}: it is unclear whether the operation was executed"
                     ) from None
@@ -128,7 +128,7 @@ class Node:
         role = self._get_role()
         return role if isinstance(role, Leader) else None
 
-    def _get_role(self) -> Leader | Follower | None:
+    def _get_role(self) -> "Leader | late.Follower | None":
         role = self._role
         return role.result() if role.done() and role.exception() is None else None
 
@@ -155,7 +155,7 @@ class Node:
         if not self._role.done():
             _fail(self._role, NodeClosedError("the node of this process is closed"))
         elif (role := self._get_role()) is not None:
-            if isinstance(role, Follower):
+            if not isinstance(role, Leader):
                 with contextlib.suppress(EngineMovedError, EngineError, TimeoutError):
                     async with asyncio.timeout(self._timing.heartbeat):
                         await role.update()
@@ -198,10 +198,10 @@ class Node:
             await role.wait_lost()
             self._worker.checkpoints.engine = None
             self._worker.heartbeat.lose_contact()
+            self._role = self.loop.create_future()
             if isinstance(role, Leader):
                 self.holds_database = False
-            self._role = self.loop.create_future()
-            if isinstance(role, Follower) and isinstance(role.leader, Path):
+            elif isinstance(role.leader, Path):
                 self._silent_socket = role.leader if role.was_silent else None
 
     def _give_up(self, error: DatabaseReplacedError) -> None:
@@ -237,7 +237,7 @@ class Node:
             )
         self.last_error = error
 
-    async def _find_role(self) -> Leader | Follower:
+    async def _find_role(self) -> "Leader | late.Follower":
         """Find a leader, or become one.
 
         A leader that answers is never replaced, even if it refuses this process: then the attempt fails, and ``_run``
@@ -297,19 +297,19 @@ class Node:
             )
         return is_node
 
-    async def _follow(self) -> Follower | None:
+    async def _follow(self) -> "late.Follower | None":
         """Raises ``EngineMovedError`` if the connection breaks, and ``EngineError`` if the leader refuses it."""
         newest = sockets.newest(self._directory)
         if newest is None or newest == self._silent_socket:
             return None
         try:
-            follower = await Follower.connect(newest, self._worker, self._timing)
+            follower = await late.Follower.connect(newest, self._worker, self._timing)
         except TimeoutError:
             self._silent_socket = newest
             return None
         self._silent_socket = None
         if follower is not None:
-            _logger.info("process %d follows the leader of the database %s", os.getpid(), self._database)
+            _logger.info("process %d follows the leader of the database %s at %s", os.getpid(), self._database, newest)
         return follower
 
     async def _lead(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Leader | None:

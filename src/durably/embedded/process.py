@@ -8,18 +8,19 @@ import asyncio
 import contextlib
 import os
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from durably.comm import CommHandler
 from durably.engine.core.backoff import dev_backoff, standard_backoff
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engines import EventRelay
 from durably.errors import EngineNotStartedError, EngineStoppingError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
-from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import trace_headers
@@ -27,6 +28,7 @@ from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
 from .calls import EngineCheckpoints, Heartbeat
+from .old_objects import old_objects
 from .server_start import (
     BackgroundStart,
     Program,
@@ -40,6 +42,8 @@ T = TypeVar("T")
 
 TIMEOUT_SECONDS = 30.0
 """Seconds for an answer of the engine."""
+POLL_SECONDS = 20.0
+"""Seconds that one request waits for the end of a run."""
 
 _logger = get_logger("durably.engine")
 
@@ -51,6 +55,17 @@ connections may close them."""
 
 class NotReadyError(TransportError):
     """The engine answers, and waits for another process of the app."""
+
+
+class EngineMovedError(Error):
+    """The engine is not, or no longer, behind this leader or connection.
+
+    ``is_unclear``: the request may have been executed.
+    """
+
+    def __init__(self, message: str, *, is_unclear: bool) -> None:
+        super().__init__(message)
+        self.is_unclear = is_unclear
 
 
 class NodeClosedError(Error):
@@ -145,6 +160,7 @@ class ProcessEngine(Generic[N]):
         self._background_start: BackgroundStart | None = None
         self._has_warned = False
         self._starting: asyncio.Task[None] | None = None
+        self._excludes_old_objects = False
 
     async def start(self) -> None:
         """See ``Embedded.start``."""
@@ -184,8 +200,16 @@ class ProcessEngine(Generic[N]):
     def keeps_logs(self) -> bool:
         return True
 
-    def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> Remote[bool]:
-        return self.request("add_run_logs", {"run_id": run_id, "lines": lines}, timeout)
+    def execute(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Remote[Any]:
+        return self.request(operation, arguments, timeout)
+
+    def wait_for_run(self, run_id: str, timeout: float | None) -> Remote[Run]:
+        self._refuse_in_test_run()
+        return submit(self._wait_for_run(run_id, timeout))
+
+    @property
+    def shared_secrets(self) -> Sequence[bytes]:
+        return ()
 
     def refuse_to_block(self) -> None:
         """Do nothing: any thread of the app may wait, because the engine has its own."""
@@ -197,10 +221,7 @@ class ProcessEngine(Generic[N]):
     def add_relay(self, relay: EventRelay) -> None:
         self._relays.append(relay)
         if self._is_serving:
-            relay.start(self._may_relay, self._report_outbox)
-
-    def _report_outbox(self, arguments: dict[str, Any]) -> None:
-        self.request("report_outbox", arguments, TIMEOUT_SECONDS).result()
+            relay.start(self._may_relay)
 
     def _may_relay(self) -> bool:
         """Whether this process is the one that runs the relays."""
@@ -305,7 +326,10 @@ class ProcessEngine(Generic[N]):
             self._is_serving = True
             node = await self._replace_node()
             for relay in self._relays:
-                relay.start(self._may_relay, self._report_outbox)
+                relay.start(self._may_relay)
+            if not is_test_run():
+                self._excludes_old_objects = True
+                old_objects.exclude()
         await node.wait_started()
 
     async def _start_in_background(self) -> None:
@@ -333,6 +357,9 @@ class ProcessEngine(Generic[N]):
         for relay in self._relays:  # before the node, through which they send
             await asyncio.to_thread(relay.stop)
         node, self._node, self._is_serving = self._node, None, False
+        if self._excludes_old_objects:
+            self._excludes_old_objects = False
+            old_objects.include()
         if node is not None:
             self._closing = asyncio.create_task(self._close(node, self._closing))
         if self._closing is not None:  # A cancelled stop still closes the node.
@@ -352,6 +379,9 @@ class ProcessEngine(Generic[N]):
         try:
             async with asyncio.timeout(timeout):
                 while True:
+                    if self._node is None and operation == "read_messages" and "reader" in arguments:
+                        # A process's reader began when there was a node. It must not start a stopped engine again.
+                        raise EngineStoppingError(f"{self.name} has been stopped in this process")
                     node = self._node or await self._replace_node()
                     with contextlib.suppress(NodeClosedError):  # replaced during the request
                         return await node.request(operation, arguments)
@@ -361,6 +391,17 @@ class ProcessEngine(Generic[N]):
                 raise TransportError(f"{self.name} has not taken a request within {timeout:g} s: {error}") from None
             reason = f": {error}" if error else ""
             raise TransportError(f"{self.name} did not answer within {timeout:g} s{reason}") from None
+
+    async def _wait_for_run(self, run_id: str, timeout: float | None) -> Run:
+        """Wait in portions, so that the leader forgets a waiter in another process that has given up."""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    run: Run = await self._request("wait_for_run", {"run_id": run_id, "within": POLL_SECONDS}, None)
+                    if run.status.has_ended:
+                        return run
+        except TimeoutError:
+            raise TimeoutError(f"run {run_id} has not ended within {timeout:g} s") from None
 
     async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
         """Send events through the node, which is started if necessary.
@@ -497,6 +538,8 @@ class ProcessEngine(Generic[N]):
 
     def _after_fork_in_child(self) -> None:
         node, starts = self._node, self._background_start is not None
+        if self._excludes_old_objects:
+            old_objects.include()
         self._reset()
         for relay in self._relays:
             relay.forget()

@@ -1,103 +1,59 @@
-"""The worker resource of the leader's HTTP API: other processes ask for calls, and post their answers.
+"""The leader's HTTP API for the other processes: their requests, and the worker resource, by which they run calls.
 
-    POST   /v1/workers                a ``Registration``: the functions and the capacity of a process
-    PUT    /v1/workers/{id}           a changed ``Registration``
-    POST   /v1/workers/{id}/calls     an ``Exchange`` of answers and finished steps for calls
-    DELETE /v1/workers/{id}           the process leaves
-
-A request for calls waits until there is one, at most for the heartbeat. So the requests of a live worker are its
-heartbeats, and those of an idle one cost little. A request that brings something takes the calls that are ready and
-does not wait for others, so a busy worker needs one exchange for many calls and steps. A worker makes all requests
-itself, and nothing connects to it.
-
-A worker is lost when the connection of a waiting request breaks, or when it has sent no request for the lease. Its
-calls then fail with ``WorkerLostError``, and are made again. Its later requests are answered with 404, and the steps of
-its old calls with 409.
+It is made when the first of them connects: most apps run in one process, and need no HTTP server.
 """
 
 import asyncio
+import hmac
 import itertools
+import socket
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from ulid import ULID
 
-from durably.engine.api.http.application import ApiState, Route
-from durably.engine.api.http.codec import status_of
-from durably.engine.api.http.requests import ApiError, read_body
+from durably.engine.api.codec import status_of
+from durably.engine.api.http.application import ApiState, Route, create_api
+from durably.engine.api.http.connections import CONNECTIONS, ConnectionLimits, Connections
+from durably.engine.api.http.requests import SERVER_LOGGER, ApiError, ApiKeys, error_response, read_body
+from durably.engine.api.local import LocalEngine
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned
+from durably.engine.log.log import CommitLog
+from durably.engine.model.dispatcher import Dispatcher, WorkerLostError, WorkerSlots
 from durably.engine.model.events import decode_json
 from durably.protocol.call import CheckpointRequest, decode
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.events import ErrorBody
-from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
-from .dispatcher import Capacity, Dispatcher, WorkerLostError, WorkerSlots
+from .network import Network
+from .worker_resource import (
+    CALLS_PATH,
+    MAX_EXCHANGE_BYTES,
+    WORKER_PATH,
+    WORKERS_PATH,
+    AssignedCall,
+    Assignment,
+    CallAnswer,
+    Exchange,
+    Registered,
+    Registration,
+    Timing,
+)
 
 T = TypeVar("T")
 
 _json_decoder = msgspec.json.Decoder(msgspec.Raw)
+_CLOSE_SECONDS = 0.5
+"""Seconds for HTTP requests to end before the leader closes."""
+_LIMITS = ConnectionLimits(max_connections=10_000)
+"""Of connections over TCP. A follower waits for each run with one."""
 _logger = get_logger("durably.engine")
-
-WORKERS_PATH = "/v1/workers"
-WORKER_PATH = f"{WORKERS_PATH}/{{worker_id}}"
-CALLS_PATH = f"{WORKER_PATH}/calls"
-MAX_EXCHANGE_BYTES = 2 * MAX_REQUEST_BYTES
-"""The largest body of an exchange. A worker sends further answers in the next one."""
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds: the longest silence of a live process, and the longest wait of a request for calls."""
-
-    lease: float
-    heartbeat: float
-
-
-class Registration(msgspec.Struct, frozen=True):
-    """The functions of a process, by app, and its capacity."""
-
-    capacity: Capacity
-    syncs: list[SyncRequest] = []
-
-
-class Registered(msgspec.Struct, frozen=True):
-    worker_id: str
-
-
-class CallAnswer(msgspec.Struct, frozen=True):
-    """The answer to the call with ``call_id``. JSON documents of users are base64, so that they stay as they are."""
-
-    call_id: int
-    answer: Answer
-
-
-class Exchange(msgspec.Struct, frozen=True):
-    """What a worker sends: answers, and finished steps of calls that continue (checkpoints)."""
-
-    answers: list[CallAnswer] = []
-    checkpoints: list[CheckpointRequest] = []
-
-
-class AssignedCall(msgspec.Struct, frozen=True):
-    call_id: int
-    app_id: str
-    data: CallData
-
-
-class Assignment(msgspec.Struct, frozen=True):
-    """New calls for a worker, the ids of calls that it should cancel, and the results of its checkpoints.
-
-    A result is an error, or ``None`` for stored steps.
-    """
-
-    calls: list[AssignedCall]
-    cancelled: list[int] = []
-    results: list[ErrorBody | None] = []
 
 
 class RemoteWorker:
@@ -276,3 +232,82 @@ async def _read(request: web.Request, kind: type[T]) -> T:
 
 def _answer(body: msgspec.Struct, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+# the API
+
+
+class LeaderApi:
+    """Serves HTTP at the leader's socket, and over TCP with the key of the log. Use ``open``."""
+
+    def __init__(self, runner: web.AppRunner, server: web.Server, connections: Connections | None) -> None:
+        self._runner = runner
+        self._connections = connections
+        self.make_protocol: Callable[[], asyncio.Protocol] = server
+        """Makes the protocol of a connection at the socket."""
+        self._server = server
+
+    @classmethod
+    async def open(
+        cls,
+        engine: LocalEngine,
+        workers: Workers,
+        log: CommitLog | None,
+        network: Network | None,
+        listener: socket.socket | None,
+    ) -> "LeaderApi":
+        """Serve ``listener``, the log's address, if there is one.
+
+        Only this user can connect to the socket, so its connections and lists need no limits.
+        """
+        api = create_api(engine, ApiKeys(server_kind=ServerKind.DEV), routes=workers.routes, has_limits=False)
+        connections: Connections | None = None
+        if log is not None:
+            api[CONNECTIONS] = connections = Connections(_LIMITS)
+            api.middlewares.append(_key_check(log.key))
+        runner = web.AppRunner(
+            api,
+            access_log=None,
+            logger=SERVER_LOGGER,
+            shutdown_timeout=_CLOSE_SECONDS,
+            handle_signals=False,
+            auto_decompress=False,
+            handler_cancellation=True,  # A broken connection shows that a worker has ended.
+        )
+        await runner.setup()
+        assert runner.server is not None
+        if connections is not None and listener is not None and network is not None:
+            connections.start(listener, runner.server, network.server_tls)
+        return cls(runner, runner.server, connections)
+
+    def descriptors(self) -> list[int]:
+        """Descriptors of its connections."""
+        open_now = [each.transport for each in self._server.connections]
+        return [each.get_extra_info("socket").fileno() for each in open_now if each is not None]
+
+    async def stop_accepting(self) -> None:
+        if self._connections is not None:
+            await self._connections.close()
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+
+def _key_check(key: str) -> Any:
+    """aiohttp's middleware that refuses requests over TCP without the log's key."""
+    expected = f"Bearer {key}".encode()
+
+    @web.middleware
+    async def check(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        connection = None if request.transport is None else request.transport.get_extra_info("socket")
+        if connection is None or connection.family != socket.AF_UNIX:
+            given = request.headers.get(hdrs.AUTHORIZATION, "").encode(errors="surrogateescape")
+            if not hmac.compare_digest(given, expected):
+                response = error_response(401, "the request does not have the key of the commit log")
+                response.force_close()
+                return response
+        return await handler(request)
+
+    return check

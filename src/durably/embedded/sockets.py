@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import socket
 import stat
 import sys
@@ -61,6 +62,30 @@ def check_directory(directory: Path, user: int) -> None:
             f"{user} and that no other user can enter (mode 700): remove it, or move the database to a directory that "
             "only that user can write"
         )
+
+
+_SECRET = "secret"
+
+
+def read_secret(directory: Path) -> bytes:
+    """A random secret of the processes that use the directory, the first of which makes it.
+
+    Raises the errors of ``make_directory``.
+    """
+    make_directory(directory)
+    path = directory / _SECRET
+    if not path.exists():
+        descriptor, name = tempfile.mkstemp(dir=directory)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(descriptor)
+            with contextlib.suppress(FileExistsError):
+                os.link(name, path)
+        finally:
+            os.unlink(name)
+    return path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
-from durably.engine.api.interface import Engine
-from durably.engine.api.operations import operations_of
+from durably.engine.api.interface import OPERATIONS
 from durably.engine.core.calls import Answer, CallData, Unreached
+from durably.engine.model.dispatcher import CallReturnedError
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import is_unreachable
 from durably.engine.temporal.engine import WorkflowEngine
@@ -26,7 +26,6 @@ from durably.protocol.text import get_logger
 from durably.temporal import Temporal
 from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_with_retries
 
-from .dispatcher import CallReturnedError
 from .process import NodeClosedError, NotReadyError
 from .worker import LocalWorker
 
@@ -37,7 +36,6 @@ _BEAT_SECONDS = 1.0
 _REPEAT_SECONDS = 0.2
 """Seconds before an unanswered operation is repeated."""
 
-_OPERATIONS = operations_of(Engine)
 _NEED_FUNCTIONS = ("receive_events", "invoke")
 
 _logger = get_logger("durably.engine")
@@ -104,13 +102,13 @@ class TemporalNode:
             if self._is_closed:
                 raise NodeClosedError("the connection of this process is closed")
             try:
-                async with self._answered_before_close(name):
+                async with self._answered_before_close(name, arguments):
                     result = await getattr(engine, name)(**arguments)
             except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                 if not is_unreachable(error):
                     raise TransportError(f"the Temporal server refused {name!r}: {error}") from error
                 self._note_outage(error)
-                if not _OPERATIONS[name].is_repeatable:
+                if not OPERATIONS[name].may_repeat(arguments):
                     raise TransportError(
                         f"the Temporal server did not answer {name!r}: it is unclear whether it was executed ({error})"
                     ) from None
@@ -120,7 +118,7 @@ class TemporalNode:
             await asyncio.sleep(_REPEAT_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def _answered_before_close(self, name: str) -> AsyncIterator[None]:
+    async def _answered_before_close(self, name: str, arguments: Mapping[str, Any]) -> AsyncIterator[None]:
         """End the wait when the node is closed.
 
         Temporal answers some requests only after a worker has taken a task, and no worker may be left. Raises
@@ -137,7 +135,7 @@ class TemporalNode:
         except TimeoutError:
             if not wait.expired():
                 raise
-            if _OPERATIONS[name].is_repeatable:
+            if OPERATIONS[name].may_repeat(arguments):
                 raise NodeClosedError("the connection of this process is closed") from None
             raise TransportError(
                 f"this process stopped during {name!r}: it is unclear whether the operation was executed"

@@ -14,13 +14,13 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from durably.comm import CommHandler
 from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
+from durably.engine.model.dispatcher import CallReturnedError, Capacity
 from durably.engine.model.settings import Clock
 from durably.io.background_loop import get_background_loop
 from durably.io.worker_threads import WorkerThreads
 from durably.protocol.sync import SyncRequest
 
 from .calls import EngineCheckpoints, Heartbeat, failed_call, run_call, run_call_sync, sync_of
-from .dispatcher import CallReturnedError, Capacity
 
 T = TypeVar("T")
 P = ParamSpec("P")

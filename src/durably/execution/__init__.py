@@ -56,8 +56,17 @@ from .replay import (
 from .replay import (
     in_step as in_step,
 )
+from .replay import (
+    nested as nested,
+)
+from .replay import (
+    value_of as value_of,
+)
 from .step import (
     Divergence as Divergence,
+)
+from .step import (
+    Durations as Durations,
 )
 from .step import (
     Memo as Memo,
@@ -67,6 +76,9 @@ from .step import (
 )
 from .step import (
     ReplayDivergedError as ReplayDivergedError,
+)
+from .step import (
+    StepIds as StepIds,
 )
 from .step import (
     StepIdUnstableError as StepIdUnstableError,

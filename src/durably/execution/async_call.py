@@ -4,6 +4,8 @@ import asyncio
 import contextvars
 import heapq
 import inspect
+import itertools
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context, ContextVar
 from functools import partial
@@ -17,6 +19,7 @@ from .asyncio_compat import AnyTask, RunTask, Unawaited, cancelling, clock_refus
 from .idle_detection import IdleDetector, tear_down
 from .replay import (
     Checkpointed,
+    Checkpointer,
     Ending,
     FoundSteps,
     Raised,
@@ -35,6 +38,9 @@ T = TypeVar("T")
 
 _MAX_REFUSALS = 10
 """Steps that a task may call after its cancellation. After more it counts as swallowing cancellations."""
+
+_BEGUN_AT_ONCE = 32
+"""The number of steps that begin in one iteration of the loop if a call executes several together."""
 
 group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", default=None)
 """The mode of the steps inside ``group.parallel``."""
@@ -101,6 +107,8 @@ class AsyncCall:
         self._memoized: list[tuple[int, str]] = []  # heap of waiting steps that have memos, by position in the stack
         self._executing = 0
         self._executed: list[StepReport] = []
+        self._is_together = False  # steps that were found at once are executed, and then stored
+        self._storing: AnyTask | None = None
         self._is_closing = False
         self._refusals: dict[AnyTask, int] = {}
         self._unawaited = Unawaited()
@@ -205,6 +213,8 @@ class AsyncCall:
 
     async def _close(self) -> None:
         self._is_closing = True
+        if self._storing is not None:
+            self._storing.cancel()
         if self._idle_detector is not None:
             self._idle_detector.close()
         for task in self._tasks:
@@ -229,7 +239,7 @@ class AsyncCall:
         step = self._replay.identify(request)
         if self._is_closing:
             return self._result_of(step)
-        result = self._unawaited.create(f'step "{request.step_id}"', partial(self._result_of, step))
+        result = self._unawaited.add(f'step "{request.step_id}"', self._result_of(step))
         step.awaitable_id = id(result)
         return result
 
@@ -241,7 +251,7 @@ class AsyncCall:
             self._unawaited.awaitables.pop(number, None)
             return await work()
 
-        result = self._unawaited.create(name, group)
+        result = self._unawaited.add(name, group())
         number = id(result)
         return result
 
@@ -278,7 +288,9 @@ class AsyncCall:
             memo = replay.take(step, in_order=self._idle_detector is None or not self._idle_detector.ignored)
         if memo is None:
             if (is_alone and self._goes_ahead(step, task)) or not await self._park(step, task):
-                return value_of(step, await self._execute(step))
+                if not self._is_together:
+                    return value_of(await self._execute(step), step.request.decode)
+                await self._execute_together(step, task)
             memo = replay.take(step, in_order=self._idle_detector is None or not self._idle_detector.ignored)
             assert memo is not None
         if replay.step_memos.refusals and (refusal := replay.refusal(step)) is not None:
@@ -288,7 +300,7 @@ class AsyncCall:
                 await replay.start_new_code()
             except Exception as error:  # Error of a middleware hook, which the function cannot catch.
                 await self._end_and_wait(Raised(error))
-        return value_of(step, memo)
+        return value_of(memo, step.request.decode)
 
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
         """Whether the function's only task need not wait for the call's decision.
@@ -327,9 +339,10 @@ class AsyncCall:
             report = await replay.execute(step, group_mode.get(), self._call_handler)
             if checkpointer is None:
                 self._executed.append(report)
-            elif (memo := await apart_from_run(checkpointer.take(report))) is not None:
-                return memo
             else:
+                replay.host.durations.note([report])
+                if (memo := await apart_from_run(checkpointer.take(report))) is not None:
+                    return memo
                 self._end(Checkpointed())
         except Exception as error:  # error of a middleware hook
             self._end(Raised(error))
@@ -339,6 +352,17 @@ class AsyncCall:
             self._is_closing = True
             raise asyncio.CancelledError("the call has ended")  # the teardown would do this one loop iteration later
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
+
+    async def _execute_together(self, step: Step, task: AnyTask) -> None:
+        """Run the handler of one of several steps, and wait until all are stored and this one's memo is next."""
+        try:
+            mode = group_mode.get() or ParallelMode.RACE
+            self._executed.append(await self._replay.execute(step, mode, self._call_handler))
+        except Exception as error:  # the lease could not be confirmed
+            self._end(Raised(error))
+        finally:
+            self._finish_executing()
+        await self._park(step, task)
 
     async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
         """Call the handler of a step.
@@ -351,11 +375,12 @@ class AsyncCall:
         if replay.host.threads is None or is_async(handler):
             output = handler(*args, **request.kwargs)
         else:
-            call = ThreadCall(partial(handler, *args, **request.kwargs))
+            call = ThreadCall(partial(handler, *args, **request.kwargs), replay.host.clock)
             abandon = (
                 None if replay.diagnostics is None else partial(replay.diagnostics.abandoned_thread, request.step_id)
             )
             await replay.host.threads.run(call.run, on_abandoned=abandon)
+            step.nanoseconds = call.nanoseconds
             output = call.result()
         if not inspect.isawaitable(output):
             return output
@@ -383,11 +408,38 @@ class AsyncCall:
         if self._executing:
             return
         if self._executed:
+            self._replay.host.durations.note(self._executed)
+            if self._is_together and self._replay.checkpointer is not None:
+                self._executing = 1  # makes no decision before the steps are stored
+                context = contextvars.copy_context()
+                context.run(current_tracker.set, None)
+                self._storing = self._loop.create_task(self._store(self._replay.checkpointer), context=context)
+                return
             self._end(FoundSteps(self._executed))
+        self._is_together = False
         if self._idle_detector is not None:
             self._idle_detector.is_suspended = False
             if len(self._tasks) > 1:  # otherwise only the continuing task is left
                 self._idle_detector.progressed()
+
+    async def _store(self, checkpointer: Checkpointer) -> None:
+        """Store the steps that were executed together. Their memos are then returned in this order, as in a replay."""
+        reports, self._executed = self._executed, []
+        try:
+            memos = await checkpointer.take_all(reports)
+        except Exception as error:
+            self._end(Raised(error))
+            return
+        if memos is None:
+            self._end(FoundSteps(reports))
+            return
+        steps = [report.step for report in reports if report.step is not None]
+        self._replay.add(steps, memos)
+        for step in steps:
+            if step.hashed_id in self._waiting:
+                heapq.heappush(self._memoized, (self._replay.position(step.hashed_id), step.hashed_id))
+        self._finish_executing()
+        self._open_idle_detector().progressed()
 
     async def _park(self, step: Step, task: AnyTask) -> bool:
         """Wait for the call's decision about a step.
@@ -443,6 +495,10 @@ class AsyncCall:
                 self._execute_or_report(found)
         elif (diverged := self._divergence(steps[0].request.step_id)) is not None:
             self._end(diverged)
+        elif replay.runs_together(steps):
+            self._is_together = detector.is_suspended = True
+            self._executing = 1
+            self._execute_some(deque(found))
         else:
             self._end(
                 FoundSteps([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found])
@@ -458,6 +514,22 @@ class AsyncCall:
         self._open_idle_detector().is_suspended = bool(self._executing)
         if self._executed and not self._executing:
             self._end(FoundSteps(self._executed))
+
+    def _execute_some(self, entries: deque[_WaitingStep]) -> None:
+        """Begin with steps that are executed together, and leave the others to later iterations of the loop.
+
+        So quick handlers block the loop for a moment only.
+        """
+        for entry in itertools.islice(entries, _BEGUN_AT_ONCE):
+            if not entry.future.done():  # otherwise its task has just been cancelled
+                self._executing += 1
+                entry.future.set_result(False)
+        for _ in range(min(_BEGUN_AT_ONCE, len(entries))):
+            entries.popleft()
+        if entries:
+            self._loop.call_soon(self._execute_some, entries, context=Context())
+        else:
+            self._finish_executing()
 
     def _end(self, ending: Ending | None) -> None:
         """End the call. ``ending`` is ``None`` if the function has ended."""

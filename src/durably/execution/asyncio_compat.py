@@ -3,13 +3,13 @@
 They give the future that a task waits for, and the clocks around it. The mistakes are a step that is not awaited, and
 an asyncio clock around a step.
 
-Checked with CPython 3.11.7, 3.12.1 and 3.13.0. ``tests/execution/test_asyncio_compat.py`` tests each part, and fails if
-a version of Python changes it. If a part is missing, a task counts as waiting for something outside of its run: its
-steps are found after a second, and asyncio's clocks around steps may not be noticed.
+Checked with CPython 3.11.7, 3.12.1, 3.13.0 and 3.14.8. ``tests/execution/test_asyncio_compat.py`` tests each part, and
+fails if a version of Python changes it. If a part is missing, a task counts as waiting for something outside of its
+run: its steps are found after a second, and asyncio's clocks around steps may not be noticed.
 
-Private are ``Task._fut_waiter``, ``Future._callbacks``, ``gather``'s ``_children``, the names of local variables in
-``asyncio.wait`` and ``wait_for``, ``_AsCompletedIterator`` and ``sys._current_frames``. No other module of Durably uses
-them.
+Private are ``Task._fut_waiter``, ``Future._callbacks``, ``gather``'s ``_children`` and ``_discard_awaited_by``, the
+names of local variables in ``asyncio.wait`` and ``wait_for``, ``_AsCompletedIterator``, ``sys._getframe`` and
+``sys._current_frames``. No other module of Durably uses them.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import sys
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Collection, Coroutine, Iterable, Iterator
 from enum import Enum, auto
 from types import FrameType
 from typing import Any, TypeVar
@@ -83,11 +83,9 @@ def classify(task: AnyTask, run_tasks: Collection[AnyFuture]) -> Wait:
         return wait
     if (waited_for := _waited_for(task)) is not None:
         return _classify_all(waited_for, run_tasks)
-    # In a primitive of asyncio or anyio, tasks wait for each other.
+    # In a primitive of asyncio, anyio or LangGraph, tasks wait for each other.
     _, filename, name = _innermost(task)
-    is_primitive = filename.endswith(_ASYNCIO_PRIMITIVES) or (
-        filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES)
-    )
+    is_primitive = filename.endswith(_PRIMITIVES) or (filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES))
     return Wait.TASKS if is_primitive else Wait.OUTSIDE
 
 
@@ -146,6 +144,11 @@ def is_wakeup(callback: Any) -> bool:
     return "wakeup" in getattr(callback, "__name__", "") or "TaskWakeup" in type(callback).__name__
 
 
+def is_note(callback: Any) -> bool:
+    """Whether it is the callback by which ``gather`` notes, since Python 3.14.8, that the future is not awaited."""
+    return getattr(getattr(callback, "func", None), "__name__", "") == "_discard_awaited_by"
+
+
 def _children(future: AnyFuture) -> Collection[AnyFuture] | None:
     return getattr(future, "_children", None)
 
@@ -154,7 +157,12 @@ _ASYNCIO_TASKS = "asyncio/tasks.py"
 _WAITED_FOR = {"_wait": "fs", "wait_for": "fut", "_cancel_and_wait": "fut"}
 """Functions of ``asyncio.tasks`` that wait through a future of their own. The variables have the awaited futures."""
 
-_ASYNCIO_PRIMITIVES = ("asyncio/locks.py", "asyncio/queues.py", "asyncio/taskgroups.py")
+_PRIMITIVES = (
+    "asyncio/locks.py",
+    "asyncio/queues.py",
+    "asyncio/taskgroups.py",
+    "langgraph/_internal/_queue.py",  # has a method of its own on asyncio's queue
+)
 _ANYIO = ("anyio/_backends/_asyncio.py", "anyio/_core/_synchronization.py")
 _ANYIO_PRIMITIVES = ("__aexit__", "acquire", "wait")
 
@@ -266,11 +274,6 @@ def _has_completion_deadline(task: AnyTask) -> bool:
 T = TypeVar("T")
 
 _OWN_CODE = os.path.dirname(os.path.dirname(__file__)) + os.sep
-_ORIGIN_FRAMES = 6
-"""Durably's frames between user code and the coroutine of a step, plus one of user code."""
-
-CodeLocation = tuple[str, int, str]
-"""A file's name, a line in it, and the function's name."""
 
 
 class StepNotAwaitedError(Error):
@@ -293,12 +296,12 @@ class ClockUnsupportedError(Error):
 
 
 # Python's own warning about such a coroutine has Durably's internal names, and comes before the error that names the
-# step. The filter is for the coroutines that ``Unawaited.create`` makes.
+# step. The filter is for the coroutines that ``Unawaited`` has.
 for _name in ("_result_of", "group"):
     warnings.filterwarnings("ignore", rf"coroutine 'AsyncCall\.{_name}\b.*' was never awaited", RuntimeWarning)
 
-_Awaitable = tuple[str, Collection[CodeLocation], weakref.ref[Any]]
-"""The name of a step or group, the frames of user code that made it, and the coroutine."""
+_Awaitable = tuple[str, types.CodeType, int, weakref.ref[Any]]
+"""The name of a step or group, the code that made it, the index of the instruction, and the coroutine."""
 
 
 class Unawaited:
@@ -314,18 +317,15 @@ class Unawaited:
         self.awaitables: dict[int, _Awaitable] = {}
         self.lost: _Awaitable | None = None
 
-    def create(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        """Create the coroutine of a step or group, and record where user code made it."""
-        depth = sys.get_coroutine_origin_tracking_depth()
-        sys.set_coroutine_origin_tracking_depth(_ORIGIN_FRAMES)
-        try:
-            coroutine = make()
-        finally:
-            sys.set_coroutine_origin_tracking_depth(depth)
+    def add(self, name: str, coroutine: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+        """Add the coroutine of a step or group, and record where user code made it. Returns the coroutine."""
+        frame = sys._getframe(3)
+        while frame.f_code.co_filename.startswith(_OWN_CODE) and frame.f_back is not None:
+            frame = frame.f_back
         number = id(coroutine)
         if number in self.awaitables:
             self.lost = self.lost or self.awaitables[number]
-        self.awaitables[number] = (name, coroutine.cr_origin or (), weakref.ref(coroutine))  # type: ignore[attr-defined]
+        self.awaitables[number] = (name, frame.f_code, frame.f_lasti, weakref.ref(coroutine))
         return coroutine
 
     def leave_to_task(self, coroutine: Any) -> None:
@@ -340,7 +340,7 @@ class Unawaited:
 
     def _leave(self, value: Any) -> bool:
         found = self.awaitables.get(id(value))
-        if found is None or found[2]() is not value:
+        if found is None or found[3]() is not value:
             return False
         del self.awaitables[id(value)]
         return True
@@ -350,7 +350,7 @@ class Unawaited:
         if self.lost is not None:
             return _not_awaited(self.lost)
         for awaitable in self.awaitables.values():
-            if awaitable[2]() is None:
+            if awaitable[3]() is None:
                 return _not_awaited(awaitable)
         return None
 
@@ -361,9 +361,9 @@ class Unawaited:
 
 
 def _not_awaited(awaitable: _Awaitable) -> StepNotAwaitedError:
-    name, origin, _ = awaitable
-    location = next((location for location in origin if not location[0].startswith(_OWN_CODE)), None)
-    where = "" if location is None else f" (at {location[0]}:{location[1]})"
+    name, code, instruction, _ = awaitable
+    line = next((line for start, end, line in code.co_lines() if start <= instruction < end), None)
+    where = "" if line is None else f" (at {code.co_filename}:{line})"
     return StepNotAwaitedError(
         f"{name} was created but not awaited, so it did not run{where}: write `await` before it, "
         "or give it to asyncio.gather or a task that the function awaits"

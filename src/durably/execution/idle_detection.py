@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Callable, Collection, Set
 from contextvars import Context
 
-from .asyncio_compat import AnyFuture, AnyTask, Wait, awaited_by, classify, forwarded_by, is_wakeup, waiter_of
+from .asyncio_compat import AnyFuture, AnyTask, Wait, awaited_by, classify, forwarded_by, is_note, is_wakeup, waiter_of
 
 _QUIET_ITERATIONS = 5
 """Iterations of the loop without a change after which several tasks count as idle.
@@ -180,7 +180,9 @@ class IdleDetector:
             waiter.add_done_callback(self._on_watched_done)
 
     def _on_watched_done(self, waiter: AnyFuture) -> None:
-        self._active |= (self._watched.pop(waiter) & self.tasks) - self._waiting
+        tasks = self._watched.pop(waiter, None)  # None: closed when the callback was already due
+        if tasks is not None:
+            self._active |= (tasks & self.tasks) - self._waiting
         self._moved()
 
     def _on_stall(self, progress: int) -> None:
@@ -234,7 +236,7 @@ class AwaitedTasks:
         for callback, outers in forwarded_by(future):
             if any(self._was_awaited(outer, is_own, seen) for outer in outers):
                 return True
-            if not outers and not is_own(callback) and not is_wakeup(callback):
+            if not (outers or is_own(callback) or is_wakeup(callback) or is_note(callback)):
                 return True
         return False
 

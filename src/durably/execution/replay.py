@@ -5,7 +5,7 @@ result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
 """
 
 import os.path
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -13,14 +13,17 @@ import msgspec
 
 from durably.execution.step import sendable_arguments
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
-from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
+from durably.protocol.opcodes import PARALLEL_MODE_OPT, STEP_INPUT_OPT, Opcode, ParallelMode, Timing
+from durably.protocol.usage import ModelUsage, usage_metadata
 
 from .step import (
     Divergence,
+    Durations,
     Memo,
     MemoUnreadableError,
     ReplaceStep,
     Step,
+    StepIds,
     StepInfo,
     StepMemos,
     StepReport,
@@ -125,6 +128,13 @@ class Checkpointer(Protocol):
         """Store an executed step. Returns its memo, or ``None`` if the call must end."""
         ...
 
+    async def take_all(self, reports: Sequence[StepReport]) -> Sequence[Memo] | None:
+        """Store steps that were executed together, or none of them.
+
+        Returns their memos, or ``None`` if the call must end with these steps.
+        """
+        ...
+
 
 class Threads(Protocol):
     """Worker threads, in which sync handlers of async functions run."""
@@ -151,10 +161,10 @@ class LeaseCheck(Protocol):
 class StepSpan(Protocol):
     """The span of a step that is executed."""
 
-    def ended(self, error: BaseException | None, *, is_cut: bool) -> None:
+    def ended(self, error: BaseException | None, *, is_cut: bool, usage: Sequence[ModelUsage]) -> None:
         """The handler has returned, or raised ``error``.
 
-        ``is_cut``: it did neither, because its call was given up.
+        ``is_cut``: it did neither, because its call was given up. ``usage`` is what it has recorded of models.
         """
         ...
 
@@ -193,6 +203,7 @@ class Assignment(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     - ``stack``: The order in which the memos were made.
     - ``target``: The hashed id of the only step to execute; ``None`` to discover.
     - ``also``: Further steps that the same call may execute, one after another, as long as it ``has_time``.
+    - ``parallel_steps``: The number of new steps that the call may execute if it finds several at once.
     - ``attempt``: Counts from 0.
     """
 
@@ -203,6 +214,7 @@ class Assignment(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     also: Sequence[str] = ()
     has_time: Callable[[], bool] | None = None
     disable_immediate: bool = False
+    parallel_steps: int = 0
     attempt: int = 0
     max_attempts: int | None = None
 
@@ -215,9 +227,10 @@ class Host(msgspec.Struct, kw_only=True, frozen=True):
     - ``tracer``: Reports executed steps.
     - ``replace_step``: Replaces steps in tests.
     - ``threads``: Run the sync handlers of async functions, which otherwise run on the event loop.
-    - ``names``: Collects the ids of the steps reached, by hashed id.
+    - ``ids``: Collects the ids of the steps reached.
     - ``clock``: Nanoseconds since the epoch, for the times of executed steps.
     - ``sent_input_bytes``: Arguments up to this size are reported with the steps.
+    - ``durations``: What the function's steps have taken in this process.
     """
 
     hooks: Hooks | None = None
@@ -227,9 +240,10 @@ class Host(msgspec.Struct, kw_only=True, frozen=True):
     replace_step: ReplaceStep | None = None
     threads: Threads | None = None
     diagnostics: Diagnostics | None = None
-    names: dict[str, str] = {}
+    ids: StepIds = msgspec.field(default_factory=StepIds)
     clock: Callable[[], int] | None = None
     sent_input_bytes: int = 0
+    durations: Durations = Durations()
 
 
 class Replay:
@@ -239,20 +253,26 @@ class Replay:
     - ``is_new``: The call has nothing to replay.
     - ``is_last_taken``: The memo that was just taken ends the replay. The newest memo ends the replay, even if older
       ones (of a lost race) were not taken. A step before a call's target was new in the call that planned it.
+    - ``due``: The hashed id of the memo that ``recall`` may take; ``None`` if it must take none.
     - ``early``: The first step that was reached before others that finished earlier. See ``divergence``.
     """
 
     __slots__ = (
-        "_counts",
+        "_executed",
         "_has_diverged",
+        "_hashes",
         "_last",
         "_place",
         "_positions",
         "_reached_ids",
+        "_repeats",
+        "_stack",
+        "_upcoming",
         "assignment",
         "checkpointer",
         "diagnostics",
         "disable_immediate",
+        "due",
         "early",
         "hooks",
         "host",
@@ -278,11 +298,16 @@ class Replay:
         self.is_last_taken = False
         self.targets: Collection[str] = ()
         self.early: str | None = None
-        self._counts: dict[str, int] = {}
         self._reached_ids: set[str] = set()
+        self._repeats: dict[str, int] = {}  # the index of an id's next use, from the second on
         self._positions: dict[str, int] | None = None
         self._place = 0
+        self._executed = 0
         self._has_diverged = False
+        self._stack: Sequence[str] = assignment.stack
+        self._hashes = host.ids.hashes
+        self._upcoming: Iterator[str] = iter(())
+        self.due: str | None = None
         self._last: str | None = None
         if self.target is not None:
             self._last = ""
@@ -297,16 +322,16 @@ class Replay:
         """Number the step among those of the same id (spec §5.1.2)."""
         if self.host.replace_step is not None:
             request = self.host.replace_step(request, self.assignment.attempt)
-        step_id = request.step_id
-        index = self._counts.get(step_id, 0)
-        hashed_id = hash_step_id(step_id, index)
-        while hashed_id in self._reached_ids:  # "a" was reached twice, and a step has the id "a:1"
-            index += 1
-            hashed_id = hash_step_id(step_id, index)
-        self._counts[step_id] = index + 1
-        self._reached_ids.add(hashed_id)
-        self.host.names[hashed_id] = step_id
-        return Step(request, hashed_id, index, len(self._reached_ids))
+        step_id, reached = request.step_id, self._reached_ids
+        ids, index = self.host.ids, 0
+        hashed_id = ids.hashes.get(step_id) or ids.learn(step_id, 0)
+        if hashed_id in reached:
+            index = self._repeats.get(step_id, 1)
+            while (hashed_id := ids.learn(step_id, index)) in reached:  # a step has the id "a:1", and "a" is repeated
+                index += 1
+            self._repeats[step_id] = index + 1
+        reached.add(hashed_id)
+        return Step(request, hashed_id, index, len(reached))
 
     def position(self, hashed_id: str) -> int:
         """The position of a memo in the stack.
@@ -314,7 +339,7 @@ class Replay:
         A memo that the stack does not name comes last: it was fetched (spec §4.4.2), and is newer than the call.
         """
         if self._positions is None:
-            self._positions = {step_id: place for place, step_id in enumerate(self.assignment.stack)}
+            self._positions = {step_id: place for place, step_id in enumerate(self._stack)}
         return self._positions.get(hashed_id, len(self._positions))
 
     def take(self, step: Step, *, in_order: bool) -> Memo | None:
@@ -326,13 +351,17 @@ class Replay:
         value = memos.pop(hashed_id, None)
         if value is None:
             return None
-        if in_order and self.early is None:
-            stack, place = self.assignment.stack, self._place
+        stack, place = self._stack, self._place
+        if place < len(stack) and stack[place] == hashed_id:
+            self._place = place + 1
+        elif in_order and self.early is None:
             while place < len(stack) and (stack[place] in self._reached_ids or stack[place] not in memos):
                 place += 1
             self._place = place
             if place < len(stack) and self.position(hashed_id) > place:
                 self.early = step.request.step_id
+        if self.due is not None and self.due not in memos:
+            self.continue_recall()
         self.is_last_taken = not memos if self._last is None else hashed_id == self._last
         if isinstance(value, Memo):
             return value
@@ -340,6 +369,46 @@ class Replay:
             return decode_result(value) or Memo()  # sleeps and timeouts have null as their memo
         except msgspec.DecodeError:
             return to_rare_memo(value)
+
+    def add(self, steps: Sequence[Step], memos: Sequence[Memo]) -> None:
+        """Add memos of steps that this call has executed, in the order in which the engine has stored them."""
+        added = [step.hashed_id for step in steps]
+        self.memos.update(zip(added, memos, strict=True))
+        self._stack = [*self._stack, *added]
+        self._positions = None
+
+    def start_recall(self) -> None:
+        """Let ``recall`` take the memos in the order of the stack, except the one that ends the replay."""
+        if self.host.replace_step is None and not self.step_memos.refusals and self._last is not None:
+            stack = self._stack
+            self._upcoming = iter(stack[: stack.index(self._last)] if self._last else stack)
+            self.continue_recall()
+
+    def continue_recall(self) -> None:
+        """Set ``due`` to the next memo that no step has taken."""
+        self.due = next((hashed_id for hashed_id in self._upcoming if hashed_id in self.memos), None)
+
+    def recall(self, step_id: str) -> Memo | None:
+        """``identify`` and ``take`` in one, for the first use of an id whose memo is ``due``.
+
+        Most steps of a replay are of this kind. ``None`` for any other step, such as the last one: nothing has changed
+        then.
+        """
+        hashed_id = self.due
+        if hashed_id is None or self._hashes.get(step_id) != hashed_id:
+            return None
+        value = self.memos.get(hashed_id)
+        if value is None:
+            return None
+        if not isinstance(value, Memo):
+            try:
+                value = decode_result(value) or Memo()
+            except msgspec.DecodeError:
+                return None
+        self._reached_ids.add(hashed_id)
+        del self.memos[hashed_id]
+        self.due = next(self._upcoming, None)
+        return value
 
     def divergence(self, found: str | None) -> Raised | None:
         """The call's outcome if the function missed a memo, else ``None``.
@@ -372,6 +441,20 @@ class Replay:
 
     def runs_at_once(self, step: Step) -> bool:
         return step.request.op is Opcode.STEP_RUN and not self.disable_immediate
+
+    def runs_together(self, steps: Sequence[Step]) -> bool:
+        """Whether this call executes several steps that were found at once.
+
+        Otherwise they are planned: the engine may divide them among processes, and a slow one delays no other. For
+        quick steps that costs more than the steps themselves.
+        """
+        return (
+            self._executed + len(steps) <= self.assignment.parallel_steps
+            and self.target is None
+            and not self.is_over
+            and all(map(self.runs_at_once, steps))
+            and self.host.durations.are_quick(steps)
+        )
 
     @property
     def is_over(self) -> bool:
@@ -421,6 +504,8 @@ class Replay:
         if host.lease_check is not None and host.lease_check.may_be_stale:
             await apart_from_run(host.lease_check.confirm())
         self.is_replaying, was_replaying = False, self.is_replaying
+        self.due = None
+        self._executed += 1
         if self.hooks is not None:
             if was_replaying:
                 await self.hooks.unmemoized()
@@ -428,6 +513,7 @@ class Replay:
         report: StepReport | None = None
         span = None if host.tracer is None else host.tracer.begin_step(step.info())
         token = in_step.set(step)
+        step.usage = []
         args = self.assignment.inputs.get(step.hashed_id, request.args)
         sent = sendable_arguments(args, host.sent_input_bytes) if args and host.sent_input_bytes else None
         began = 0 if clock is None else clock()
@@ -442,11 +528,19 @@ class Replay:
             report = self._failed(step, mode, raised_by_user(error))
         finally:
             in_step.reset(token)
+            usage, step.usage = step.usage or [], None
             if span is not None:
-                span.ended(None if report is None else report.error, is_cut=report is None)
+                span.ended(None if report is None else report.error, is_cut=report is None, usage=usage)
         assert report is not None
+        if usage:
+            report.op.metadata = usage_metadata(usage)
         if clock is not None:
             report.op.timing = Timing(began, clock() - began)
+            if step.nanoseconds is None:
+                step.nanoseconds = report.op.timing.b
+        if mode is ParallelMode.WAIT and self.target is None:
+            # A call for the step itself is known to be one of several. This call is not.
+            report.op.opts = {**(report.op.opts or {}), PARALLEL_MODE_OPT: mode.value}
         if sent is not None and report.op.op != Opcode.STEP_ERROR:
             report.op.opts = {**(report.op.opts or {}), STEP_INPUT_OPT: sent}
         if self.hooks is not None:
@@ -469,11 +563,10 @@ async def apart_from_run(work: Awaitable[T]) -> T:
         current_tracker.reset(token)
 
 
-def value_of(step: Step, memo: Memo) -> Any:
-    """The step's result. Raises ``StepError`` for a step that failed."""
+def value_of(memo: Memo, decode: Callable[[Any], Any] | None) -> Any:
+    """A step's result. Raises ``StepError`` for a step that failed."""
     if (error := memo.error) is not None:
         raise StepError(error.message or "", error.name or "Error", error.stack, error.code)
-    decode = step.request.decode
     return memo.data if decode is None else decode(memo.data)
 
 

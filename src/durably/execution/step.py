@@ -12,7 +12,8 @@ import msgspec
 
 from durably.protocol.call import check_nesting
 from durably.protocol.errors import Error, ErrorCode, ErrorData
-from durably.protocol.opcodes import Op, Opcode, ParallelMode, Userland
+from durably.protocol.opcodes import PARALLEL_MODE_OPT, Op, Opcode, ParallelMode, Userland, hash_step_id
+from durably.protocol.usage import ModelUsage
 
 
 class StepRequest(msgspec.Struct):
@@ -40,6 +41,33 @@ class StepRequest(msgspec.Struct):
         return self.op is Opcode.STEP_RUN
 
 
+_MAX_IDS = 10_000
+
+
+class StepIds:
+    """The ids of one function's steps that this process has seen, with their hashes.
+
+    ``hashes`` has the hash of each id's first use. ``names`` has the ids by hash, because memos have only the latter.
+    """
+
+    __slots__ = ("hashes", "names")
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, str] = {}
+        self.names: dict[str, str] = {}
+
+    def learn(self, step_id: str, index: int) -> str:
+        """The hash of an id's use. Ids that are made from data must not fill the memory, hence the limit."""
+        if len(self.names) >= _MAX_IDS:
+            self.hashes.clear()
+            self.names.clear()
+        hashed_id = hash_step_id(step_id, index)
+        self.names[hashed_id] = step_id
+        if not index:
+            self.hashes[step_id] = hashed_id
+        return hashed_id
+
+
 ReplaceStep = Callable[[StepRequest, int], StepRequest]
 """Replaces a step in a test, at an attempt (from 0). Returns the same request, or another of the same ``step_id``."""
 
@@ -61,8 +89,11 @@ class Step(msgspec.Struct):
     """A step that a call reached.
 
     It has its request, the number of the repetition of its id, and its position among all steps reached.
-    ``awaitable_id`` identifies the coroutine that user code got for it. ``has_transaction``: its handler has begun a
-    database transaction that stores its result (see ``durably.outbox``).
+    ``awaitable_id`` identifies the coroutine that user code got for it. ``transaction`` is the function that its
+    handler has called in a database transaction that stores its result (see ``durably.outbox``), and
+    ``is_rolled_back`` says that it has failed. ``usage`` is what the handler has recorded of models; it is ``None``
+    before and after the attempt. ``nanoseconds`` is the duration of its handler, without the time that it waited for a
+    thread.
     """
 
     request: StepRequest
@@ -70,7 +101,10 @@ class Step(msgspec.Struct):
     index: int
     order: int
     awaitable_id: int = 0
-    has_transaction: bool = False
+    transaction: Callable[..., Any] | None = None
+    is_rolled_back: bool = False
+    usage: list[ModelUsage] | None = None
+    nanoseconds: int | None = None
 
     @property
     def name(self) -> str:
@@ -84,7 +118,7 @@ class Step(msgspec.Struct):
         request = self.request
         opts = dict(request.opts) if request.opts else None
         if parallel_mode is ParallelMode.RACE:
-            opts = {**(opts or {}), "parallelMode": ParallelMode.RACE.value}
+            opts = {**(opts or {}), PARALLEL_MODE_OPT: parallel_mode.value}
         return Op(
             id=self.hashed_id,
             op=op or request.op,
@@ -112,7 +146,7 @@ class StepReport(msgspec.Struct):
         """The step; for an op that the SDK adds, the op."""
         if self.step is not None:
             return self.step.info()
-        return StepInfo(self.op.op, Opcode(self.op.op), hashed_id=self.op.id)
+        return StepInfo(self.op.display_name or self.op.op, Opcode(self.op.op), hashed_id=self.op.id)
 
     @property
     def step_id(self) -> str:
@@ -150,18 +184,23 @@ class ThreadCall(msgspec.Struct):
     """One call of a handler in a thread. Its result is read on the event loop.
 
     The handler's exception is stored instead of raised in the thread, because futures refuse ``StopIteration`` and
-    treat ``CancelledError`` as a cancellation.
+    treat ``CancelledError`` as a cancellation. ``clock`` measures it.
     """
 
     call: Callable[[], Any]
+    clock: Callable[[], int] | None = None
     value: Any = None
     error: BaseException | None = None
+    nanoseconds: int | None = None
 
     def run(self) -> None:
+        began = 0 if self.clock is None else self.clock()
         try:
             self.value = self.call()
         except BaseException as error:
             self.error = error
+        if self.clock is not None:
+            self.nanoseconds = self.clock() - began
 
     def result(self) -> Any:
         """The handler's result. Raises the handler's exception."""
@@ -174,6 +213,50 @@ class ThreadCall(msgspec.Struct):
             raise error
         finally:
             del error  # its traceback refers to it: a cycle that only the garbage collector would free
+
+
+_QUICK_NANOSECONDS = 20_000_000
+_TOGETHER_NANOSECONDS = 1_000_000_000
+"""The maximum duration of a quick handler, and of all handlers of steps that a call executes together."""
+
+
+class Durations:
+    """How long the handlers of a function's steps have taken in this process, by their code.
+
+    They are the mean durations of steps that were executed together.
+    """
+
+    def __init__(self) -> None:
+        self._nanoseconds: dict[Any, int] = {}
+
+    def note(self, reports: Sequence[StepReport]) -> None:
+        """Record steps that were executed together. A slow handler counts as slow until it was quick several times."""
+        found: dict[Any, list[int]] = {}
+        for report in reports:
+            if (step := report.step) is not None and step.nanoseconds is not None:
+                found.setdefault(_code_of(step.request.handler), []).append(step.nanoseconds)
+        for code, each in found.items():
+            mean = sum(each) // len(each)
+            known = self._nanoseconds.get(code, mean)
+            self._nanoseconds[code] = mean if mean >= known else known - (known - mean) // 4
+
+    def are_quick(self, steps: Sequence[Step]) -> bool:
+        """Whether all handlers are known to be quick, and take little time together."""
+        total = 0
+        for step in steps:
+            expected = self._nanoseconds.get(_code_of(step.request.handler))
+            if expected is None or expected > _QUICK_NANOSECONDS:
+                return False
+            total += expected
+        return total <= _TOGETHER_NANOSECONDS
+
+
+def _code_of(handler: Any) -> Any:
+    """What all closures and instances of a handler share: its code, or its name if it is not written in Python."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    handler = getattr(handler, "__func__", handler)  # a bound method
+    return getattr(handler, "__code__", None) or getattr(handler, "__qualname__", type(handler))
 
 
 _MAX_NESTING = 64
@@ -205,7 +288,7 @@ _INPUT_KEYS = frozenset(("input", "type"))
 _NOTHING: Mapping[str, Any] = {}
 
 
-class Memo(msgspec.Struct):
+class Memo(msgspec.Struct, gc=False):
     """One finished step.
 
     ``data`` and ``error`` may be replaced, which is how middleware decrypts them.
@@ -292,7 +375,7 @@ def take_inputs(memos: Memos) -> Mapping[str, Sequence[Any]]:
     return inputs
 
 
-class _Result(Memo, forbid_unknown_fields=True):
+class _Result(Memo, forbid_unknown_fields=True, gc=False):
     """The shape of nearly all memos."""
 
     type: Any = None

@@ -60,10 +60,12 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 class _Group:
     """A running ``group.parallel``.
 
-    It has the steps found in it, and whether a branch stopped at a step, found or skipped.
+    It has the steps found in it, and whether a branch stopped at a step, found or skipped. ``executes``: the call may
+    execute the steps of all branches.
     """
 
     mode: ParallelMode
+    executes: bool
     found: list[StepReport] = field(default_factory=list)
     is_waiting: bool = False
 
@@ -73,16 +75,19 @@ class SyncCall:
 
     def __init__(self, replay: Replay) -> None:
         self._replay = replay
+        self.recall = replay.recall
         self._outcome: Ending | None = None
         self._executed: list[StepReport] = []
         self._group: _Group | None = None
         self._branches = Branches()
+        self._branch_count = 0
 
     def run(self, function: Callable[[], Any]) -> Ending:
         """Run the function until it or the call ends."""
         replay = self._replay
         if replay.is_new:
             drive(replay.start_new_code())
+        replay.start_recall()
         outer_step = in_step.set(None)  # an enclosing run must not leak into this one
         try:
             value = function()
@@ -124,7 +129,7 @@ class SyncCall:
                 drive(replay.start_new_code())
             except Exception as error:  # Error of a middleware hook, which the function cannot catch.
                 self._end(Raised(error))
-        return value_of(step, memo)
+        return value_of(memo, step.request.decode)
 
     def _check_reached(self, found: str) -> None:
         if (diverged := self._replay.divergence(found)) is not None:
@@ -149,7 +154,9 @@ class SyncCall:
                 return self._execute(step)
             self._end(FoundSteps([replay.plan(step, None, among_several=False)]))
         group.is_waiting = True
-        if replay.target is None:
+        if group.executes and not replay.memos and self._has_time() and replay.runs_together([step]):
+            self._execute_among_others(step)
+        elif replay.target is None:
             group.found.append(replay.plan(step, group.mode, among_several=True))
         raise _Skipped
 
@@ -160,17 +167,26 @@ class SyncCall:
         """
         replay = self._replay
         if step.request.is_run:
-            try:
-                self._executed.append(drive(replay.execute(step, self._mode, _call_handler)))
-            except Exception as error:  # error of a middleware hook
-                self._end(Raised(error))
+            self._execute_among_others(step)
         else:
             self._executed.append(replay.plan(step, self._mode, among_several=False))
-        has_time = replay.assignment.has_time
-        if self._group is None or len(self._executed) == len(replay.targets) or not (has_time is None or has_time()):
+        if self._group is None or len(self._executed) == len(replay.targets) or not self._has_time():
             self._end(FoundSteps(self._executed))
         self._group.is_waiting = True
         raise _Skipped
+
+    def _execute_among_others(self, step: Step) -> None:
+        """Run the handler of one of several steps, which the call reports together."""
+        try:
+            report = drive(self._replay.execute(step, self._mode, _call_handler))
+        except Exception as error:  # error of a middleware hook
+            self._end(Raised(error))
+        self._replay.host.durations.note([report])
+        self._executed.append(report)
+
+    def _has_time(self) -> bool:
+        has_time = self._replay.assignment.has_time
+        return has_time is None or has_time()
 
     @property
     def _mode(self) -> ParallelMode | None:
@@ -184,6 +200,7 @@ class SyncCall:
         replay, checkpointer = self._replay, self._replay.checkpointer
         try:
             report = drive(replay.execute(step, self._mode, _call_handler))
+            replay.host.durations.note([report])
             memo = None if checkpointer is None else drive(checkpointer.take(report))
         except Exception as error:  # error of a middleware hook
             ending: Ending = Raised(error)
@@ -199,8 +216,11 @@ class SyncCall:
         Those steps are reported together. If a callable raises, the others run anyway, so that their steps are
         numbered. Then the first error is raised.
         """
-        outer = self._group
-        group = self._group = _Group(mode)
+        outer, due = self._group, self._replay.due
+        self._replay.due = None
+        self._branch_count += len(callables)
+        executes = (outer is None or outer.executes) and self._branch_count <= self._replay.assignment.parallel_steps
+        group = self._group = _Group(mode, executes)
         outputs: list[T] = []
         errors: list[Exception] = []
         try:
@@ -215,11 +235,13 @@ class SyncCall:
         finally:
             self._group = outer
             self._branches.end_group(abandoned=bool(errors))
-        if self._executed:
-            self._end(FoundSteps(self._executed))
+        if self._executed and (outer is None or self._replay.target is not None):
+            self._end(FoundSteps([*self._executed, *group.found]))
         if errors:
             raise errors[0]
         if not group.is_waiting:
+            if due is not None:
+                self._replay.continue_recall()
             return tuple(outputs)
         if outer is not None:
             outer.is_waiting = True
@@ -232,6 +254,7 @@ class SyncCall:
 
     def _end(self, ending: Ending) -> NoReturn:
         self._outcome = ending
+        self._replay.due = None
         raise _Interrupt
 
 

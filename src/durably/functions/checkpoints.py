@@ -10,6 +10,7 @@ import contextvars
 import datetime as dt
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from http import HTTPStatus
 from typing import Protocol
@@ -19,9 +20,11 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from durably.app import App
+from durably.engine_client import execute
 from durably.errors import (
     CallStaleError,
     CheckpointRefusedError,
+    EngineError,
     EngineStoppingError,
     OutputUnserializableError,
     TransportError,
@@ -34,9 +37,11 @@ from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.options import Checkpointing
 from durably.protocol.text import printable
 from durably.run_logger import KeepLine, Logger
-from durably.values.outputs import encode_output, finish, to_json
+from durably.values.outputs import finish, to_end_op, to_json
 
+from .defers import CallDefers
 from .middleware import MiddlewareStack
+from .publishing import CallReports
 
 _ABSENCE_SECONDS = 60.0
 """Seconds without checkpoints, or without lines, after an engine refused them."""
@@ -132,7 +137,6 @@ class HttpCheckpoints:
             raise CheckpointRefusedError(f"the engine answered a checkpoint with {response.status}")
 
 
-_RUN_COMPLETE_ID = hash_step_id("complete")
 _DISCOVERY_ID = hash_step_id("discovery")
 
 
@@ -151,7 +155,11 @@ class StepCheckpointer:
         io: IO,
         middleware: MiddlewareStack | None,
         logger: Logger,
+        reports: CallReports,
+        defers: CallDefers,
     ) -> None:
+        self._reports = reports
+        self._defers = defers
         self._checkpoints = checkpoints
         self._config = config
         self._call = call
@@ -185,6 +193,8 @@ class StepCheckpointer:
     async def take(self, report: StepReport) -> Memo | None:
         """Keep or commit the step. The function continues with the memo of a next call."""
         memo = self._memo_of(report)
+        await self._reports.flush(self._io)  # Listeners get the messages of a step before its end.
+        await self._defers.transform(self._middleware)
         if self._middleware is not None:
             await self._middleware.end_execution()
             await self._middleware.transform_step(report)
@@ -210,6 +220,24 @@ class StepCheckpointer:
             await self._middleware.begin_execution()
         return memo
 
+    async def take_all(self, reports: Sequence[StepReport]) -> Sequence[Memo] | None:
+        """Commit steps that were executed together.
+
+        If one has failed or the engine refuses them, the call's answer has all of them.
+        """
+        await self._reports.flush(self._io)
+        memos = [memo for report in reports if (memo := self._memo_of(report)) is not None]
+        self._has_finished_steps = True
+        if len(memos) < len(reports):
+            return None
+        self._unsent |= {report.op.id: report for report in reports}
+        await self._commit(self._io)
+        if not self._must_stop:
+            return memos
+        for report in reports:
+            self._unsent.pop(report.op.id, None)
+        return None
+
     def _memo_of(self, report: StepReport) -> Memo | None:
         """The step's memo; ``None`` if only the next call can know it.
 
@@ -227,7 +255,7 @@ class StepCheckpointer:
 
     async def _commit(self, io: IO) -> None:
         reports = list(self._unsent.values())
-        ops = [report.op for report in reports]
+        ops = [*(report.op for report in reports), *self._defers.ops]
         request = msgspec.structs.replace(self._call, steps=ops, ts=time.time_ns() // 1_000_000)
         try:
             await self._checkpoints.commit(request, io)
@@ -248,6 +276,7 @@ class StepCheckpointer:
         else:
             for op in ops:
                 self._unsent.pop(op.id, None)
+            self._defers.note_sent(ops)
 
     async def _commit_after(self, seconds: float) -> None:
         while self._unsent and not self._must_stop:
@@ -261,12 +290,7 @@ class StepCheckpointer:
         """The answer, with all steps that the engine does not have."""
         self.close()
         if isinstance(ending, Returned) and self._unsent:
-            # The function's end as an op, which can follow steps in one answer.
-            try:
-                data = msgspec.Raw(encode_output(ending.value, ending.source))
-                ending = FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
-            except OutputUnserializableError as error:
-                ending = Raised(error)
+            ending = to_end_op(ending)
         if self._must_commit_before(ending):
             await self._commit(self._io)
         if self._stale is not None:
@@ -381,14 +405,9 @@ class LogSender:
                 await self._send(run_id, of_run.lines)
 
     async def _send(self, run_id: str, lines: list[LogLine]) -> None:
-        app = self._app
-        if app.in_process is not None:
-            await app.in_process.add_run_logs(run_id, lines, _TIMEOUT_SECONDS)
-            return
-        url = f"{app.api_origin}/v1/runs/{quote(run_id, safe='')}/logs"
-        request = Request("POST", url, app.headers(), msgspec.json.encode({"lines": lines}), _TIMEOUT_SECONDS)
-        response = await request_with_keys(AsyncIO(), request, app.signing_keys)
-        if response.status >= 300:  # another engine than Durably's, or one in production
+        try:
+            await execute(self._app, "add_run_logs", {"run_id": run_id, "lines": lines}, AsyncIO(), _TIMEOUT_SECONDS)
+        except EngineError:  # of another engine than Durably's, for example
             self._absent_until = time.monotonic() + _ABSENCE_SECONDS
 
 

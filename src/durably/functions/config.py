@@ -4,7 +4,7 @@ It is checked when the function is created, and written for the sync.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
@@ -12,10 +12,19 @@ from durably.errors import FunctionConfigInvalidError
 from durably.protocol.events import InternalEvent
 from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_RETRIES, MAX_TRIGGERS
-from durably.protocol.options import Checkpointing, FunctionOptions, Trigger, TriggerEvent, check_checkpointing
+from durably.protocol.options import (
+    Checkpointing,
+    FunctionOptions,
+    Trigger,
+    TriggerDeferred,
+    TriggerEvent,
+    check_checkpointing,
+)
 from durably.protocol.text import is_name
 from durably.values.codecs import Codec, Serializer, Unset
 from durably.values.outputs import function_codec
+
+from .middleware import MiddlewareFactory
 
 T = TypeVar("T")
 
@@ -33,6 +42,7 @@ class FunctionOpts:
     local_id: str
     name: str
     triggers: tuple[Trigger, ...]
+    """As engines know them: ``TriggerDeferred`` is a trigger by an event."""
     retries: int | None = None
     output_type: Any = Unset
     options: FunctionOptions = dataclasses.field(default_factory=FunctionOptions)
@@ -40,6 +50,10 @@ class FunctionOpts:
     strict_replay: bool | None = None
 
     def __post_init__(self) -> None:
+        triggers = tuple(
+            trigger.to_event(self.id) if isinstance(trigger, TriggerDeferred) else trigger for trigger in self.triggers
+        )
+        object.__setattr__(self, "triggers", triggers)
         if not is_name(self.local_id):
             raise FunctionConfigInvalidError(
                 f"fn_id must be a string that names the function, without control characters, not {self.local_id!r}"
@@ -48,7 +62,7 @@ class FunctionOpts:
             raise self._invalid("trigger", f"takes at most {MAX_TRIGGERS}, not {len(self.triggers)}")
         for trigger in self.triggers:
             if not isinstance(trigger, Trigger):
-                raise self._invalid("trigger", f"takes TriggerEvent and TriggerCron, not {trigger!r}")
+                raise self._invalid("trigger", f"takes TriggerEvent, TriggerCron and TriggerDeferred, not {trigger!r}")
             if self.triggers.count(trigger) > 1:
                 raise self._invalid("trigger", f"has {trigger!r} twice")
         if self.retries is not None and not (
@@ -73,6 +87,10 @@ class FunctionOpts:
     @property
     def id(self) -> str:
         return f"{self.app_id}-{self.local_id}"
+
+    @property
+    def can_be_deferred(self) -> bool:
+        return TriggerDeferred().to_event(self.id) in self.triggers
 
     @property
     def failure_id(self) -> str:
@@ -150,8 +168,11 @@ class FunctionDefinition(Generic[T]):
 
     is_durable_function = True
 
-    def __init__(self, opts: FunctionOpts, handler: Callable[..., Any]) -> None:
+    def __init__(
+        self, opts: FunctionOpts, handler: Callable[..., Any], middleware: Sequence[MiddlewareFactory] = ()
+    ) -> None:
         self.opts = opts
+        self.middleware = middleware
         self._handler = handler
         self.__doc__ = handler.__doc__
 
@@ -159,8 +180,9 @@ class FunctionDefinition(Generic[T]):
 
         def __call__(self, *args, **kwargs):
             raise FunctionConfigInvalidError(
-                f'function "{self.id}" cannot be called: send an event that triggers it, invoke it from another '
-                "function with ctx.step.invoke, or put the shared code into an ordinary function"
+                f'function "{self.id}" cannot be called: start it with its start(data), send an event that triggers '
+                "it, invoke it from another function with ctx.step.invoke, or put the shared code into an ordinary "
+                "function"
             )
 
     @property

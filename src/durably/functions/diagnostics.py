@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from durably.app import App
-from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError, in_step
+from durably.execution import Divergence, ReplayDivergedError, StepIds, StepIdUnstableError, in_step
 from durably.protocol.errors import Error
 from durably.protocol.events import patterns_of
 from durably.protocol.options import TriggerEvent
@@ -25,7 +25,6 @@ from .config import FunctionDefinition
 from .middleware import in_hook
 
 _MAX_RUNS = 1_000
-_MAX_NAMES = 10_000
 _MAX_LISTED = 5
 _MAX_GROWTHS = 5
 """Calls with a growing number of unreached finished steps after which a run fails."""
@@ -37,26 +36,28 @@ running_diagnostics: ContextVar["Diagnostics | None"] = ContextVar("durably_runn
 """Set while a function's own code runs, and in what it calls."""
 
 
-def check_send() -> None:
-    """Warn if a function sends events outside of its steps.
+_SEND_REMEDY = (
+    "Write ctx.step.send_event(id, events), which sends them once, or call client.send in the handler of a step"
+)
 
-    Steps, and hooks of middleware, may send.
+
+def check_send(what: str = "sends events by client.send", remedy: str = _SEND_REMEDY) -> None:
+    """Warn if a function sends events, or does ``what``, outside of its steps.
+
+    Steps, and hooks of middleware, may do so.
     """
     diagnostics = running_diagnostics.get()
     if diagnostics is not None and in_step.get() is None and not in_hook.get():
-        diagnostics.sent_directly()
+        diagnostics.sent_directly(what, remedy)
 
 
 class DivergenceLog:
-    """The divergences of one function's runs that this process has seen.
-
-    ``names`` maps hashed step ids to readable ids, because memos have only the former.
-    """
+    """The divergences of one function's runs that this process has seen."""
 
     def __init__(self, function_id: str) -> None:
         self.function_id = function_id
         self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()  # most unreached steps, and increases
-        self.names: dict[str, str] = {}
+        self.ids = StepIds()
         self.has_sent_directly = False
         """Whether the function was warned of ``client.send`` outside of a step."""
 
@@ -65,8 +66,6 @@ class DivergenceLog:
 
         Returns the error that fails the run, if any.
         """
-        if len(self.names) > _MAX_NAMES:
-            self.names.clear()
         text = self._describe(run_id, divergence)
         if is_strict:
             return ReplayDivergedError(f"{text} (strict_replay). {_GUIDE}")
@@ -100,7 +99,7 @@ class DivergenceLog:
     def _list(self, ids: Sequence[str]) -> str:
         listed = [
             f'"{name}"'
-            if (name := self.names.get(hashed_id))
+            if (name := self.ids.names.get(hashed_id))
             else f"one unknown to this process (SHA-1 of its id: {hashed_id[:12]}…)"
             for hashed_id in ids[:_MAX_LISTED]
         ]
@@ -142,17 +141,18 @@ class Diagnostics(msgspec.Struct):
     def not_awaited(self, problem: str) -> None:
         self.app.logger.warning('function "%s", run %s: %s', self.function_id, self.run_id, printable(problem))
 
-    def sent_directly(self) -> None:
+    def sent_directly(self, what: str, remedy: str) -> None:
         """Warn once for each function and process."""
         if self.is_over or self.divergences.has_sent_directly:
             return
         self.divergences.has_sent_directly = True
         self.app.logger.warning(
-            'function "%s" sends events by client.send outside of a step (run %s): they are sent again each time that '
-            "the function continues after a step or is retried. Write ctx.step.send_event(id, events), which sends "
-            "them once, or call client.send in the handler of a step",
+            'function "%s" %s outside of a step (run %s), which happens again each time that the function continues '
+            "after a step or is retried. %s",
             self.function_id,
+            what,
             self.run_id,
+            remedy,
         )
 
     def abandoned_thread(self, step_id: str) -> None:

@@ -14,12 +14,14 @@ import msgspec
 
 from durably.app import App, CallInfo
 from durably.context import Context, ContextSync, Group, GroupSync
-from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
-from durably.events import send_events, step_seed
+from durably.engine_client import block
+from durably.errors import FunctionConfigInvalidError, FunctionNotServedError, NotSupportedError
+from durably.events import Model, send_events, step_seed
 from durably.execution import (
     Assignment,
     AsyncCall,
     Checkpointed,
+    Durations,
     Ending,
     FoundSteps,
     Host,
@@ -36,20 +38,23 @@ from durably.execution import (
     take_inputs,
 )
 from durably.experimental import step_context
-from durably.io.http_client import IO
+from durably.io.http_client import IO, AsyncIO
 from durably.io.worker_threads import WorkerThreads, loop_watch
-from durably.protocol.call import CallContext, CheckpointRequest
-from durably.protocol.events import Event
+from durably.protocol.call import CallContext, CheckpointRequest, DeferredState
+from durably.protocol.events import Event, inherit_sessions, shared_sessions
 from durably.protocol.limits import MAX_STEP_INPUT_BYTES
 from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
+from durably.runs import RunHandle, start_run
 from durably.steps import Step, StepSync
 from durably.values.codecs import SerializerCodec, Unset
 from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer, line_keeper
 from .config import FunctionDefinition, FunctionOpts
+from .defers import CallDefers
 from .diagnostics import Diagnostics, DivergenceLog, running_diagnostics
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
+from .publishing import CallReports, RunPublisher, running_publisher
 
 _SHARED_SECONDS = 1.0
 """Seconds for which a call of a sync function continues with steps of other calls."""
@@ -57,6 +62,7 @@ _SHARED_SECONDS = 1.0
 _PARTS = {"mw.transform_input": 0.0, "function": 0.0, "mw.transform_output": 0.0}
 """The measured parts of a call, in order, with initial durations."""
 
+_ASYNC_IO = AsyncIO()
 _UNTRACED = nullcontext()
 """Used instead of a call's span if there is no tracing."""
 
@@ -77,6 +83,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
     event: Event
     events: list[Event]
     steps: Mapping[str, msgspec.Raw]
+    defers: Mapping[str, DeferredState]
     target: str | None
     raw_request: object
     seconds: dict[str, float]
@@ -101,6 +108,7 @@ class Entry(msgspec.Struct, frozen=True):
     is_async: bool
     divergences: DivergenceLog
     source: str
+    durations: Durations
 
 
 class Function(FunctionDefinition[T]):
@@ -116,6 +124,7 @@ class Function(FunctionDefinition[T]):
         *,
         on_failure: Handler[Any] | None = None,
         middleware: Sequence[MiddlewareFactory] = (),
+        client: App | None = None,
     ) -> None:
         if not callable(handler):
             raise FunctionConfigInvalidError(
@@ -125,7 +134,8 @@ class Function(FunctionDefinition[T]):
             raise FunctionConfigInvalidError(
                 f'function "{opts.local_id}": on_failure must be a function, not {on_failure!r}'
             )
-        super().__init__(opts, handler)
+        super().__init__(opts, handler, middleware)
+        self._client = client
         function_id, failure_id = opts.id, opts.failure_id
         self.on_failure_fn_id = failure_id if on_failure is not None else None
         self.is_handler_async = is_async(handler)
@@ -133,7 +143,6 @@ class Function(FunctionDefinition[T]):
         self.entries = {function_id: _make_entry(function_id, handler, f'function "{function_id}"')}
         if on_failure is not None:
             self.entries[failure_id] = _make_entry(failure_id, on_failure, f'on_failure of function "{function_id}"')
-        self._middleware = middleware
         self._checkpointing = {is_default: opts.checkpointing_or(is_default) for is_default in (False, True)}
         self.sends_checkpoints = self._checkpointing[False] is not None
         """Whether the function sends checkpoints to engines for which this is not the default."""
@@ -146,6 +155,35 @@ class Function(FunctionDefinition[T]):
         own = [self.opts.to_wire(app_url)]
         return own if self.on_failure_fn_id is None else [*own, self.opts.failure_to_wire(app_url)]
 
+    async def start(
+        self, data: Mapping[str, Any] | Model | None = None, *, id: str | None = None, client: App | None = None
+    ) -> RunHandle[T]:
+        """Start a run of the function, whatever its triggers. Returns its handle when the run is stored.
+
+        - ``data``: The data of its event, a mapping or a pydantic model.
+        - ``id``: For as long as a run that was started with this id is stored, the start returns that run, and starts
+          no other, whatever the data. It is also the id of the run's event. A run that was skipped does not count.
+        - ``client``: The client whose engine runs it, by default the one that created the function.
+
+        If flow control holds the run back, the handle finds the run later; a run that was skipped has no result. The
+        start is repeated on network errors and 5xx, and starts one run. Raises ``FunctionNotFoundError``,
+        ``FunctionPausedError``, ``EventInvalidError``, ``EventUnserializableError``, ``TransportError``, and
+        ``NotSupportedError`` if the engine starts no functions, or does not know ids.
+        """
+        return await start_run(self._client_of(client), self, data, id, _ASYNC_IO)
+
+    def start_sync(
+        self, data: Mapping[str, Any] | Model | None = None, *, id: str | None = None, client: App | None = None
+    ) -> RunHandle[T]:
+        """``start`` for synchronous code."""
+        app = self._client_of(client)
+        return block(app, lambda io: start_run(app, self, data, id, io))
+
+    def _client_of(self, client: App | None) -> App:
+        if client is None and self._client is None:
+            raise FunctionConfigInvalidError(f'function "{self.id}": give start the client: start(data, client=…)')
+        return client or self._client  # type: ignore[return-value]
+
     async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it.
 
@@ -157,15 +195,19 @@ class Function(FunctionDefinition[T]):
             raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{call.function_id}"')
         with _UNTRACED if app.tracing is None else app.tracing.calling(_describe_call(app, call)) as span:
             middleware = None
-            if app.middleware or self._middleware:
-                middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
+            if app.middleware or self.middleware:
+                middleware = MiddlewareStack([*app.middleware, *self.middleware], app, call.raw_request, io)
             checkpointer: StepCheckpointer | None = None
             lease_check, context = None, call.context
+            reports = CallReports(app, context.run_id)
+            defers = CallDefers(call.defers, shared_sessions(call.events))
             if (checkpoints := call.checkpoints) is not None:
                 config = self._checkpointing[checkpoints.are_default]
                 if config is not None and call.target is None and not context.attempt:
                     empty = _empty_checkpoint(call)
-                    checkpointer = StepCheckpointer(checkpoints, config, empty, io, middleware, app.logger)
+                    checkpointer = StepCheckpointer(
+                        checkpoints, config, empty, io, middleware, app.logger, reports, defers
+                    )
                 if checkpoints.has_lease:
                     lease_check = CallLeaseCheck(checkpoints, _empty_checkpoint(call), io)
             memos = StepMemos(dict(call.steps))
@@ -182,8 +224,9 @@ class Function(FunctionDefinition[T]):
                     context.run_id,
                     app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay,
                 ),
-                names=entry.divergences.names,
+                ids=entry.divergences.ids,
                 clock=time.time_ns,
+                durations=entry.durations,
                 # Middleware that changes values may do so to hide them.
                 sent_input_bytes=MAX_STEP_INPUT_BYTES
                 if app.send_step_input and not (middleware is not None and middleware.changes_values)
@@ -192,8 +235,12 @@ class Function(FunctionDefinition[T]):
             replay = Replay(memos, _assign(call, memos, shares=middleware is None), host)
             try:
                 try:
-                    ending = await self._execute(app, call, entry, replay, io, middleware)
+                    ending = await self._execute(app, call, entry, replay, io, middleware, reports, defers)
                 except Exception as error:
+                    ending = Raised(error)
+                try:
+                    await reports.flush(io)
+                except NotSupportedError as error:
                     ending = Raised(error)
                 outcome = ending if checkpointer is None else await checkpointer.conclude(ending)
             finally:
@@ -202,23 +249,33 @@ class Function(FunctionDefinition[T]):
             assert not isinstance(outcome, Checkpointed)
             if span is not None:
                 span.ended(outcome)
-            return outcome
+            return defers.join(outcome)
 
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread. ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
 
     async def _execute(
-        self, app: App, call: FunctionCall, entry: Entry, replay: Replay, io: IO, middleware: MiddlewareStack | None
+        self,
+        app: App,
+        call: FunctionCall,
+        entry: Entry,
+        replay: Replay,
+        io: IO,
+        middleware: MiddlewareStack | None,
+        reports: CallReports,
+        defers: CallDefers,
     ) -> Ending:
         running: AsyncCall | SyncCall = AsyncCall(replay) if entry.is_async else SyncCall(replay)
-        ctx = _make_context(app, call, replay, running, io, middleware)
+        publisher = RunPublisher(reports, replay)
+        ctx = _make_context(app, call, replay, running, io, middleware, publisher, defers)
         call.seconds |= _PARTS
         if middleware is not None:
             began = time.perf_counter()
             await middleware.call("transform_input", ctx, self, replay.step_memos)
             call.seconds["mw.transform_input"] = time.perf_counter() - began
         token = step_context.set(ctx.step)
+        publisher_token = running_publisher.set(publisher)
         diagnostics = replay.diagnostics
         assert isinstance(diagnostics, Diagnostics)
         diagnostics_token = running_diagnostics.set(diagnostics)
@@ -241,10 +298,12 @@ class Function(FunctionDefinition[T]):
         finally:
             call.seconds["function"] = time.perf_counter() - began
             step_context.reset(token)
+            running_publisher.reset(publisher_token)
             running_diagnostics.reset(diagnostics_token)
             diagnostics.is_over = True
         if middleware is not None:
             await middleware.end_execution()
+        await defers.transform(middleware)
         if isinstance(ending, FoundSteps):
             check_found(ending.reports)
         elif isinstance(ending, Returned):
@@ -273,7 +332,7 @@ class Function(FunctionDefinition[T]):
 
 
 def _make_entry(function_id: str, handler: Callable[..., Any], source: str) -> Entry:
-    return Entry(function_id, handler, is_async(handler), DivergenceLog(function_id), source)
+    return Entry(function_id, handler, is_async(handler), DivergenceLog(function_id), source, Durations())
 
 
 async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Ending:
@@ -343,8 +402,9 @@ def _assign(call: FunctionCall, memos: StepMemos, *, shares: bool) -> Assignment
         stack=list(memos.memos) if stack is None else stack,
         target=call.target,
         also=context.also or () if shares else (),
-        has_time=(lambda: time.monotonic() < deadline) if context.also else None,
+        has_time=(lambda: time.monotonic() < deadline) if context.also or context.parallel_steps else None,
         disable_immediate=call.disable_immediate,
+        parallel_steps=context.parallel_steps if shares and not context.attempt else 0,
         attempt=context.attempt,
         max_attempts=context.max_attempts,
     )
@@ -357,6 +417,8 @@ def _make_context(
     running: AsyncCall | SyncCall,
     io: IO,
     middleware: MiddlewareStack | None,
+    publisher: RunPublisher,
+    defers: CallDefers,
 ) -> Context | ContextSync:
     """The handler's argument."""
     run_id = call.context.run_id
@@ -365,18 +427,28 @@ def _make_context(
     logger: Any = app.logger
     logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
     shared = (call.event, call.events, run_id, call.context.attempt, logger)
-    ids = (call.request_id, call.job_id, call.context.max_attempts, call.function_id)
-    send = partial(_send_in_step, app, call, io, middleware)
+    ids = (call.request_id, call.job_id, call.context.max_attempts, call.function_id, publisher)
+    send = partial(_send_in_step, app, call, io, middleware, defers.sessions)
     if isinstance(running, AsyncCall):
-        return Context(*shared, Step(app, running, send), Group(running), *ids)
-    step = StepSync(app, running, lambda events: drive(send(events)))
-    return ContextSync(*shared, step, GroupSync(running), *ids)
+        return Context(*shared, Step(app, running, send, run_id, defers.sessions), Group(running), *ids, _defers=defers)
+    step = StepSync(app, running, lambda events: drive(send(events)), run_id, defers.sessions)
+    return ContextSync(*shared, step, GroupSync(running), *ids, _defers=defers)
 
 
 async def _send_in_step(
-    app: App, call: FunctionCall, io: IO, middleware: MiddlewareStack | None, events: Any
+    app: App,
+    call: FunctionCall,
+    io: IO,
+    middleware: MiddlewareStack | None,
+    sessions: Mapping[str, str],
+    events: Any,
 ) -> list[str]:
     step = in_step.get()
     assert step is not None, "only steps send"
+    if sessions:
+        events = [
+            msgspec.structs.replace(event, meta=inherit_sessions(event.meta, sessions))
+            for event in ([events] if isinstance(events, Event) else events)
+        ]
     seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
     return await send_events(app, events, io, middleware, seed)

@@ -34,6 +34,7 @@ HOOKS = frozenset(
         "before_step",
         "after_step",
         "transform_step_input",
+        "transform_result",
         "before_send_events",
         "after_send_events",
     )
@@ -102,6 +103,7 @@ _ENGINE_OPS = frozenset(
         Opcode.WAIT_FOR_EVENT,
         Opcode.WAIT_FOR_SIGNAL,
         Opcode.INVOKE_FUNCTION,
+        Opcode.DEFER_ADD,
         Opcode.AI_GATEWAY,
         Opcode.GATEWAY,
     )

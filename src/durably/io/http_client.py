@@ -4,10 +4,12 @@ import asyncio
 import concurrent.futures
 import functools
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from durably.protocol.headers import Header
@@ -20,13 +22,16 @@ T_co = TypeVar("T_co", covariant=True)
 
 _MAX_THREADS = 32
 """Maximum number of concurrent requests of async callers, equal to the connections."""
+_MAX_LONG_POLLS = 256
+"""The same of long polls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request to an engine.
 
-    ``timeout`` is the number of seconds from connecting to the answer's last byte.
+    ``timeout`` is the number of seconds from connecting to the answer's last byte. ``is_long_poll``: the answer may
+    take that long by intention.
     """
 
     method: str
@@ -34,6 +39,7 @@ class Request:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes | None = field(default=None, repr=False)
     timeout: float = 30.0
+    is_long_poll: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +104,46 @@ def _executor() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="durably-http")
 
 
+class _LongPolls:
+    """Threads for long polls: others must not wait for these, and neither must the end of the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: deque[tuple[concurrent.futures.Future[Response], Request]] = deque()
+        self._threads = 0
+
+    def submit(self, request: Request) -> concurrent.futures.Future[Response]:
+        future: concurrent.futures.Future[Response] = concurrent.futures.Future()
+        with self._lock:
+            self._requests.append((future, request))
+            if self._threads == _MAX_LONG_POLLS:
+                return future
+            self._threads += 1
+        threading.Thread(target=self._work, name="durably-http-wait", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._requests:
+                    self._threads -= 1
+                    return
+                future, request = self._requests.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(send(request))
+                except BaseException as error:
+                    future.set_exception(error)
+
+
+@functools.cache
+def _long_polls() -> _LongPolls:
+    return _LongPolls()
+
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_executor.cache_clear)
+    os.register_at_fork(after_in_child=_long_polls.cache_clear)
 
 
 def send(request: Request) -> Response:
@@ -143,6 +187,8 @@ class AsyncIO:
     """Waits in the running event loop."""
 
     async def request(self, request: Request) -> Response:
+        if request.is_long_poll:
+            return await asyncio.wrap_future(_long_polls().submit(request))
         return await asyncio.get_running_loop().run_in_executor(_executor(), send, request)
 
     async def sleep(self, seconds: float) -> None:
@@ -188,4 +234,4 @@ def _with_bearer(request: Request, key: str | None) -> Request:
     if key is None:
         return request
     headers = {**request.headers, Header.AUTHORIZATION.value: f"Bearer {bearer_token(key)}"}
-    return Request(request.method, request.url, headers, request.body, request.timeout)
+    return replace(request, headers=headers)

@@ -73,9 +73,17 @@ logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
 def send(method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float) -> tuple[int, bytes]:
     """The status and the body of the answer. See ``http_client.send``."""
     deadline = time.monotonic() + timeout
+    parts = urlsplit(url)
+    origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    try:
+        manager = _manager_of(_proxy_for(url))
+    except ValueError:
+        raise TransportError(
+            f"cannot reach {origin}: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
+        ) from None
     _quiet.is_sending = True
     try:
-        answer = _manager_of(_proxy_for(url)).request(
+        answer = manager.request(
             method,
             url,
             body=body,
@@ -86,12 +94,10 @@ def send(method: str, url: str, headers: Mapping[str, str], body: bytes | None, 
         )
         return answer.status, _read(answer, deadline)
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        parts = urlsplit(url)
-        origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         raise TransportError(f"cannot reach {origin}: {failure_reason(error)}") from None
-    except ValueError:  # raised by urlsplit for the proxy's URL; the engine's was checked before
+    except ValueError:  # Its text has the header's value, which may be secret.
         raise TransportError(
-            "cannot reach the engine: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
+            f"cannot send a request to {origin}: one of its headers has a character that HTTP does not allow"
         ) from None
     finally:
         _quiet.is_sending = False

@@ -23,11 +23,10 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
-from durably.app import VERSION
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Unreached
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.settings import CallSpan, EndedRun
-from durably.protocol.headers import TraceContext
+from durably.protocol.headers import VERSION, TraceContext
 from durably.protocol.text import get_logger
 
 from . import spans as names

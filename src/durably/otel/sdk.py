@@ -13,11 +13,12 @@ from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
-from durably.app import VERSION, CallInfo
+from durably.app import CallInfo
 from durably.execution import FoundSteps, Outcome, Raised, StepInfo
 from durably.protocol.events import Event
-from durably.protocol.headers import TraceContext
+from durably.protocol.headers import VERSION, TraceContext
 from durably.protocol.text import get_logger
+from durably.protocol.usage import ModelUsage
 
 from . import spans as names
 from .spans import end_span, start_span
@@ -208,7 +209,9 @@ class _Step:
             described[names.STEP_INDEX] = step.index
         self._current = _Current(start_span(tracing.tracer, f"step {names.name(step.id)}", attributes=described), None)
 
-    def ended(self, error: BaseException | None, *, is_cut: bool) -> None:
+    def ended(self, error: BaseException | None, *, is_cut: bool, usage: Sequence[ModelUsage]) -> None:
+        if usage:
+            self._current.span.set_attributes(names.describe_usage(usage))
         if is_cut:
             error = sys.exc_info()[1] or error
         if error is not None:

@@ -5,6 +5,7 @@ bounded, and have no users' data. Their names are those of OpenTelemetry's conve
 and begin with ``durably`` otherwise.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from opentelemetry import trace
@@ -14,6 +15,7 @@ from opentelemetry.util.types import AttributeValue
 from durably.protocol.errors import error_message, format_stack
 from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger, printable
+from durably.protocol.usage import ModelUsage
 
 SYSTEM = "messaging.system"
 OPERATION = "messaging.operation.name"
@@ -56,6 +58,18 @@ def describe_events(names: list[str]) -> tuple[str, Attributes]:
     if len(set(names)) == 1:
         described[DESTINATION] = name(names[0])
     return (name(names[0]) if len(set(names)) == 1 else "events"), described
+
+
+def describe_usage(usage: Sequence[ModelUsage]) -> Attributes:
+    """The tokens of models, by the conventions for generative AI; the model if it is the only one."""
+    described: Attributes = {
+        "gen_ai.usage.input_tokens": sum(each.input_tokens for each in usage),
+        "gen_ai.usage.output_tokens": sum(each.output_tokens for each in usage),
+    }
+    models = {each.model for each in usage}
+    if len(models) == 1:
+        described["gen_ai.request.model"] = name(models.pop())
+    return described
 
 
 def record_error(span: Span, error: BaseException, *, with_text: bool) -> None:

@@ -62,7 +62,7 @@ def check_nesting(body: bytes, most: int = _BODY_NESTING) -> None:
     signs = body.translate(None, _NO_SIGNS).replace(b'""', b"")
     if b'"' in signs:
         signs = b"".join(signs.split(b'"')[::2])
-    if any(level > most for level in accumulate(array("b", signs.translate(_STEPS)))):
+    if max(accumulate(array("b", signs.translate(_STEPS))), default=0) > most:
         raise TooDeepError
 
 
@@ -115,6 +115,9 @@ class CallContext(msgspec.Struct, kw_only=True, gc=False):
 
     ``also`` is an addition to the protocol: planned steps that the app may execute together with the call's own step,
     and whose ops it reports too. A step that this call omits gets a later call of its own.
+
+    ``parallel_steps`` is an addition too: the number of new steps that the app may execute in this call if it finds
+    several at once. Otherwise it plans them, and the engine calls for each.
     """
 
     run_id: str
@@ -132,19 +135,28 @@ class CallContext(msgspec.Struct, kw_only=True, gc=False):
     job_id: str | None = None
     stack: Stack | None = None
     also: list[str] | None = None
+    parallel_steps: int = 0
+
+
+class DeferredState(msgspec.Struct, gc=False):
+    """What the engine knows of a function that the run has deferred."""
+
+    abortable: bool = True
 
 
 class CallRequest(msgspec.Struct, kw_only=True, gc=False):
     """The body of a call.
 
     ``steps`` maps hashed step ids to memos. They stay encoded until the app's step takes them. ``event`` and ``events``
-    are absent if ``use_api`` says that the app must fetch them.
+    are absent if ``use_api`` says that the app must fetch them. ``defers`` has the functions that the run has deferred,
+    by hashed id.
     """
 
     ctx: CallContext
     event: Event | None = None
     events: list[Event] | None = None
     steps: dict[str, msgspec.Raw] | None = None
+    defers: dict[str, "DeferredState"] | None = None
     use_api: bool = False
     version: Any = None
 

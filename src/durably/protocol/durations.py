@@ -5,7 +5,6 @@ A duration is a string like Go's: ``1h30m``, ``500ms``, also ``d`` and ``w``. A 
 """
 
 import datetime as dt
-import email.utils
 import re
 
 from .errors import Error, ErrorCode
@@ -16,6 +15,8 @@ _FORMAT_UNITS = tuple((unit, UNITS[unit]) for unit in ("w", "d", "h", "m", "s"))
 
 Duration = int | str | dt.timedelta
 """A duration as users write it: a string like ``"1h30m"`` or ``"3d"``, a ``timedelta``, or milliseconds."""
+DurationWithUnit = str | dt.timedelta
+"""A duration in the calls of a web app, which has seconds in mind: a bare number is refused."""
 
 
 class DurationInvalidError(Error, ValueError):
@@ -35,6 +36,15 @@ def to_timedelta(value: Duration, setting: str | None = None) -> dt.timedelta:
         if setting is None:
             raise
         raise DurationInvalidError(f"{setting}: {error}") from None
+
+
+def to_seconds(value: DurationWithUnit, setting: str) -> float:
+    """A user's duration in seconds. Raises ``DurationInvalidError`` as ``to_timedelta`` does, and for numbers."""
+    if not isinstance(value, str | dt.timedelta):
+        raise DurationInvalidError(
+            f'{setting}: a duration has a unit, as "10s" and datetime.timedelta(seconds=10) have; {value!r} has none'
+        )
+    return to_timedelta(value, setting).total_seconds()
 
 
 def _to_timedelta(value: Duration) -> dt.timedelta:
@@ -127,6 +137,8 @@ def parse_retry_after(text: str, now: dt.datetime) -> dt.datetime | None:
         return now + dt.timedelta(seconds=float(text))
     if timestamp := parse_rfc3339(text):
         return timestamp
+    import email.utils  # not at each start: most answers have seconds
+
     try:
         return email.utils.parsedate_to_datetime(text).astimezone(dt.UTC)
     except (ValueError, TypeError, OverflowError):

@@ -129,6 +129,21 @@ class StepNotFoundError(EngineError):
     """A run cannot be repeated from a step that it has not finished."""
 
 
+class AnswerRefusedError(EngineError):
+    """A run has not taken a message: it does not fit the type that the function receives (422)."""
+
+    quiet = True
+
+
+class QuestionClosedError(EngineError):
+    """A run takes no message of this name any more (409).
+
+    Its question has been answered, or the run has ended.
+    """
+
+    quiet = True
+
+
 class CancellationNotFoundError(EngineError):
     """The engine has no bulk cancellation of this id."""
 

@@ -1,7 +1,7 @@
 """Events as they are sent, stored and passed to functions (spec §1.3.4)."""
 
 import datetime as dt
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
@@ -22,6 +22,9 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     - ``id``: Makes sending idempotent for 24 hours. The engine sets it if it is empty.
     - ``ts``: Milliseconds since the epoch; 0 until it is sent.
     - ``user``, ``v``: Passed on unchanged.
+    - ``meta``: ``{"sessions": {name: id}}`` names at most five sessions that the event belongs to, such as a
+      conversation. Events that a run sends, invokes or defers inherit its sessions, unless they give another id, or
+      ``None``, for the name.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     ts: int = 0
     user: Any = None
     v: str | None = None
+    meta: Any = None
 
     def __post_init__(self) -> None:
         if self.data is None:
@@ -38,7 +42,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     # As pydantic defines them for events of the ``inngest`` package.
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
-        """The fields as a dictionary, with ``user`` and ``v`` if they are set.
+        """The fields as a dictionary, with ``user``, ``v`` and ``meta`` if they are set.
 
         Of pydantic's options ``mode``, ``exclude_none`` and ``by_alias`` change nothing. Others raise ``TypeError``.
         """
@@ -46,7 +50,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
         if unknown:
             raise TypeError(f"Event.model_dump does not take {', '.join(unknown)}")
         dumped = {"name": self.name, "data": dict(self.data), "id": self.id, "ts": self.ts}
-        return dumped | {name: value for name in ("user", "v") if (value := getattr(self, name)) is not None}
+        return dumped | {name: value for name in ("user", "v", "meta") if (value := getattr(self, name)) is not None}
 
     def model_dump_json(self) -> str:
         """The fields as a JSON string."""
@@ -60,6 +64,56 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """A copy, with other values for some fields."""
         return msgspec.structs.replace(self, **(update or {}))
+
+
+MAX_SESSIONS = 5
+
+
+def shared_sessions(events: Sequence[Event]) -> dict[str, str]:
+    """The sessions that a run passes on: those that all of its events have, with the same id."""
+    first, *others = ({name: str(value) for name, value in _sessions_of(event).items()} for event in events)
+    return {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+
+
+def _sessions_of(event: Event) -> Mapping[str, Any]:
+    sessions = event.meta.get("sessions") if isinstance(event.meta, Mapping) else None
+    return sessions if isinstance(sessions, Mapping) else {}
+
+
+def inherit_sessions(meta: Any, sessions: Mapping[str, str]) -> Any:
+    """The ``meta`` of an event that a run sends. The engine merges its two kinds of sessions."""
+    if not sessions or (isinstance(meta, Mapping) and "propagated_sessions" in meta):
+        return meta
+    return {**(meta or {}), "propagated_sessions": dict(sessions)}
+
+
+def merge_sessions(meta: Any) -> dict[str, str]:
+    """The sessions of an event: those of the run that sent it, changed by the event's own.
+
+    A ``null`` among its own removes one of the run's, or all of them. Raises ``ValueError``.
+    """
+    if meta is None:
+        return {}
+    if not isinstance(meta, Mapping):
+        raise ValueError(f"its meta is an object, not {meta!r}")
+    merged: dict[str, str] = {}
+    for layer in ("propagated_sessions", "sessions"):
+        sessions = meta.get(layer, {})
+        if sessions is None:
+            merged.clear()
+            continue
+        if not isinstance(sessions, Mapping):
+            raise ValueError(f"meta.{layer} is an object of names and ids, not {sessions!r}")
+        for name, value in sessions.items():
+            if value is None:
+                merged.pop(name, None)
+            elif not name or isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+                raise ValueError(f"meta.{layer} has {value!r} for {name!r}: give a name and an id, text or a number")
+            else:
+                merged[name] = str(value)
+    if len(merged) > MAX_SESSIONS:
+        raise ValueError(f"it belongs to {len(merged)} sessions; at most {MAX_SESSIONS} are allowed")
+    return merged
 
 
 def patterns_of(name: str) -> Iterator[str]:
@@ -85,6 +139,29 @@ class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 
 INTERNAL_PREFIX = "inngest/"
 """The prefix of the names in ``InternalEvent``, which apps may not send."""
+
+
+class RunStatus(StrEnum):
+    """The status of a run."""
+
+    SCHEDULED = "Scheduled"
+    RUNNING = "Running"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    SKIPPED = "Skipped"
+
+    @classmethod
+    def read(cls, name: str) -> "RunStatus":
+        """The status of a name in any case. Raises ``ValueError``."""
+        try:
+            return cls(name.capitalize())
+        except ValueError:
+            raise ValueError(f"the status of a run is one of {', '.join(cls)}, not {name!r}") from None
+
+    @property
+    def has_ended(self) -> bool:
+        return self not in (RunStatus.SCHEDULED, RunStatus.RUNNING)
 
 
 class InternalEvent(StrEnum):

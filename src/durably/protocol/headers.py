@@ -66,6 +66,9 @@ class Probe(StrEnum):
     TRUST = "trust"
 
 
+VERSION = "0.1.0"
+"""This package's version, which apps and engines report. pyproject.toml reads it here."""
+
 ENGINE_USER_AGENT = "durably"
 """The ``user-agent`` of Durably's engine, which continues the traces of events (``traceparent``) in calls."""
 

@@ -32,6 +32,8 @@ class Opcode(StrEnum):
     DEFER_ABORT = "DeferAbort"
 
 
+PARALLEL_MODE_OPT = "parallelMode"
+"""The option of an op with the ``ParallelMode`` of its step."""
 RETRY_AFTER_OPT = "retryAfter"
 """In the opts of a failed step: when to retry it. Several failed steps need more than the one header."""
 
@@ -75,7 +77,8 @@ class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name
     """One op.
 
     Executed steps set ``data`` and ``error``, all others ``opts``. ``timing`` is that of an executed step, if the SDK
-    sends it; see ``read_timing``.
+    sends it; see ``read_timing``. ``metadata`` is a list of ``{kind, scope, op, values}``; see
+    ``usage.read_usage_metadata``.
     """
 
     id: str = ""
@@ -87,10 +90,15 @@ class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name
     opts: dict[str, Any] | None = None
     userland: Userland | None = None
     timing: Any = None
+    metadata: Any = None
+
+    @property
+    def parallel_mode(self) -> Any:
+        return self.opts.get(PARALLEL_MODE_OPT) if self.opts else None
 
     @property
     def is_race(self) -> bool:
-        return bool(self.opts) and self.opts.get("parallelMode") == ParallelMode.RACE  # type: ignore[union-attr]
+        return self.parallel_mode == ParallelMode.RACE  # type: ignore[no-any-return]
 
 
 def read_timing(timing: Any) -> Timing | None:
@@ -116,6 +124,9 @@ def hash_step_id(step_id: str, index: int = 0) -> str:
     text = f"{step_id}:{index}" if index else step_id
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
+
+FUNCTION_END_ID = hash_step_id("complete")
+"""The id of an op that reports the end of the function: its output, or its error as that of a step."""
 
 MAY_TIME_OUT = (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL)
 """Ops whose memo is null after a timeout."""

@@ -18,6 +18,7 @@ import msgspec
 
 from .durations import Duration, DurationInvalidError, format_duration, parse_rfc3339, to_timedelta
 from .errors import FunctionConfigInvalidError
+from .events import InternalEvent
 from .limits import (
     MAX_BATCH_SIZE,
     MAX_CANCELS,
@@ -333,7 +334,16 @@ class TriggerEvent(Option, frozen=True):
         return wire
 
 
-Trigger = TriggerCron | TriggerEvent
+class TriggerDeferred(Option, frozen=True):
+    """A run that defers the function by ``ctx.defer``, and has ended."""
+
+    def to_event(self, function_id: str) -> TriggerEvent:
+        """The trigger as engines know it. ``function_id`` is ``<app>-<fn_id>``."""
+        condition = f"event.data._inngest.fn_slug == '{function_id}'"
+        return TriggerEvent(event=InternalEvent.DEFERRED_SCHEDULE.value, if_exp=condition)
+
+
+Trigger = TriggerCron | TriggerEvent | TriggerDeferred
 
 
 class Checkpointing(Option, frozen=True, rename={"buffered_steps": "batch_steps", "interval": "batch_interval"}):

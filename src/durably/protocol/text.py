@@ -5,7 +5,6 @@ text, or contain the password of a URL. ``printable`` escapes invisible characte
 """
 
 import datetime as dt
-import difflib
 import logging
 import re
 from collections.abc import Iterable
@@ -169,6 +168,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
     An id may lack its prefix.
     """
+    import difflib  # not at each start: only errors suggest
+
     ids = sorted(known)
     nearest = [each for each in ids if each.endswith(f"-{name}")] or difflib.get_close_matches(name[:200], ids, 1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

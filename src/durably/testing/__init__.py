@@ -1,11 +1,11 @@
 """Tools for tests of apps.
 
-They are an engine that skips time, a check of determinism, and DigitalOcean's runtime.
+They are an engine that skips time, a check of determinism, and runtimes of platforms for functions.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from .digital_ocean import DigitalOceanSimulator
+from .function_platforms import DigitalOceanSimulator, LambdaSimulator
 
 if TYPE_CHECKING:
     from .determinism import NotDeterministicError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DigitalOceanSimulator",
+    "LambdaSimulator",
     "NotDeterministicError",
     "RunStuckError",
     "RunUnknownError",

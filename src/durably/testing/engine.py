@@ -7,6 +7,7 @@ under test. ``SyncTestEngine`` is its form for synchronous tests.
 
 import datetime as dt
 import functools
+import itertools
 import queue
 import random
 import tempfile
@@ -17,21 +18,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
+import msgspec
+
+from durably.asks import prepare_message
 from durably.client import Client
 from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
 from durably.engine.core.backoff import standard_backoff
 from durably.engine.model.calls import Caller
-from durably.engine.model.runs import to_datetime, to_milliseconds
+from durably.engine.model.questions import Asked, AskState
+from durably.engine.model.runs import Run, to_datetime, to_milliseconds
 from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.runtime import Runtime
 from durably.events import Event, as_data
 from durably.functions.function import Function
 from durably.io.background_loop import get_background_loop
+from durably.io.http_client import AsyncIO
 from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.engine_errors import RunNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
+from durably.questions import decode_reply
+from durably.runs import restore
 
 from .determinism import DeterminismCheck, Past
 from .link import Mocks, TestCaller, TestLink, VirtualClock, calling, linked, raising, refuse_inside_calls, returning
@@ -117,9 +126,10 @@ class TestEngine:
             clock=self._clock,
             entropy=random.Random(_ID_SEED).randbytes,
         )
-        self._link = TestLink(checkpointing=checkpointing)
+        self._link = TestLink(self._wait_for_id, self._ask_as_handle, checkpointing=checkpointing)
         self._mocks = Mocks()
         self._recorder = Recorder()
+        self._ask_ids = itertools.count(1)
         self._stack = AsyncExitStack()
         self._calls_at_once = calls_at_once
         self._records: Records | None = None
@@ -240,6 +250,51 @@ class TestEngine:
         """Send a signal. Returns whether a run waited for it."""
         return await self._apply(self._engine.signal(name, data)) is not None
 
+    @overload
+    async def ask(
+        self, run: RunFacts, name: str, data: Any = None, *, reply_type: type[T], id: str | None = None
+    ) -> T: ...
+    @overload
+    async def ask(self, run: RunFacts, name: str, data: Any = None, *, id: str | None = None) -> Any: ...
+    async def ask(
+        self, run: RunFacts, name: str, data: Any = None, *, reply_type: Any = Any, id: str | None = None
+    ) -> Any:
+        """Send a message to a run that receives it, and advance the clock until it replies. Returns the reply.
+
+        Raises the errors of ``RunHandle.ask``, and ``RunStuckError`` if the run does not receive a message of this
+        name, or nothing is scheduled and it has not replied.
+        """
+        ask_id = id or f"ask-{next(self._ask_ids)}"
+        asked = await self._deliver(run, name, data, ask_id)
+        while asked.state is not AskState.REPLIED:
+            if self._clock.next_due() is None:
+                raise run.why_stuck(f"it has received {name!r}, but does not reply")
+            await self._clock.advance()
+            asked = await self._try_to_ask(run, name, data, ask_id)
+        client = self._apps[0][0]
+        reply = None if asked.reply is None else msgspec.json.decode(asked.reply)
+        reply = await restore(client, reply, AsyncIO(), client.middleware)
+        return decode_reply(name, reply, reply_type, client)
+
+    async def answer(self, run: RunFacts, name: str, data: Any = None, *, id: str | None = None) -> None:
+        """Send a message to a run that receives it, without a wait for a reply. See ``ask``."""
+        await self._deliver(run, name, data, id or f"ask-{next(self._ask_ids)}")
+
+    async def _deliver(self, run: RunFacts, name: str, data: Any, ask_id: str) -> Asked:
+        await self._rest()
+        asked = await self._try_to_ask(run, name, data, ask_id)
+        if asked.state is AskState.WAITING:
+            raise run.why_stuck(f"it does not receive {name!r} now (advance the clock first if it will)")
+        return asked if asked.state is AskState.REPLIED else await self._try_to_ask(run, name, data, ask_id)
+
+    async def _try_to_ask(self, run: RunFacts, name: str, data: Any, ask_id: str) -> Asked:
+        """Send a message, and wait for its effects."""
+        client = self._apps[0][0]
+        encoded = await prepare_message(client, name, data, AsyncIO(), client.middleware)
+        asked = await self._engine.ask_run(run.id, name, encoded, id=ask_id, needs_reply=False, within=0)
+        await self._clock.rest()
+        return asked
+
     async def cancel(self, run: RunFacts) -> bool:
         """Cancel the run. Returns ``False`` if it has already ended."""
         return await self._apply(self._engine.cancel_run(run.id))
@@ -316,6 +371,34 @@ class TestEngine:
                     f"{format_span(max_time)} of virtual time have passed (wait(max_time=…) allows more)"
                 )
             await self._clock.advance()
+
+    async def _wait_for_id(self, run_id: str, timeout: float | None) -> Run:
+        """Wait for a run as a handle does. ``timeout`` is in seconds of virtual time. Raises ``TimeoutError``."""
+        await self._rest()
+        until = None if timeout is None else self._clock.now() + round(timeout * 1000)
+        while True:
+            run = await self._engine.get_run(run_id)
+            if run is None:
+                raise RunNotFoundError(f"no run has the id {run_id!r}")
+            if run.status.has_ended:
+                return run
+            if until is None and self._clock.next_due() is None:
+                raise self._run(run.id).why_stuck("nothing is scheduled, so it cannot end")
+            if not await self._clock.advance(until):
+                raise TimeoutError(f"run {run_id} has not ended within {timeout:g} s of virtual time")
+
+    async def _ask_as_handle(self, arguments: Mapping[str, Any]) -> Asked:
+        """Execute ``ask_run``. The seconds for which it waits are of virtual time."""
+        await self._rest()
+        until = self._clock.now() + round(arguments["within"] * 1000)
+        with self._runtime.run_watches.watching(arguments["run_id"]) as wait_for_change:
+            while True:
+                asked = await self._link.keep_time_during(self._engine.ask_run(**{**arguments, "within": 0}))
+                if asked.is_final(needs_reply=arguments.get("needs_reply", True)):
+                    return asked
+                await self._clock.rest()
+                if not await wait_for_change(0) and not await self._clock.advance(until):
+                    return asked
 
     # steps
 
@@ -485,6 +568,7 @@ class SyncTestEngine:
         self.fail_step = engine.fail_step
 
     def __enter__(self) -> Self:
+        self._engine._link.block = self._wait
         self._wait(self._engine._open(self._thread))
         return self
 
@@ -509,6 +593,7 @@ class SyncTestEngine:
         return SyncTestRun(self, self._wait(self._engine.invoke(function, data)))
 
     signal = _blocking(TestEngine.signal)
+    answer = _blocking(TestEngine.answer)
     cancel = _blocking(TestEngine.cancel)
     pause = _blocking(TestEngine.pause)
     resume = _blocking(TestEngine.resume)
@@ -516,6 +601,13 @@ class SyncTestEngine:
     run_until_idle = _blocking(TestEngine.run_until_idle)
     check_determinism = _blocking(TestEngine.check_determinism)
     _wait_for = _blocking(TestEngine._wait_for)
+
+    @overload
+    def ask(self, run: RunFacts, name: str, data: Any = None, *, reply_type: type[T], id: str | None = None) -> T: ...
+    @overload
+    def ask(self, run: RunFacts, name: str, data: Any = None, *, id: str | None = None) -> Any: ...
+    def ask(self, run: RunFacts, name: str, data: Any = None, *, reply_type: Any = Any, id: str | None = None) -> Any:
+        return self._wait(self._engine.ask(run, name, data, reply_type=reply_type, id=id))
 
     def rerun(self, run: RunFacts) -> SyncTestRun:
         return SyncTestRun(self, self._wait(self._engine.rerun(run)))

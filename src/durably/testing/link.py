@@ -8,7 +8,7 @@ import asyncio
 import contextvars
 import heapq
 import itertools
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -17,17 +17,19 @@ import msgspec
 from durably.client import Client
 from durably.comm import CommHandler
 from durably.embedded.calls import EngineCheckpoints, run_call
-from durably.engine.api.interface import Engine
+from durably.engine.api.interface import OPERATIONS, Engine
 from durably.engine.api.operations import Operation
 from durably.engine.core.calls import Answer, CallData, Unreached, failed
 from durably.engine.model.functions import SyncedFunction
+from durably.engine.model.runs import Run
 from durably.engine.model.settings import Clock, EngineSettings
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engines import EventRelay
+from durably.events import ID_SEED_PREFIX
 from durably.execution import ReplaceStep, StepRequest
 from durably.functions.checkpoints import Checkpoints
-from durably.io.background_loop import await_on, get_background_loop, running_loop
-from durably.protocol.call import CheckpointRequest, LogLine
+from durably.io.background_loop import OnAnyLoop, await_on, get_background_loop, running_loop
+from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import trace_headers
@@ -154,6 +156,8 @@ class TestCaller:
         if handler is None:
             message = f"this process does not serve the app {function.app_id!r}"
             return Unreached(ErrorData(name="AppUnreachableError", message=message))
+        # How long handlers took in earlier tests must not decide in which order steps end.
+        data = msgspec.structs.replace(data, parallel_steps=0)
         token = _inside_call.set(True)
         try:
             async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
@@ -190,6 +194,14 @@ class LinkedOperations(Engine):
         return await self._run(operation, arguments)
 
 
+WaitForRun = Callable[[str, float | None], Coroutine[Any, Any, Run]]
+"""Advances the clock until a run has ended. See ``InProcessEngine.wait_for_run``."""
+
+
+AskRun = Callable[[Mapping[str, Any]], Coroutine[Any, Any, Any]]
+"""Executes the operation ``ask_run`` with these arguments, and advances the clock while it waits."""
+
+
 class TestLink:
     """Connects clients with a test engine on one event loop.
 
@@ -198,15 +210,20 @@ class TestLink:
 
     __test__ = False
 
-    def __init__(self, *, checkpointing: bool) -> None:
+    def __init__(self, wait: WaitForRun, ask: AskRun, *, checkpointing: bool) -> None:
+        self.wait = wait
+        self.ask = ask
+        self.block: Callable[[Coroutine[Any, Any, Any]], Any] = get_background_loop().run
+        """Blocks a thread that waits for a run, outside of functions. ``SyncTestEngine`` replaces it."""
         self.handlers: dict[str, CommHandler] = {}
         self._checkpoints = EngineCheckpoints(self._checkpoint, get_background_loop().run, are_default=checkpointing)
         self.operations = LinkedOperations(self._execute)
 
     async def _execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         work = operation.execute(self._engine, arguments)
-        # A test that advances the clock must not wait for a page that waits for changes.
-        return await (await_on(self._loop, work) if operation.name == "wait_for_changes" else self._on_loop(work))
+        # A test that advances the clock must not wait for a page that waits for changes, or for a listener.
+        waits = operation.name in ("wait_for_changes", "read_messages")
+        return await (await_on(self._loop, work) if waits else self._on_loop(work))
 
     def open(self, engine: SqliteEngine, clock: Clock) -> None:
         """Connect the clients with ``engine``, which runs on this event loop."""
@@ -229,6 +246,10 @@ class TestLink:
     ) -> EventReceipt:
         return await self._on_loop(self._engine.receive_events(body, sender=sender, **trace_headers(traceparent)))
 
+    @property
+    def shared_secrets(self) -> Sequence[bytes]:
+        return (b"test engine",)
+
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         await self._on_loop(self._engine.checkpoint(run_id, request))
 
@@ -237,8 +258,24 @@ class TestLink:
         """False, because lines would arrive at no fixed time. Tests read their loggers."""
         return False
 
-    async def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> bool:
-        return False
+    def wait_for_run(self, run_id: str, timeout: float | None) -> OnAnyLoop[Run]:
+        """Advance the clock until the run has ended, or by ``timeout``."""
+        return _Advancing(self.block, lambda: self._wait_for_run(run_id, timeout))
+
+    async def _wait_for_run(self, run_id: str, timeout: float | None) -> Run:
+        return await await_on(self._loop, self.wait(run_id, timeout))
+
+    def execute(self, operation: str, arguments: Mapping[str, Any], timeout: float) -> Awaitable[Any]:
+        if operation == "ask_run":
+            return _Advancing(self.block, lambda: self._ask(arguments))
+        # A seed is random, and the ids of a test are the same each time. One that is made from an id is kept.
+        given = dict(arguments)
+        if not str(given.get("seed")).startswith(ID_SEED_PREFIX):
+            given.pop("seed", None)
+        return self._execute(OPERATIONS[operation], given)
+
+    async def _ask(self, arguments: Mapping[str, Any]) -> Any:
+        return await await_on(self._loop, self.ask(arguments))
 
     @property
     def runs_relays(self) -> bool:
@@ -250,8 +287,8 @@ class TestLink:
     def refuse_to_block(self) -> None:
         if running_loop() is self._loop:
             raise RuntimeError(
-                "synchronous code (client.send_sync, or a sync view) would block the event loop on which the test "
-                "engine runs: await client.send, or use the test engine's sync flavour, TestEngine(…).sync()"
+                "synchronous code (client.send_sync, start_sync, or a sync view) would block the event loop on which "
+                "the test engine runs: await client.send, or use the test engine's sync flavour, TestEngine(…).sync()"
             )
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:
@@ -269,14 +306,29 @@ class TestLink:
         return False
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return await await_on(self._loop, self._keep_time_during(work))
+        return await await_on(self._loop, self.keep_time_during(work))
 
-    async def _keep_time_during(self, work: Coroutine[Any, Any, T]) -> T:
+    async def keep_time_during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work during which the clock does not advance."""
         self._clock.begin_work()
         try:
             return await work
         finally:
             self._clock.end_work()
+
+
+class _Advancing(OnAnyLoop[T]):
+    """Work that advances the clock, and calls functions. A caller that blocks on it may have to run them in its thread.
+
+    See ``TestLink.block``.
+    """
+
+    def __init__(self, block: Callable[[Coroutine[Any, Any, T]], T], start: Callable[[], Any]) -> None:
+        super().__init__(get_background_loop().loop, start)
+        self._block = block
+
+    def result(self) -> T:
+        return self._block(self._start())
 
 
 @contextmanager

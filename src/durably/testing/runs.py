@@ -23,6 +23,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable
+from durably.protocol.usage import ModelUsage
 
 from .determinism import PastStep
 from .link import VirtualClock
@@ -250,6 +251,7 @@ class TestStep(msgspec.Struct, frozen=True, kw_only=True):
     - ``error``: Set if the step failed.
     - ``attempts``: The number of attempts of any outcome.
     - ``due_at``: The end of a sleep, the timeout of a wait, or the time of the next attempt.
+    - ``usage``: The tokens that all attempts have recorded, by model.
     """
 
     __test__ = False
@@ -263,6 +265,7 @@ class TestStep(msgspec.Struct, frozen=True, kw_only=True):
     created_at: dt.datetime
     ended_at: dt.datetime | None
     due_at: dt.datetime | None
+    usage: list[ModelUsage] = []
 
     @property
     def has_ended(self) -> bool:
@@ -282,6 +285,7 @@ def to_steps(steps: list[Step]) -> dict[str, TestStep]:
             created_at=step.created_at,
             ended_at=step.ended_at,
             due_at=step.due_at,
+            usage=step.usage,
         )
         for step in steps
     }
@@ -378,6 +382,11 @@ class RunFacts:
         if view.output is None or view.status is not RunStatus.FAILED:
             return None
         return msgspec.json.decode(view.output, type=ErrorData)
+
+    @property
+    def usage(self) -> list[ModelUsage]:
+        """The tokens that its steps have recorded, by model."""
+        return self._view.usage or []
 
     @property
     def events(self) -> list[Event]:

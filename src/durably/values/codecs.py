@@ -120,6 +120,45 @@ def codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
     raise TypeUnsupportedError(found)
 
 
+def checking_codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
+    """The codec of a type for data from outside, which checks values of plain types too; ``None`` for ``Any``.
+
+    Raises the errors of ``codec_for``.
+    """
+    if typ is Any or typ is object:
+        return None
+    return codec_for(typ, serializer) or _hashable(_plain_codec, typ)
+
+
+def json_schema(typ: Any) -> dict[str, Any] | None:
+    """The JSON schema of a type, which is not to be changed; ``None`` if it has none."""
+    found: dict[str, Any] | None = _hashable(_schema_of, typ)
+    return found
+
+
+def _hashable(function: Any, typ: Any) -> Any:
+    """The result of a function with a cache, also for a type that cannot be hashed."""
+    try:
+        return function(typ)
+    except TypeError:
+        return function.__wrapped__(typ)
+
+
+@functools.lru_cache(128)
+def _plain_codec(typ: Any) -> Codec:
+    return _MsgspecCodec(typ)
+
+
+@functools.lru_cache(128)
+def _schema_of(typ: Any) -> dict[str, Any] | None:
+    try:
+        if isinstance(codec_for(typ), _PydanticCodec):
+            return dict(importlib.import_module("pydantic").TypeAdapter(typ).json_schema())
+        return msgspec.json.schema(typ)
+    except Exception:  # pydantic's errors have no common base class
+        return None
+
+
 def _find_codec(typ: Any) -> Codec | str | None:
     """The codec of a type, or the reason why there is none."""
     if is_plain(typ):

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from durably.errors import FunctionConfigInvalidError, MemoInvalidError, OutputUnserializableError
-from durably.execution import StepReport
+from durably.execution import FoundSteps, Raised, Returned, StepReport
 from durably.protocol.call import check_nesting
 from durably.protocol.errors import describe_error, is_retriable
 from durably.protocol.limits import MAX_NESTING
-from durably.protocol.opcodes import Opcode
+from durably.protocol.opcodes import FUNCTION_END_ID, Op, Opcode
 from durably.protocol.text import get_logger
 from durably.values.codecs import Serializer, Unset
 
@@ -108,6 +108,15 @@ def finish(report: StepReport) -> None:
         if op.op == Opcode.STEP_RUN or (op.op == Opcode.STEP_ERROR and not is_retriable(report.error)):
             op.op = Opcode.STEP_ERROR if is_retriable(report.error) else Opcode.STEP_FAILED
         op.error = describe_error(report.error)
+
+
+def to_end_op(returned: Returned) -> FoundSteps | Raised:
+    """The function's end as an op, which can follow others in one answer."""
+    try:
+        data = msgspec.Raw(encode_output(returned.value, returned.source))
+    except OutputUnserializableError as error:
+        return Raised(error)
+    return FoundSteps([StepReport(Op(id=FUNCTION_END_ID, op=Opcode.RUN_COMPLETE, data=data))])
 
 
 def encode_as(codec: Codec, source: str, value: Any) -> Any:

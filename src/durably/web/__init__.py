@@ -6,7 +6,9 @@ modules read bodies up to a limit, find the mount point, route all paths and met
 
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 from durably.errors import BodyInvalidError, BodyLengthMissingError, BodyTooLargeError
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -48,6 +50,19 @@ def lower_headers(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         separator = "; " if lower == "cookie" else ", "
         found[lower] = f"{found[lower]}{separator}{value}" if lower in found else value
     return found
+
+
+def _parse_query(query: str) -> Mapping[str, str]:
+    return dict(parse_qsl(query, keep_blank_values=True))
+
+
+_FREQUENT_LENGTH = 256
+_parse_frequent = lru_cache(256)(_parse_query)
+
+
+def read_query(query: str) -> Mapping[str, str]:
+    """The parameters of a query string. Short ones are cached, because a function's calls have the same."""
+    return _parse_frequent(query) if len(query) <= _FREQUENT_LENGTH else _parse_query(query)
 
 
 def header_pairs(response: ServerResponse) -> Iterable[tuple[str, str]]:
@@ -107,7 +122,7 @@ def read_body(
     body ends too early or its chunks are malformed.
     """
     if content_length is not None:
-        check_length(content_length)
+        check_length(content_length, check)
     chunks: list[bytes] = []
     size = 0
     raised: tuple[type[Exception], ...] = (BodyTooLargeError, *framework_errors)
@@ -126,16 +141,16 @@ def read_body(
 async def read_chunks(
     chunks: AsyncIterator[bytes],
     content_length: str | None,
-    disconnect: type[Exception] = OSError,
+    disconnect: type[Exception] | tuple[type[Exception], ...] = OSError,
     check: Callable[[int], None] = check_size,
 ) -> bytes:
     """Read a whole body from its chunks.
 
-    ``disconnect`` is the framework's error for a disconnected client. ``check`` refuses a size in bytes. Raises the
-    errors of ``read_body``.
+    ``disconnect`` has the framework's errors for a disconnected client and malformed chunks. ``check`` refuses a size
+    in bytes. Raises the errors of ``read_body``.
     """
     if content_length is not None:
-        check_length(content_length)
+        check_length(content_length, check)
     received: list[bytes] = []
     size = 0
     try:

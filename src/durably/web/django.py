@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import django.db
-from asgiref.sync import markcoroutinefunction
+from asgiref.sync import markcoroutinefunction, sync_to_async
 from django.http import HttpResponse, StreamingHttpResponse
 
 from durably.io.background_loop import iterate_sync
@@ -63,6 +63,11 @@ class SyncAndAsyncView:
     def _non_atomic_requests(self) -> set[str]:
         """The attribute that ``transaction.non_atomic_requests`` sets, for every database."""
         return set(django.db.connections)
+
+
+async def in_djangos_thread(function: Callable[[], Any]) -> Any:
+    """Call a function in the thread in which async code uses the ORM."""
+    return await sync_to_async(function)()
 
 
 def in_event_loop() -> bool:

@@ -15,14 +15,14 @@ from durably.web import read_body as read_in_chunks
 from . import METHODS, ServerResponse, header_pairs
 
 
-class _AnyPath(PathConverter):
+class AnyPath(PathConverter):
     """Matches any path, also with empty segments: the server reports errors in it."""
 
     regex = r"[\s\S]*?"
     part_isolating = False
 
 
-_ANY_PATH = "durably_any_path"
+ANY_PATH = "durably_any_path"
 
 
 def add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response], endpoint: str) -> None:
@@ -35,11 +35,11 @@ def add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response], 
         return view(f"/{path}")
 
     def add_converter(state: BlueprintSetupState) -> None:
-        state.app.url_map.converters[_ANY_PATH] = _AnyPath
+        state.app.url_map.converters[ANY_PATH] = AnyPath
 
     blueprint.record(add_converter)
     blueprint.add_url_rule(
-        f"/<{_ANY_PATH}:path>",
+        f"/<{ANY_PATH}:path>",
         endpoint,
         answer,
         methods=list(METHODS),
@@ -93,4 +93,5 @@ def run_with_reloader(run: Callable[[], None]) -> None:
             "--reload does not work with this version of Werkzeug, which has no werkzeug._reloader.run_with_reloader: "
             "run the command without it"
         ) from error
-    run_reloaded(run)
+    # Watchdog also queues each opening of a file of Python's library, and loses changes if many programs start.
+    run_reloaded(run, reloader_type="stat")

@@ -20,7 +20,7 @@ from durably.engine.core.run_state import Policy, RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.functions import Registry, SyncedFunction
 from durably.engine.model.runs import RunFilter, to_datetime
-from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
+from durably.engine.sqlite.after_commit import AfterCommitAction, ContinueBulkOperation, ControlsChanged, ScheduledCall
 from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.tables.flow import FlowStore
 from durably.engine.sqlite.tables.runs import RunStore
@@ -123,12 +123,12 @@ class Histories(RuleBasedStateMachine):
         self.db.execute("BEGIN")
         transaction = Transaction(self.context, self.registry, self.now)
         work(transaction, *args)
-        outbox = runs.finish(transaction)
+        actions = runs.finish(transaction)
         self.db.execute("COMMIT")
-        for message in outbox:
+        for message in actions:
             self._dispatch_after_commit(message)
 
-    def _dispatch_after_commit(self, message: OutboxMessage) -> None:
+    def _dispatch_after_commit(self, message: AfterCommitAction) -> None:
         match message:
             case ScheduledCall():
                 self._make([message])

@@ -23,6 +23,14 @@ SERVERS = {
         "waitress-serve --listen 127.0.0.1:{port} main:app",
         "flask --app main run --port {port}",
     ],
+    "Litestar": ["uvicorn main:app --port {port} --workers 3", "hypercorn main:app -b 127.0.0.1:{port}"],
+    "Quart": ["hypercorn main:app -b 127.0.0.1:{port} --workers 2", "quart --app main run --port {port}"],
+    "aiohttp": ["python main.py {port}", "gunicorn main:app -b 127.0.0.1:{port} -w 2 -k aiohttp.GunicornWebWorker"],
+    "Sanic": ["sanic main:app --port {port} --workers 2", "uvicorn main:app --port {port} --workers 2"],
+    "WSGI": [
+        "gunicorn main:app -b 127.0.0.1:{port} -w 2",
+        "waitress-serve --listen 127.0.0.1:{port} main:app",
+    ],
     "Django": [
         "uvicorn myproject.asgi:application --port {port}",
         "uvicorn myproject.asgi:application --port {port} --workers 3",
@@ -53,6 +61,11 @@ RESTARTED = [
     ("FastAPI", "uvicorn main:app --port {port}"),
     ("Flask", "gunicorn main:app -b 127.0.0.1:{port} -w 2 --preload"),
     ("Flask", "flask --app main run --port {port} --debug"),
+    ("Litestar", "uvicorn main:app --port {port} --workers 2"),
+    ("Quart", "hypercorn main:app -b 127.0.0.1:{port} --workers 2"),
+    ("aiohttp", "python main.py {port}"),
+    ("Sanic", "sanic main:app --port {port} --workers 2"),
+    ("WSGI", "gunicorn main:app -b 127.0.0.1:{port} -w 2"),
 ]
 
 

@@ -83,7 +83,7 @@ class FakeApp:
     output: Callable[[dict[str, bytes]], Answer] = lambda memos: Returned(b'"done"')
     url: str = "https://example.com"
 
-    def run(self, step_id: str, memos: dict[str, bytes], disable_immediate: bool) -> Answer:
+    def run(self, step_id: str, memos: dict[str, bytes], disable_immediate: bool, parallel_steps: int = 0) -> Answer:
         found: list[tuple[Leaf, bool]] = []
         if self._replay(self.nodes, memos, found, race=False):
             return self.output(memos)
@@ -91,6 +91,8 @@ class FakeApp:
             return self._run_target(step_id, found)
         if len(found) == 1 and not disable_immediate and isinstance(found[0][0], Step):
             return ReportedOps([self._execute(found[0][0], found[0][1])])
+        if 1 < len(found) <= parallel_steps and all(isinstance(leaf, Step) for leaf, _ in found):
+            return ReportedOps([self._execute_together(leaf, race) for leaf, race in found if isinstance(leaf, Step)])
         return ReportedOps([self._report(leaf, race) for leaf, race in found])
 
     def _replay(
@@ -122,6 +124,10 @@ class FakeApp:
             error = ErrorData(name="Boom", message="not yet")
             return _op(step.id, Opcode.STEP_ERROR, race, {}, error=error)
         return _op(step.id, Opcode.STEP_RUN, race, {}, data=msgspec.Raw(msgspec.json.encode(step.id)))
+
+    def _execute_together(self, step: Step, race: bool) -> Op:
+        op = self._execute(step, race)
+        return op if race else msgspec.structs.replace(op, opts={"parallelMode": "wait"})
 
     def _report(self, leaf: Leaf, race: bool) -> Op:
         if isinstance(leaf, Step):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from durably.engine.core.calls import Answer, AttemptFailed, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, Unreached, parallel_steps_of
 from durably.engine.core.inputs import (
     Answered,
     CancelRequested,
@@ -128,7 +128,13 @@ class World:
     def _dispatch(self) -> None:
         """The app has the memos of this time, however late its answer is."""
         call = self.chance.choice(self._due())
-        answer = self.app.run(call.step_id, dict(self.memos), self.state.disable_immediate)
+        parallel_steps = parallel_steps_of(
+            call,
+            disable_immediate=self.state.disable_immediate,
+            has_limits=self.chance.random() < 0.5,
+            room=POLICY.max_steps - self.state.memos,
+        )
+        answer = self.app.run(call.step_id, dict(self.memos), self.state.disable_immediate, parallel_steps)
         self.under_way[call.generation] = answer
 
     def _answer(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,28 @@ async def test_an_idle_leader_that_was_replaced_stops(url: str, tmp_path: Path) 
     await second.close()
 
 
+async def test_a_takeover_that_is_cancelled_gives_the_lease_back(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CommitLog(url, lease=300)
+    claim, has_claimed, may_go_on = log._store.claim, threading.Event(), threading.Event()
+
+    def claim_slowly(*arguments: Any) -> None:
+        claim(*arguments)
+        has_claimed.set()
+        may_go_on.wait()
+
+    monkeypatch.setattr(log._store, "claim", claim_slowly)
+    opening = asyncio.create_task(SqliteEngine.open(tmp_path / "first.db", log=log))
+    await asyncio.to_thread(has_claimed.wait)
+    opening.cancel()
+    asyncio.get_running_loop().call_later(0.1, may_go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await (await SqliteEngine.open(tmp_path / "second.db", log=CommitLog(url))).close()
+    log.close()
+
+
 async def test_a_lease_keeps_standbys_away(url: str, tmp_path: Path) -> None:
     engine = await SqliteEngine.open(tmp_path / "first.db", log=CommitLog(url, lease=300))
     with pytest.raises(DatabaseLostError):
@@ -227,7 +250,7 @@ async def test_a_copy_of_a_log_is_not_opened_without_it(url: str, tmp_path: Path
         await SqliteEngine.open(tmp_path / "first.db")
 
 
-async def test_the_engine_tells_its_part_in_the_log(url: str, tmp_path: Path) -> None:
+async def test_the_engine_tells_its_part_in_the_log(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {"event_keys": ["key" * 8], "port": 0}
     settings = EngineSettings(server_kind=ServerKind.CLOUD, signing_key="signkey-prod-" + "a" * 64)
     async with aiohttp.ClientSession() as http:
@@ -236,10 +259,25 @@ async def test_the_engine_tells_its_part_in_the_log(url: str, tmp_path: Path) ->
             async with http.get(f"http://127.0.0.1:{port}/ready") as response:
                 return response.status, await response.json()
 
-        async with await serve_database(tmp_path / "first.db", settings, log=CommitLog(url), **options) as server:
-            status, answer = await ready(int(server.origin.rpartition(":")[2]))
-            assert (status, answer["log"]["role"], answer["log"]["lag"]) == (200, "leader", 0)
-            assert answer["log"]["store"] == ""
+        async def shown_log(port: int) -> dict[str, Any]:
+            """A slow store leaves it out."""
+            status, answer = await async_eventually(
+                lambda: ready(port), "the log is shown", is_right=lambda found: "log" in found[1]
+            )
+            assert status == 200
+            return dict(answer["log"])
+
+        log = CommitLog(url)
+        async with await serve_database(tmp_path / "first.db", settings, log=log, **options) as server:
+            first_port = int(server.origin.rpartition(":")[2])
+            shown = await shown_log(first_port)
+            assert (shown["role"], shown["lag"], shown["store"]) == ("leader", 0, "")
+            may_answer = threading.Event()
+            monkeypatch.setattr(log, "state", lambda: may_answer.wait(30) and None)
+            try:
+                assert await ready(first_port) == (200, {"status": 200, "message": "OK"})
+            finally:
+                may_answer.set()
             port = free_port()
             standby = asyncio.create_task(
                 serve_database(tmp_path / "second.db", settings, log=CommitLog(url), **options | {"port": port})
@@ -247,4 +285,4 @@ async def test_the_engine_tells_its_part_in_the_log(url: str, tmp_path: Path) ->
             status, answer = await async_eventually(lambda: ready(port), "the standby answers", ignore=(OSError,))
             assert (status, "standby" in answer["error"]) == (503, True)
         async with await standby:
-            assert (await ready(port))[1]["log"]["role"] == "leader"
+            assert (await shown_log(port))["role"] == "leader"

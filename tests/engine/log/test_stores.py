@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from durably.engine.log.log import open_store
-from durably.engine.log.store import LeaderRecord, LogConflictError, LogRecord, LogStore
+from durably.engine.log.postgres import PostgresLog
+from durably.engine.log.store import LeaderRecord, LogConflictError, LogRecord, LogStore, LogUnavailableError
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
 from ...postgres import PostgresServer
@@ -71,6 +72,32 @@ def test_only_the_leader_appends_and_each_number_once(store: LogStore) -> None:
     assert [payload for _, payload in store.read(0, 10)] == [b"a", b"b", b"e"]
     assert store.read(1, 1) == [(2, b"b")]
     assert (store.read(3, 10), store.last(), store.entry_bytes()) == ([], 3, 3)
+
+
+@pytest.mark.parametrize("has_pooler", [False, True])
+def test_appends_are_prepared_if_no_pooler_is_between(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_pooler: bool
+) -> None:
+    if has_pooler:
+        monkeypatch.setattr(psycopg.ConnectionInfo, "backend_pid", 1)
+    store = PostgresLog(f"{postgres.url}?log={tmp_path.name}")
+    store.open()
+    store.create(LogRecord("database", "key", from_snapshot=False))
+    store.claim(1, b"a", LeaderRecord("first", "", 30))
+    payload = bytes(20_000_000)
+    store.append(2, payload, "first")
+    with pytest.raises(LogConflictError):
+        store.append(2, b"b", "first")
+    assert store._connection is not None
+    prepared = store._connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone()
+    assert prepared == (0 if has_pooler else 1,)
+    store.interrupt()
+    with pytest.raises(LogUnavailableError) as failed:
+        store.append(3, b"c", "first")
+    assert failed.value.is_unclear
+    store.append(3, b"c", "first")
+    assert (store.read(1, 1), store.read(2, 1)) == ([(2, payload)], [(3, b"c")])
+    store.close()
 
 
 def test_a_leader_of_long_ago_finds_its_number_free_and_appends_nothing_that_counts(store: LogStore) -> None:

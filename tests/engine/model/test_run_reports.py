@@ -11,8 +11,8 @@ from aiohttp import web
 from yarl import URL
 
 from durably.cli.run_text import describe_attempts
+from durably.engine.api.codec import decoder_of, from_wire
 from durably.engine.api.dashboard.waterfall import lay_out
-from durably.engine.api.http.codec import decoder_of, from_wire
 from durably.engine.model.records import MAX_ERROR_TEXT
 from durably.engine.model.runs import FromStep, Relation, RunReport, RunStatus, Span, SpanKind, StepStatus, UpdateKind
 from durably.engine.sqlite.engine import SqliteEngine

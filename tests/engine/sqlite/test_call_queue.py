@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from durably.engine.core.calls import ReportedOps
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
+from durably.engine.sqlite.after_commit import ScheduledCall
 from durably.engine.sqlite.call_queue import RUN_REQUESTS, ReadyCalls
-from durably.engine.sqlite.outbox import ScheduledCall
 from durably.protocol.opcodes import Op, Timing
 
 _KINDS = st.sampled_from(["step"] * 6 + ["again", "discovery"])
@@ -143,13 +143,16 @@ def test_quick_steps_share_few_requests_until_one_is_slow() -> None:
         assert (len(sizes), sum(sizes)) == (requests, 100)
     ready = ReadyCalls(500)
     ready.note_durations([_step(1), _step(2)], [quick, quick])
+    assert _sizes(ready, steps=1_000) == [125] * 8  # each request replays all steps, so their number stays the same
+    ready = ReadyCalls(500)
+    ready.note_durations([_step(1), _step(2)], [quick, quick])
     ready.note_durations([_step(3)], [slow])
     assert len(_sizes(ready)) == RUN_REQUESTS
 
 
-def _sizes(ready: ReadyCalls) -> list[int]:
-    """The sizes of the requests for a hundred steps of a run."""
-    for generation in range(100):
+def _sizes(ready: ReadyCalls, steps: int = 100) -> list[int]:
+    """The sizes of the requests for the steps of a run."""
+    for generation in range(steps):
         ready.add(_step(generation), 0)
     sizes = []
     while calls := ready.take():

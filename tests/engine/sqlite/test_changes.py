@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.api.http.codec import HttpEngine
+from durably.engine.api.codec import HttpEngine
 from durably.engine.model.overview import Changes
 from durably.engine.model.subscriptions import Group
 from durably.engine.sqlite import changes

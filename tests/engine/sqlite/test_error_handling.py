@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.model import calls
-from durably.engine.model.calls import open_socket
+from durably.engine.model import calls, http_connections
 from durably.engine.model.events import check_event
+from durably.engine.model.http_connections import open_socket
 from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.transactions import event_routing
@@ -151,7 +151,9 @@ async def test_a_step_that_brings_its_app_down_uses_up_its_attempts(
 async def test_a_host_that_vanishes_is_noticed(path: Path, app: SmallApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the connection itself, long before the call may have taken too long."""
     sockets: list[socket.socket] = []
-    monkeypatch.setattr(calls, "open_socket", lambda address: sockets.append(open_socket(address)) or sockets[-1])
+    monkeypatch.setattr(
+        http_connections, "open_socket", lambda address: sockets.append(open_socket(address)) or sockets[-1]
+    )
 
     @app.function("simple")
     def simple(steps: Steps) -> object:

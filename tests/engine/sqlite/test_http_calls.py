@@ -17,8 +17,8 @@ from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.runs import UpdateKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import call_dispatch
+from durably.engine.sqlite.after_commit import ScheduledCall
 from durably.engine.sqlite.engine import SqliteEngine
-from durably.engine.sqlite.outbox import ScheduledCall
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import verify
 

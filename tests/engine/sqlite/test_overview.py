@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from durably.engine.api.http.codec import HttpEngine
+from durably.engine.api.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import Concern, ConcernKind, FunctionLoad
 from durably.engine.model.runs import to_datetime

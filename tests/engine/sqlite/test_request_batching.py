@@ -2,8 +2,8 @@
 
 from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call
+from durably.engine.sqlite.after_commit import ScheduledCall
 from durably.engine.sqlite.call_dispatch import answers_of
-from durably.engine.sqlite.outbox import ScheduledCall
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
 

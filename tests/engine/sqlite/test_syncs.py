@@ -99,7 +99,8 @@ async def test_synced_functions_are_listed(engine: SqliteEngine) -> None:
         ({"steps": {"step": _step("ftp://me:hunter2@files/x")}}, "runtime.url is 'ftp://files/x'; it must be an http"),
         ({"steps": {"step": _step("http://me:hunter2@[::1/x")}}, "runtime.url is '***'; it must be an http"),
         ({"steps": {"step": _step("http://me:hunter2@x:port/")}}, "runtime.url is '***'; it must be an http"),
-        ({"steps": {"step": {"id": "s", "runtime": {"type": "ws", "url": "ws://x"}}}}, "runtime.type is 'ws'"),
+        ({"steps": {"step": {"id": "s", "runtime": {"type": "ws", "url": "ws://x"}}}}, "runtime.url is 'ws://x/'"),
+        ({"steps": {"step": {"id": "s", "runtime": {"type": "grpc", "url": "x"}}}}, "runtime.type is 'grpc'"),
         ({"steps": {"step": {"id": "s", "runtime": {"type": "http", "url": "nowhere"}}}}, "runtime.url is 'nowhere'"),
         (
             {

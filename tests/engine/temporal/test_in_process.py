@@ -18,7 +18,8 @@ from durably.embedded.process import NodeClosedError
 from durably.embedded.temporal_node import TemporalNode
 from durably.engine.model.settings import Durability, EngineSettings
 from durably.errors import EngineNotStartedError, SendEventsError, TransportError, URLInvalidError
-from durably.protocol.engine_errors import ConfigInvalidError
+from durably.protocol.engine_errors import ConfigInvalidError, NotSupportedError
+from durably.streams import follow
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer
@@ -101,6 +102,78 @@ def hold_no_more(app: App) -> Function[Any]:
         await ctx.step.run("wait", app.report, f"continued in attempt {ctx.attempt}")
 
     return hold
+
+
+def count_up(app: App) -> Function[Any]:
+    @app.client.create_function(fn_id="count-up", trigger=[], retries=0)
+    async def count_up(ctx: Context) -> None:
+        for number in range(5):
+            ctx.progress(number / 10, f"number {number}")
+            await ctx.step.run(f"step-{number}", lambda: None)
+
+    return count_up
+
+
+def wait_for_signals(app: App) -> Function[Any]:
+    @app.client.create_function(fn_id="wait-for-signals", trigger=[])
+    async def wait_for_signals(ctx: Context) -> str:
+        for name in ("first", "second"):
+            await ctx.step.wait_for_signal(name, signal=f"{name}-{ctx.run_id}", timeout="1h")
+        ctx.progress(1)
+        return "done"
+
+    return wait_for_signals
+
+
+def speak(app: App) -> Function[Any]:
+    @app.client.create_function(fn_id="speak", trigger=[])
+    async def speak(ctx: Context) -> None:
+        ctx.publish("words", "hello")
+
+    return speak
+
+
+async def test_progress_is_stored_and_messages_are_refused(server: DevServer) -> None:
+    app = App(TemporalEngine(server.address), "reports").serve(count_up, speak)
+    async with app.engine.running():
+        counted = await app.engine.wait_for_run(str((await app.engine.invoke("reports-count-up")).run_id))
+        assert counted.progress is not None
+        assert (counted.progress.fraction, counted.progress.message) == (0.4, "number 4")
+        spoken = await app.engine.wait_for_run(str((await app.engine.invoke("reports-speak")).run_id))
+        assert spoken.status == "Failed"
+        assert "NotSupportedError" in str(spoken.decode_output())
+        shown = [each.data async for each in follow(app.client, spoken.id)]
+        assert [each["status"] for each in shown] == ["Failed"]
+        with pytest.raises(NotSupportedError, match="'everybody' is not the id of a run"):
+            async for _ in follow(app.client, "everybody"):
+                pass
+
+
+async def test_listeners_see_the_state_and_the_changes_of_a_run(server: DevServer) -> None:
+    app = App(TemporalEngine(server.address), "followed").serve(wait_for_signals)
+    async with app.engine.running():
+        run_id = str((await app.engine.invoke("followed-wait-for-signals")).run_id)
+        streams = [app.client.run(run_id).stream(), app.client.run(run_id).stream(["$run", "$progress"])]
+        seen: list[list[tuple[str, Any]]] = [[], []]
+
+        async def listen(number: int) -> None:
+            async for each in streams[number]:
+                seen[number].append((each.topic, each.data))
+                if each.topic == "$step" and each.data["status"] == "waiting":
+                    await app.engine.signal(f"{each.data['step']}-{run_id}")
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(listen(0), listen(1))
+        steps = [(data["step"], data["status"]) for topic, data in seen[0] if topic == "$step"]
+        for name in ("first", "second"):
+            assert steps.index((name, "waiting")) < steps.index((name, "completed"))
+        for each in seen:
+            assert [data["fraction"] for topic, data in each if topic == "$progress"][-1] == 1
+            runs = [data for topic, data in each if topic == "$run"]
+            assert runs[0]["status"] in ("Scheduled", "Running")
+            assert (runs[-1]["status"], runs[-1]["output"]) == ("Completed", "done")
+        again = [each.data async for each in app.client.run(run_id).stream(["$run"])]
+        assert [each["status"] for each in again] == ["Completed"]
 
 
 async def test_functions_run_in_the_process_each_time_it_starts(server: DevServer) -> None:

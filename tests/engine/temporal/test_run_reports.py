@@ -6,7 +6,7 @@ import datetime as dt
 import msgspec
 
 import durably
-from durably.engine.model.runs import Relation, RunStatus, SpanKind, StepStatus
+from durably.engine.model.runs import ModelUsage, Relation, RunStatus, SpanKind, StepStatus
 from durably.protocol.opcodes import Opcode
 
 from ...temporal.dev_server import DevServer
@@ -30,6 +30,7 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         async def flaky() -> str:
             nonlocal failures
             failures -= 1
+            durably.ai.record_usage(model="gpt", input_tokens=20, output_tokens=1)
             if failures >= 0:
                 raise durably.RetryAfterError("not yet", 10)
             return "worked"
@@ -56,6 +57,8 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         assert msgspec.json.decode(flaky_step.output or b"") == "worked"
         assert (flaky_step.attempts, [each.error.message for each in flaky_step.failed_attempts]) == (2, ["not yet"])
         assert {SpanKind.RUNNING, SpanKind.RETRYING} <= {span.kind for span in flaky_step.spans}
+        assert (flaky_step.usage, nap.usage) == ([ModelUsage("gpt", 40, 2)], [])
+        assert report.run.usage == [ModelUsage("gpt", 40, 2)]
         assert [span.kind for span in nap.spans] == [SpanKind.SLEEPING]
         assert nap.ended_at is not None
         assert nap.ended_at - nap.created_at >= dt.timedelta(milliseconds=50)

@@ -75,8 +75,8 @@ class SendTest(TestCase):
 class AdminTest(TestCase):
     def setUp(self) -> None:
         self.client.force_login(User.objects.create_superuser("ada"))
-        self.waiting = OutboxEvent.objects.create(event='{"name": "shop/waiting"}')
-        self.refused = OutboxEvent.objects.create(event='{"name": "shop/refused"}', error="it has no id")
+        self.waiting = OutboxEvent.objects.create(app="shop", event='{"name": "shop/waiting"}')
+        self.refused = OutboxEvent.objects.create(app="shop", event='{"name": "shop/refused"}', error="it has no id")
 
     def test_events_are_listed_and_refused_ones_can_be_sent_again(self) -> None:
         page = "/admin/durably/outboxevent/"

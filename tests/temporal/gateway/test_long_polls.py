@@ -15,6 +15,7 @@ from durably.temporal import Temporal
 
 from ..app_server import AppServer, running
 from ..dev_server import DevServer
+from ..worker_thread import RUNNER
 from ..workflows import Pair, SumWorkflow
 
 MOST_POLLS, WORKFLOWS = 1_000, 50
@@ -73,5 +74,5 @@ async def test_one_process_waits_for_many_results(app: AppServer, temporal: Temp
     other = await asyncio.to_thread(app.get, f"/open/sum-of-pair/{workflow_ids[0]}")
     assert (other.status, other.json["status"]) == (200, "running")
     assert not results.done()
-    async with Worker(client, task_queue=task_queue, workflows=[SumWorkflow]):
+    async with Worker(client, task_queue=task_queue, workflow_runner=RUNNER, workflows=[SumWorkflow]):
         assert await results == [(200, number) for number in range(WORKFLOWS)] * (polls // WORKFLOWS)

@@ -10,6 +10,7 @@ class Migration(migrations.Migration):  # type: ignore[misc]
             name="OutboxEvent",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("app", models.CharField(max_length=255)),
                 ("event", models.TextField()),
                 ("error", models.TextField(blank=True, null=True)),
             ],

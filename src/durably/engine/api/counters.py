@@ -7,7 +7,6 @@ as Prometheus allows. Gauges are read for each scrape.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -26,10 +25,11 @@ from durably.engine.model.subscriptions import (
     RunEndLog,
     log_engine_end,
 )
+from durably.protocol.headers import VERSION
 from durably.protocol.limits import MAX_METRIC_FUNCTIONS
 from durably.protocol.text import get_logger
 
-from .metrics import FAMILIES, OTHER_FUNCTIONS, Metric, Sample
+from .metrics import FAMILIES, OTHER_FUNCTIONS, OTHER_MODELS, Metric, Sample
 
 _logger = get_logger("durably.engine")
 
@@ -46,6 +46,9 @@ _OUTCOMES = ("completed", "failed")
 _FAILED = 1
 _CALL_OUTCOMES = ("answered", "failed", "unreached")
 _ANSWERED, _CALL_FAILED, _UNREACHED = range(3)
+_DIRECTIONS = ("input", "output")
+_MOST_MODELS = 10
+"""Models of a function with a label of their own."""
 
 
 class Histogram:
@@ -79,6 +82,7 @@ class FunctionCounters:
         "started",
         "step_seconds",
         "steps",
+        "tokens",
     )
 
     def __init__(self) -> None:
@@ -87,6 +91,8 @@ class FunctionCounters:
         self.steps = [0] * len(_OUTCOMES)
         self.attempts = [0] * len(_OUTCOMES)
         self.calls = [0] * len(_CALL_OUTCOMES)
+        self.tokens: dict[str, list[int]] = {}
+        """Input and output, by model."""
         self.run_seconds = Histogram("run_duration_seconds")
         self.step_seconds = Histogram("step_duration_seconds")
         self.call_seconds = Histogram("call_duration_seconds")
@@ -118,6 +124,11 @@ class EngineCounters(Observer):
         for change in changes:
             function_id, kind = change.run.function_id, change.kind
             counters = self._functions.get(function_id) or self._add(function_id)
+            for used in change.usage:
+                is_known = used.model in counters.tokens or len(counters.tokens) < _MOST_MODELS
+                tokens = counters.tokens.setdefault(used.model if is_known else OTHER_MODELS, [0, 0])
+                tokens[0] += used.input_tokens
+                tokens[1] += used.output_tokens
             seconds = 0.0 if change.began is None else max(0, change.at - change.began) / 1000
             if (outcome := _STEP_ENDS.get(kind)) is not None:
                 counters.steps[outcome] += 1
@@ -195,6 +206,7 @@ class EngineCounters(Observer):
             self._by_outcome("calls", _CALL_OUTCOMES, lambda each: each.calls),
             self._histograms("call_duration_seconds", lambda each: each.call_seconds),
             self._histograms("queue_delay_seconds", lambda each: each.queue_delay),
+            self._of_functions("ai_tokens", _samples_of_tokens),
             Metric("events_received", [Sample((), self.received)]),
             Metric("events_unmatched", [Sample((), self._unmatched)]),
         ]
@@ -222,6 +234,12 @@ class EngineCounters(Observer):
 
     def _histograms(self, name: str, read: Callable[[FunctionCounters], Histogram]) -> Metric:
         return self._of_functions(name, lambda label, each: [read(each).sample(label)])
+
+
+def _samples_of_tokens(label: str, counters: FunctionCounters) -> Iterator[Sample]:
+    for model, tokens in counters.tokens.items():
+        for direction, number in zip(_DIRECTIONS, tokens, strict=True):
+            yield Sample((label, model, direction), number)
 
 
 class RunObservers(Observers):
@@ -287,7 +305,7 @@ def read_gauges(state: EngineState, counters: EngineCounters) -> list[Metric]:
             [Sample((name,), (state.now - each.at) / 1000) for name, each in state.outboxes.items()],
         ),
         Metric("start_time_seconds", [Sample((), state.started_at / 1000)]),
-        Metric("build_info", [Sample((version("durably"),), 1)]),
+        Metric("build_info", [Sample((VERSION,), 1)]),
     ]
 
 

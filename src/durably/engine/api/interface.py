@@ -1,7 +1,8 @@
 """``Engine``, the interface of engines.
 
 HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEngine`` and ``WorkflowEngine`` implement
-them, ``HttpEngine`` reaches an engine over HTTP. To add an operation, declare it here with its line in ``SyncEngine``,
+them, ``HttpEngine`` reaches an engine over HTTP. This module needs no package of an engine, so that an app without one
+can use them. To add an operation, declare it here with its line in ``SyncEngine``,
 and implement it in the engines, or here if it only combines what they have (``is_derived``). Its route and its client
 are derived from the declaration.
 """
@@ -11,13 +12,11 @@ are derived from the declaration.
 # pyright: reportReturnType=false
 
 import datetime as dt
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from durably.engine.model.events import decode_events
 from durably.engine.model.overview import (
     App,
     Changes,
@@ -25,12 +24,10 @@ from durably.engine.model.overview import (
     FunctionInfo,
     FunctionLoad,
     FunctionReport,
-    LogState,
     Overview,
     ScheduleInfo,
-    SyncResult,
 )
-from durably.engine.model.run_report import RunRows, report_attempts, report_run, report_steps
+from durably.engine.model.questions import LONGEST_ASK_SECONDS, Asked, OpenQuestion
 from durably.engine.model.runs import (
     Attempt,
     BulkOperation,
@@ -48,26 +45,26 @@ from durably.engine.model.runs import (
     RunPage,
     RunReport,
     RunStatus,
-    RunUpdate,
     StatusCounts,
     Step,
     StoredEvent,
 )
-from durably.engine.model.settings import EngineSettings
 from durably.protocol.call import CheckpointRequest, LogLine
-from durably.protocol.engine_errors import EngineError, EventInvalidError, NotSupportedError
-from durably.protocol.events import Event, EventReceipt, InternalEvent, SendBody
-from durably.protocol.headers import Header, read_trace
-from durably.protocol.sync import SyncRequest
+from durably.protocol.channels import MessageBatch, NewMessage
+from durably.protocol.engine_errors import NotSupportedError
+from durably.protocol.events import EventReceipt, SendBody
+from durably.protocol.headers import Header
 
 from .metrics import Metric
-from .operations import Access, Operation, blocking
+from .operations import Access, Operation, blocking, operations_of
 
 T = TypeVar("T")
 
 RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
 EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 ChangePosition = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+WaitSeconds = Annotated[float, msgspec.Meta(ge=0, le=60)]
 IdSuffix = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z]+\Z", description="the last letters and digits of an id")]
 """Ids are letters and digits, so special characters of LIKE patterns are refused."""
 
@@ -165,12 +162,6 @@ class Engine:
 
     async def _find_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         """See ``search_events``."""
-
-    async def _read_run(self, run_id: str, *, has_context: bool) -> RunRows | None:
-        """The rows of a run. If it ``has_context``, with the events, parent, children and logs."""
-
-    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
-        """See ``invoke``."""
 
     async def _start_cancellation(self, wanted: RunFilter) -> BulkOperation:
         """See ``cancel_runs``."""
@@ -366,23 +357,26 @@ class Engine:
 
     @Operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
     async def get_run(self, run_id: str) -> Run | None:
-        """A run's status, its output (JSON) and more; ``None`` if it does not exist."""
+        """A run's status, its output (JSON) and more; ``None`` if it does not exist.
+
+        ``run_id`` may be the id of an invocation's event. If flow control holds its run back, or has skipped it, the
+        result has the status ``SCHEDULED`` or ``SKIPPED``, and the event's id.
+        """
 
     @Operation("GET /v1/runs/{run_id}/end")
-    async def wait_for_run(self, run_id: str) -> Run:
-        """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
+    async def wait_for_run(self, run_id: str, *, within: WaitSeconds | None = None) -> Run:
+        """The run, when it has ended with any status, or as it is after ``within`` seconds. See ``get_run``.
 
-    @Operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists, is_derived=True)
+        Raises ``RunNotFoundError``.
+        """
+
+    @Operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
     async def run_steps(self, run_id: str) -> list[Step]:
         """Finished steps in the order of their ends, then steps under way."""
-        rows = await self._read_run(run_id, has_context=False)
-        return [] if rows is None else report_steps(rows)
 
-    @Operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists, is_derived=True)
+    @Operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
     async def run_attempts(self, run_id: str) -> list[Attempt]:
         """Attempts that failed and were repeated, the earliest first."""
-        rows = await self._read_run(run_id, has_context=False)
-        return [] if rows is None else report_attempts(rows)
 
     @Operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
     async def run_calls(self, run_id: str) -> list[RunCall]:
@@ -411,18 +405,41 @@ class Engine:
         ``FunctionNotFoundError``, ``FunctionPausedError``.
         """
 
-    @Operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True, is_derived=True)
+    @Operation(
+        "POST /invoke/{function_id}",
+        is_repeatable=False,
+        repeatable_with=("id", "seed"),
+        is_bare=True,
+        headers={
+            "seed": Header.EVENT_ID_SEED,
+            "sender": Header.RUN_ID,
+            "traceparent": Header.TRACEPARENT,
+            "tracestate": Header.TRACESTATE,
+            "baggage": Header.BAGGAGE,
+        },
+    )
     async def invoke(
-        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+        self,
+        function_id: str,
+        data: dict[str, Any] | None = None,
+        *,
+        user: Any = None,
+        v: str | None = None,
+        id: str | None = None,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
     ) -> InvokeReceipt:
-        """Start a run of one function, whatever its triggers.
+        """Start a run of one function, whatever its triggers. Returns when the run is stored.
 
-        Returns when the run is stored. Raises ``FunctionNotFoundError``, ``EventInvalidError``.
+        - ``id``: While a run is stored that the function was invoked with this id for, that run is returned, and no
+          other starts. A skipped run does not count.
+        - The others are those of ``receive_events``.
+
+        Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``EventInvalidError``.
         """
-        if data is not None and not isinstance(data, dict):
-            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
-        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
-        return await self._start_invocation(function_id, event)
 
     @Operation(
         "POST /v1/signals",
@@ -431,20 +448,58 @@ class Engine:
         names={"name": "signal"},
         show=_show_run_id,
     )
-    async def signal(self, name: str, data: Any = None) -> str | None:
-        """Wake the run that waits for a signal.
+    async def signal(self, name: str, data: Any = None, *, run_id: str | None = None) -> str | None:
+        """Wake the run that waits for a signal, unless it is another than ``run_id``.
 
         Returns its id, or ``None`` if no run waits.
         """
 
-    @Operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN, is_derived=True)
+    @Operation("POST /v1/runs/{run_id}/asks")
+    async def ask_run(
+        self,
+        run_id: str,
+        name: str,
+        data: Any = None,
+        *,
+        id: str,
+        step_id: str | None = None,
+        is_only: bool = False,
+        needs_reply: bool = True,
+        within: float = LONGEST_ASK_SECONDS,
+    ) -> Asked:
+        """Deliver a message to a run that receives messages of this name, once, and wait for its reply.
+
+        Returns what became of it after ``within`` seconds, 20 at most. Until it is ``replied`` to, repeat the
+        request with the same ``id``, which identifies the message among those of this name.
+
+        - ``step_id``: The hashed id of the step that may receive it, for a question that a person has seen.
+        - ``is_only``: Refuse the message if the run has accepted another one of this name.
+        - ``needs_reply``: Without it, it returns when the message is delivered.
+
+        Raises ``RunNotFoundError``, ``AnswerRefusedError`` if the message does not fit, and ``QuestionClosedError`` if
+        the run has ended or takes it no more.
+        """
+
+    @Operation("GET /v1/questions")
+    async def list_questions(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        limit: RunLimit = 50,
+        cursor: str | None = None,
+    ) -> list[OpenQuestion]:
+        """The open questions of runs, those of the newest runs first.
+
+        ``cursor`` is the last question of the previous page, as ``<run id>.<step id>``.
+        """
+
+    @Operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
     async def inspect_run(self, run_id: str) -> RunReport | None:
         """A run in full detail; ``None`` if it does not exist.
 
         It has steps with their spans of time and attempts, events, parent and children, and logs.
         """
-        rows = await self._read_run(run_id, has_context=True)
-        return None if rows is None else report_run(rows)
 
     # overviews
 
@@ -666,6 +721,30 @@ class Engine:
         An engine keeps them in development only, and of each run the first 5,000. Raises ``RunNotFoundError``.
         """
 
+    @Operation("POST /v1/runs/{run_id}/progress")
+    async def report_progress(self, run_id: str, fraction: Fraction, message: str = "") -> float:
+        """Store how far a run is, from 0 to 1. Returns the seconds after which the next value should be sent.
+
+        Of a run that has ended, the last value stays. Raises ``RunNotFoundError``.
+        """
+
+    @Operation("POST /v1/messages", is_repeatable=False, show=_show_ok)
+    async def publish_messages(self, messages: list[NewMessage]) -> None:
+        """Publish messages to those who listen to their channels now. They are kept in memory, for a short time.
+
+        Raises ``EventInvalidError``, ``TooLargeError``.
+        """
+
+    @Operation("POST /v1/messages/read")
+    async def read_messages(
+        self, channels: dict[str, int], *, reader: str | None = None, waits: bool = True
+    ) -> MessageBatch:
+        """The messages of channels after positions, 0 for all that are kept.
+
+        Waits for some up to 20 s, or until the same ``reader`` reads again. The channel of a run is its id, and begins
+        with the state of the run. Raises ``EventInvalidError``.
+        """
+
     @Operation("POST /v1/outboxes", show=_show_ok)
     async def report_outbox(self, name: str, waiting: int, refused: int, oldest: float) -> None:
         """Keep the state of an outbox for the metrics and the overview, until the engine restarts.
@@ -699,95 +778,8 @@ class Engine:
         """
 
 
-class LocalEngine(Engine):
-    """An engine that runs in this process.
-
-    It has the methods that its HTTP API needs in addition to the operations.
-    """
-
-    _settings: EngineSettings
-
-    @property
-    def stop_error(self) -> EngineError | None:
-        """The error that stopped the engine, unless ``close`` stopped it."""
-        return None
-
-    async def close(self) -> None:
-        """Refuse further input, and wait for calls under way.
-
-        The wait is limited by the settings' ``close_grace``.
-        """
-        raise NotImplementedError
-
-    def explain(self, error: Exception) -> Exception:
-        """Convert a store error to an ``EngineError``.
-
-        Other errors are returned unchanged.
-        """
-        return error
-
-    async def verify(self) -> None:
-        """Check that the engine can accept events and call apps.
-
-        Raises an error if it cannot.
-        """
-
-    async def read_log(self) -> LogState | None:
-        """The state of the commit log, ``None`` if there is none or its store cannot be reached."""
-        return None
-
-    async def receive_events(
-        self,
-        body: bytes,
-        *,
-        seed: str | None = None,
-        sender: str | None = None,
-        traceparent: str | None = None,
-        tracestate: str | None = None,
-        baggage: str | None = None,
-    ) -> EventReceipt:
-        events = await decode_events(body, self._settings.max_event_bytes)
-        if traceparent is not None:
-            traceparent = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
-        tracing = self._settings.tracing
-        # The events of an untraced app's run continue the trace of the run.
-        if tracing is None or (sender is not None and traceparent is None):
-            return await self.accept_events(events, seed=seed, sender=sender, traceparent=traceparent)
-        with tracing.receiving([event.name for event in events], traceparent) as received:
-            return await self.accept_events(events, seed=seed, sender=sender, traceparent=received)
-
-    async def accept_events(
-        self,
-        events: Sequence[Event],
-        *,
-        seed: str | None = None,
-        sender: str | None = None,
-        traceparent: str | None = None,
-    ) -> EventReceipt:
-        """Store decoded events as ``receive_events`` does.
-
-        Raises ``EventInvalidError``.
-        """
-        raise NotImplementedError
-
-    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
-        """Replace the functions of an app.
-
-        ``in_process``: the app is not called over HTTP, and its URLs are only names. Raises ``ConfigInvalidError``,
-        which names the function and the option.
-        """
-        raise NotImplementedError
-
-    def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """Future changes of runs, for display.
-
-        A slow reader loses the oldest updates.
-        """
-        raise NotImplementedError
-
-    def watch_process(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """``watch`` for the runs that this process executes."""
-        return self.watch()
+OPERATIONS = operations_of(Engine)
+"""The operations by name."""
 
 
 class SyncEngine(Engine):
@@ -825,6 +817,8 @@ class SyncEngine(Engine):
     list_logs_sync = blocking(Engine.list_logs)
     invoke_sync = blocking(Engine.invoke)
     signal_sync = blocking(Engine.signal)
+    ask_run_sync = blocking(Engine.ask_run)
+    list_questions_sync = blocking(Engine.list_questions)
     list_functions_sync = blocking(Engine.list_functions)
     pause_function_sync = blocking(Engine.pause_function)
     resume_function_sync = blocking(Engine.resume_function)

@@ -96,6 +96,12 @@ CATALOGUE: Sequence[Family] = (
         SECONDS,
     ),
     Family(
+        "ai_tokens",
+        _COUNTER,
+        "Tokens of AI models that steps have recorded, failed attempts included: input or output.",
+        ("function", "model", "direction"),
+    ),
+    Family(
         "calls_waiting",
         _GAUGE,
         "Calls that are due and wait: for limits of their function, or for a free slot.",
@@ -192,3 +198,5 @@ CATALOGUE: Sequence[Family] = (
 FAMILIES = {family.name: family for family in CATALOGUE}
 OTHER_FUNCTIONS = "(other)"
 """The label of functions above the limit."""
+OTHER_MODELS = "(other)"
+"""The label of a function's models above the limit."""

@@ -2,15 +2,16 @@
 
 Each is declared once, by ``@Operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
 and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. The route
-(``api/http/application.py``), the client (``api/http/codec.py``), and calls between processes are derived from these.
+(``api/http/application.py``), the client (``api/codec.py``), and calls between processes are derived from these.
 ``blocking`` derives a method for synchronous code.
 """
 
+import contextlib
 import datetime as dt
 import functools
 import inspect
 import types
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, TypeVar, Union, cast, get_args, get_origin
@@ -92,6 +93,12 @@ class Argument(msgspec.Struct, frozen=True):
             if text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most:
                 return int(text)
             raise ArgumentInvalidError(f"{self.wire_name} must be a whole number from 1 to {most}, not {text!r}")
+        if base is float:
+            maximum = 2.0**53 if meta is None or meta.le is None else float(meta.le)
+            with contextlib.suppress(ValueError):
+                if 0 <= (number := float(text)) <= maximum:
+                    return number
+            raise ArgumentInvalidError(f"{self.wire_name} must be a number from 0 to {maximum:g}, not {text!r}")
         if base is bool:
             if text in ("true", "false"):
                 return text == "true"
@@ -113,9 +120,9 @@ class Argument(msgspec.Struct, frozen=True):
 def read_status(text: str) -> RunStatus:
     """The run status of a name in any case. Raises ``ArgumentInvalidError``."""
     try:
-        return RunStatus(text.capitalize())
-    except ValueError:
-        raise ArgumentInvalidError(f"status must be one of {', '.join(RunStatus)}, not {text!r}") from None
+        return RunStatus.read(text)
+    except ValueError as error:
+        raise ArgumentInvalidError(str(error)) from None
 
 
 def base_of(annotation: Any) -> tuple[Any, msgspec.Meta | None]:
@@ -149,6 +156,7 @@ class Operation:
     - ``route``: The HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that are not in the path
       are query parameters of GET and DELETE, and fields of the JSON body of POST.
     - ``is_repeatable``: Executing it twice has the effect of executing it once.
+    - ``repeatable_with``: Arguments with any of which it is repeatable.
     - ``missing``: The error's message if the result is ``None``, or if it is empty and ``exists`` returns false. The
       HTTP status is then 404.
     - ``show``: Makes the ``data`` of the HTTP answer if it differs from the result.
@@ -164,6 +172,7 @@ class Operation:
     _: KW_ONLY
     access: Access = Access.SIGNING_KEY
     is_repeatable: bool = True
+    repeatable_with: Collection[str] = ()
     missing: str | None = None
     exists: Show | None = None
     show: Show | None = None
@@ -199,6 +208,10 @@ class Operation:
 
     def __repr__(self) -> str:
         return f"Operation({self.name!r})"
+
+    def may_repeat(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether executing it twice with these arguments has the effect of executing it once."""
+        return self.is_repeatable or not arguments.keys().isdisjoint(self.repeatable_with)
 
     @functools.cached_property
     def _signature(self) -> inspect.Signature:

@@ -35,6 +35,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
       ``{"input": […]}``.
     - ``also``: Calls that share the request of ``call``. An app may execute their steps too. An SDK without this
       feature ignores them.
+    - ``parallel_steps``: See ``parallel_steps_of``.
     - ``priority``: Orders calls, and is not sent.
     - ``defers``: The functions that the run has deferred.
     - ``traceparent``: The trace context that the call continues, if any.
@@ -52,11 +53,21 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     priority: int = 0
     defers: Sequence[Deferred] = ()
     traceparent: str | None = None
+    parallel_steps: int = 0
 
     @property
     def request_id(self) -> str:
         """Identifies this call, also for checkpoints without a generation."""
         return f"{self.run_id}.{self.call.generation}"
+
+
+def parallel_steps_of(call: Call, *, disable_immediate: bool, has_limits: bool, room: int) -> int:
+    """The number of new steps that an app may execute in a call if it finds several at once.
+
+    0 if the engine must call for each of them: the function has concurrency limits, which count calls, or steps of the
+    run have calls of their own already. ``room`` is the number of steps that the run may still have.
+    """
+    return 0 if has_limits or disable_immediate or call.attempt or not call.is_discovery else max(room, 0)
 
 
 def job_id_of(run_id: str, step_id: str) -> str:
@@ -95,10 +106,7 @@ def build_body(data: CallData, max_bytes: int = MAX_CALL_BODY_BYTES) -> bytes:
 
 def join_memos(memos: Sequence[tuple[str, bytes]]) -> bytes:
     """A JSON object of memos by hashed step id."""
-    return b"{" + b",".join([_quote(step_id) + b":" + memo for step_id, memo in sorted(memos)]) + b"}"
-
-
-_quote = msgspec.json.Encoder().encode
+    return _sorted.encode({step_id: msgspec.Raw(memo) for step_id, memo in memos})
 
 
 def _encode_defers(defers: Sequence[Deferred]) -> bytes:
@@ -123,6 +131,7 @@ def _assemble(data: CallData, *, use_api: bool) -> bytes:
         "run_id": data.run_id,
         "stack": {"current": len(data.memos), "stack": [step_id for step_id, _ in data.memos]},
         "step_id": data.call.step_id,
+        **({"parallel_steps": data.parallel_steps} if data.parallel_steps else {}),
         "use_api": use_api,
     }
     steps = data.memos if data.step_input is None else [*data.memos, data.step_input]

@@ -9,6 +9,8 @@ import msgspec
 
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.questions import QuestionInfo
+from durably.protocol.usage import ModelUsage
 
 from .calls import Answer
 from .run_state import Call, RunStatus
@@ -85,7 +87,7 @@ class RequestFinished(msgspec.Struct, frozen=True):
     """A request that the engine made for a step has ended.
 
     ``memo`` is the step's result, ``{data}``, or ``{error}`` if it ``failed``. A failure that ``is_retriable`` is
-    retried while attempts are left.
+    retried while attempts are left. ``usage`` is that of a model.
     """
 
     step_id: str
@@ -93,6 +95,7 @@ class RequestFinished(msgspec.Struct, frozen=True):
     memo: bytes
     failed: bool = False
     is_retriable: bool = False
+    usage: tuple[ModelUsage, ...] = ()
 
 
 class RequestLost(msgspec.Struct, frozen=True):
@@ -142,12 +145,13 @@ Input = (
 class FailedAttempt(msgspec.Struct, frozen=True):
     """An attempt that another follows.
 
-    ``step_id`` is ``DISCOVER`` for the function's own code. ``timing`` is the op's.
+    ``step_id`` is ``DISCOVER`` for the function's own code. ``timing`` and ``usage`` are the op's.
     """
 
     step_id: str
     error: ErrorData
     timing: Any = None
+    usage: tuple[ModelUsage, ...] = ()
 
 
 class MakeCall(msgspec.Struct, frozen=True, gc=False):
@@ -164,6 +168,7 @@ class WriteMemo(msgspec.Struct, frozen=True, gc=False):
     - ``failed``: The memo is an error.
     - ``timing``: When the app executed the step, as in its op, if the app sends it.
     - ``arguments``: The step's arguments, a JSON array, if the app sends them.
+    - ``usage``: The tokens of models in the step's last attempt.
     """
 
     step_id: str
@@ -174,6 +179,7 @@ class WriteMemo(msgspec.Struct, frozen=True, gc=False):
     failed: bool = False
     timing: Any = None
     arguments: Any = None
+    usage: tuple[ModelUsage, ...] = ()
 
 
 class Sleep(msgspec.Struct, frozen=True):
@@ -193,7 +199,8 @@ class AwaitEvent(msgspec.Struct, frozen=True):
 class AwaitSignal(msgspec.Struct, frozen=True):
     """Wait for a signal.
 
-    ``replaces``: the wait replaces another step's wait for the signal.
+    ``replaces``: the wait replaces another step's wait for the signal. ``question`` describes the message that the
+    signal brings, if the run waits for one.
     """
 
     step_id: str
@@ -201,6 +208,7 @@ class AwaitSignal(msgspec.Struct, frozen=True):
     signal: str
     replaces: bool
     until: int
+    question: QuestionInfo | None = None
 
 
 class Invoke(msgspec.Struct, frozen=True):
@@ -243,12 +251,13 @@ class CloseWait(msgspec.Struct, frozen=True, gc=False):
 class Defer(msgspec.Struct, frozen=True):
     """Start a function when the run has ended.
 
-    ``data`` is the data of its event, a JSON object.
+    ``data`` is the data of its event, a JSON object, and ``sessions`` are those of its event.
     """
 
     step_id: str
     function_id: str
     data: bytes
+    sessions: dict[str, str] = {}
 
 
 class AbortDeferred(msgspec.Struct, frozen=True):

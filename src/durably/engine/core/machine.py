@@ -19,6 +19,7 @@ import msgspec
 from durably.protocol.engine_errors import CheckpointInvalidError, OpInvalidError, StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorCode, ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
+from durably.protocol.questions import without_run
 
 from .calls import AttemptFailed, ReportedOps, Returned, Unreached
 from .inputs import (
@@ -236,9 +237,13 @@ def _end_wait(transition: Transition, run_input: WaitResolved) -> None:
 def _fail_wait(transition: Transition, run_input: SignalConflicted) -> None:
     wait = transition.waits.get(run_input.step_id)
     if wait is not None:
+        name = without_run(run_input.signal)
         message = (
             f"step {wait.name!r} waits for the signal {run_input.signal!r}, for which another step already waits; give "
             "the wait on_conflict='replace' to replace it"
+            if name == run_input.signal
+            else f"step {wait.name!r} receives {name!r}, and so does another step of the run at the same time: give "
+            "one of them another name"
         )
         transition.fail(ErrorData(name="SignalConflictError", message=message))
 
@@ -249,7 +254,7 @@ def _end_request(transition: Transition, run_input: RequestFinished) -> None:
         return
     attempts = wait.attempt + 1
     if not run_input.failed or not run_input.is_retriable or attempts >= transition.max_attempts:
-        transition.resolve(wait, run_input.memo, attempts=attempts, failed=run_input.failed)
+        transition.resolve(wait, run_input.memo, attempts=attempts, failed=run_input.failed, usage=run_input.usage)
         return
     generation, due = transition.next_generation(), transition.now + transition.policy.retry_delay(wait.attempt)
     transition.waits[wait.step_id] = msgspec.structs.replace(wait, generation=generation, attempt=attempts)

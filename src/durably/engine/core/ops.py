@@ -11,14 +11,16 @@ import msgspec
 from durably.protocol.durations import DurationInvalidError, parse_timestamp
 from durably.protocol.engine_errors import OpInvalidError
 from durably.protocol.errors import ErrorData
-from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
+from durably.protocol.events import merge_sessions
+from durably.protocol.opcodes import FUNCTION_END_ID, RETRY_AFTER_OPT, Op, Opcode
+from durably.protocol.questions import MAX_QUESTION_BYTES, QuestionInfo
 
 from .backoff import read_retry_after
 from .calls import ReportedOps
 from .expressions import ExpressionInvalidError, compile_expression
 from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
 from .run_state import Call, Deferred, RunStatus, Wait
-from .transition import Transition, data_memo, error_memo
+from .transition import Transition, data_memo, encode_error, error_memo
 
 
 def step_name(op: Op) -> str:
@@ -82,17 +84,39 @@ def _step_run(answered: AnsweredCall, op: Op) -> None:
 
 def _step_error(answered: AnsweredCall, op: Op) -> None:
     transition, attempt = answered.transition, answered.attempt
+    if _is_function_end(op):
+        _function_error(answered, op, no_retry=answered.report.no_retry)
+        return
     if answered.report.no_retry or attempt + 1 >= transition.max_attempts:
         _step_failed(answered, op)
     else:
         retry_at = read_retry_after(_text(op, RETRY_AFTER_OPT), transition.now) or answered.report.retry_at
-        transition.retry(
-            answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op), executed=op
-        )
+        call = answered.call
+        if call.is_discovery and op.parallel_mode:
+            # The call has executed several steps together. Each has attempts of its own.
+            transition.disable_immediate = True
+            call = msgspec.structs.replace(call, step_id=op.id, race=answered.is_race(op))
+        transition.retry(call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op), executed=op)
 
 
 def _step_failed(answered: AnsweredCall, op: Op) -> None:
+    if _is_function_end(op):
+        _function_error(answered, op, no_retry=True)
+        return
     _write(answered, op, error_memo(_error_of(op)), failed=True)
+
+
+def _is_function_end(op: Op) -> bool:
+    """Whether the op reports the end of the function. A step of that id has a name."""
+    return op.id == FUNCTION_END_ID and op.userland is None and not op.display_name
+
+
+def _function_error(answered: AnsweredCall, op: Op, *, no_retry: bool) -> None:
+    """The function raised. Apps report this as an op if others are in the same answer, such as defers."""
+    error = _error_of(op)
+    answered.transition.fail_attempt(
+        answered.call, error, no_retry=no_retry, retry_at=answered.report.retry_at, written=encode_error(error)
+    )
 
 
 def _error_of(op: Op) -> ErrorData:
@@ -282,7 +306,23 @@ def _read_signal_wait(op: Op, transition: Transition) -> AwaitSignal:
     conflict = _text(op, "conflict") or "fail"
     if conflict not in ("fail", "replace"):
         raise OpInvalidError(f"step {step_name(op)!r} has the conflict mode {conflict!r}; use 'fail' or 'replace'")
-    return AwaitSignal(op.id, step_name(op), signal, conflict == "replace", _long_timeout(op, transition))
+    until, question = _long_timeout(op, transition), _read_question(op)
+    return AwaitSignal(op.id, step_name(op), signal, conflict == "replace", until, question)
+
+
+def _read_question(op: Op) -> QuestionInfo | None:
+    given = (op.opts or {}).get("question")
+    if given is None:
+        return None
+    try:
+        question = msgspec.convert(given, QuestionInfo)
+    except msgspec.ValidationError as error:
+        raise OpInvalidError(f"step {step_name(op)!r} has a question that cannot be read: {error}") from None
+    if (size := len(msgspec.json.encode(question))) > MAX_QUESTION_BYTES:
+        raise OpInvalidError(
+            f"step {step_name(op)!r} has a question of {size} bytes; at most {MAX_QUESTION_BYTES} are allowed"
+        )
+    return question
 
 
 def _read_invoke(op: Op, transition: Transition) -> Invoke:
@@ -305,7 +345,11 @@ def _read_defer(op: Op) -> Defer:
     data = (op.opts or {}).get("input") or {}
     if not isinstance(data, dict):
         raise OpInvalidError("its data is not an object")
-    return Defer(op.id, function_id, msgspec.json.encode(data))
+    try:
+        sessions = merge_sessions((op.opts or {}).get("meta"))
+    except ValueError as error:
+        raise OpInvalidError(str(error)) from error
+    return Defer(op.id, function_id, msgspec.json.encode(data), sessions)
 
 
 def _long_timeout(op: Op, transition: Transition) -> int:

@@ -2,10 +2,10 @@
 
 import datetime as dt
 from collections.abc import Callable
-from enum import StrEnum
 
 import msgspec
 
+from durably.protocol.events import RunStatus as RunStatus
 from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import (
     DEFAULT_LONG_TIMEOUT,
@@ -22,19 +22,6 @@ from durably.protocol.opcodes import Opcode
 
 MACHINE_VERSION = 1
 """The version of stored states. Raise it if the machine would continue an older state differently."""
-
-
-class RunStatus(StrEnum):
-    SCHEDULED = "Scheduled"
-    RUNNING = "Running"
-    COMPLETED = "Completed"
-    FAILED = "Failed"
-    CANCELLED = "Cancelled"
-    SKIPPED = "Skipped"
-
-    @property
-    def has_ended(self) -> bool:
-        return self not in (RunStatus.SCHEDULED, RunStatus.RUNNING)
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

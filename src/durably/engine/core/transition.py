@@ -5,6 +5,7 @@ import msgspec
 from durably.protocol.engine_errors import StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.usage import ModelUsage, read_usage_metadata
 
 from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, FailedAttempt, MakeCall, WriteMemo
 from .run_state import MACHINE_VERSION, Call, Policy, RunState, RunStatus, Wait
@@ -134,7 +135,7 @@ class Transition:
             ),
             FailedAttempt(call.step_id, error)
             if executed is None
-            else FailedAttempt(executed.id, error, executed.timing),
+            else FailedAttempt(executed.id, error, executed.timing, read_usage_metadata(executed.metadata)),
         )
 
     def fail_attempt(
@@ -171,10 +172,12 @@ class Transition:
         attempts: int = 1,
         failed: bool = False,
         executed: Op | None = None,
+        usage: tuple[ModelUsage, ...] = (),
     ) -> None:
         """Store the result of a step.
 
-        ``executed`` is the op of a step that the app has executed. Raises ``RunOverflow`` if the run has no capacity.
+        ``executed`` is the op of a step that the app has executed, and has its usage. Raises ``RunOverflow`` if the
+        run has no capacity.
         """
         if self.memos + 1 > self.policy.max_steps:
             raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
@@ -190,17 +193,27 @@ class Transition:
         timing = arguments = None
         if executed is not None:
             timing, arguments = executed.timing, executed.opts.get("input") if executed.opts else None
-        self.commands.append(WriteMemo(step_id, name, op, memo, attempts, failed, timing, arguments))
+            if executed.metadata is not None:
+                usage = read_usage_metadata(executed.metadata)
+        self.commands.append(WriteMemo(step_id, name, op, memo, attempts, failed, timing, arguments, usage))
 
     def step_ended(self, race: bool) -> None:
         self._step_ended = True
         self._race_ended = self._race_ended or race
 
-    def resolve(self, wait: Wait, memo: bytes, *, attempts: int = 1, failed: bool = False) -> None:
+    def resolve(
+        self,
+        wait: Wait,
+        memo: bytes,
+        *,
+        attempts: int = 1,
+        failed: bool = False,
+        usage: tuple[ModelUsage, ...] = (),
+    ) -> None:
         """End a wait with its step's memo."""
         self.close_wait(wait.step_id)
         try:
-            self.write(wait.step_id, wait.name, wait.op, memo, attempts=attempts, failed=failed)
+            self.write(wait.step_id, wait.name, wait.op, memo, attempts=attempts, failed=failed, usage=usage)
             self.step_ended(wait.race)
         except RunOverflow as overflow:
             self.fail(overflow.error)

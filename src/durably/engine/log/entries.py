@@ -16,7 +16,8 @@ from durably.engine.sqlite.schema import MIGRATIONS
 from durably.protocol.engine_errors import LogDamagedError, LogRefusedError
 
 _FORMAT = 1
-_SHORTEST_COMPRESSED = 256
+_SHORTEST_COMPRESSED = 1000
+"""Bytes. zlib takes 30 µs to begin, a tenth of an append's time."""
 _READS = ("SELECT", "PRAGMA", "EXPLAIN", "COMMIT", "RELEASE")
 _BOUNDS = ("BEGIN", "SAVEPOINT", "ROLLBACK TO", "ROLLBACK")
 _SCHEMA_VERSION = "PRAGMA user_version ="

@@ -112,6 +112,10 @@ class CommitLog:
         return self._side
 
     @property
+    def has_key(self) -> bool:
+        return self._record is not None
+
+    @property
     def key(self) -> str:
         assert self._record is not None
         return self._record.key

@@ -86,7 +86,12 @@ class S3Log(LogStore):
     @functools.cached_property
     def _s3(self) -> Any:
         # The caller repeats requests, because it knows which may be repeated.
-        config = Config(connect_timeout=5, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1})
+        config = Config(
+            connect_timeout=5,
+            read_timeout=ANSWER_SECONDS,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=_READ_TOGETHER,
+        )
         return Session().client("s3", config=config)  # boto3's own session is for one thread.
 
     def _call(self, request: Callable[..., T], *accepted: int, **arguments: Any) -> T | int:

@@ -30,7 +30,7 @@ async def follow(log: CommitLog, path: Path, durability: Durability) -> None:
     except asyncio.CancelledError:
         stop.set()
         log.interrupt()
-        await following
+        await asyncio.wait({following})  # Its error must not replace the cancellation.
         raise
 
 

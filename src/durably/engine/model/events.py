@@ -16,8 +16,17 @@ from durably.engine.core.run_state import Origin, RunStatus
 from durably.protocol.call import NotUtf8Error, TooDeepError, check_nesting
 from durably.protocol.engine_errors import EngineError, EventInvalidError, EventTooLargeError, JsonInvalidError
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import INTERNAL_PREFIX, Event, InternalEvent
-from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_EVENTS_PER_POST, MAX_NESTING
+from durably.protocol.events import INTERNAL_PREFIX, Event, InternalEvent, merge_sessions
+from durably.protocol.limits import (
+    MAX_DEV_EVENT_BYTES,
+    MAX_EVENT_BYTES,
+    MAX_EVENT_NAME_LENGTH,
+    MAX_EVENTS_PER_POST,
+    MAX_NESTING,
+)
+from durably.protocol.text import get_logger
+
+_logger = get_logger("durably.engine")
 
 _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
 """1980 and 2100. A timestamp outside of them is in seconds or nanoseconds, or wrong."""
@@ -82,7 +91,8 @@ class CheckedEvent(msgspec.Struct, frozen=True):
 def check_event(event: Event, max_bytes: int, *, is_internal: bool = False) -> CheckedEvent:
     """Check an event, and encode its data.
 
-    ``is_internal``: the event is one of the engine's own. Raises ``EventInvalidError``.
+    ``is_internal``: the event starts a function, which the caller's error names. Raises ``EventInvalidError``,
+    ``EventTooLargeError``.
     """
     name = event.name
     if not name or not name.strip():
@@ -100,13 +110,24 @@ def check_event(event: Event, max_bytes: int, *, is_internal: bool = False) -> C
             f"event {event.name!r} has the timestamp {event.ts}; it must be milliseconds since the epoch, between the "
             "years 1980 and 2100"
         )
+    what = "its data" if is_internal else f"event {name!r}"
     try:
         data = msgspec.json.encode(event.data or {})
-        size = len(msgspec.json.encode(msgspec.structs.replace(event, data=msgspec.Raw(data))))
+        encoded = msgspec.json.encode(msgspec.structs.replace(event, data=msgspec.Raw(data)))
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
-        raise EventInvalidError(f"event {event.name!r} is not JSON: {error}") from error
-    if size > max_bytes:
-        raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are allowed")
+        raise EventInvalidError(f"{what} is not JSON: {error}") from error
+    if len(encoded) > max_bytes:
+        raise _too_large(encoded, max_bytes, what)
+    try:
+        merge_sessions(event.meta)
+    except ValueError as error:
+        raise EventInvalidError(f"{what}: {error}") from None
+    if max_bytes == MAX_DEV_EVENT_BYTES and len(encoded) > MAX_EVENT_BYTES:
+        _logger.warning(
+            "%s is %d bytes. This development server accepts it; in production an event may have %d, or "
+            "EngineSettings(max_event_bytes=…)",
+            *(what, len(encoded), MAX_EVENT_BYTES),
+        )
     return CheckedEvent(event, data)
 
 
@@ -131,18 +152,21 @@ def make_received_event(
     }
     if event.v:
         fields["v"] = event.v
+    if sessions := merge_sessions(event.meta):
+        fields["meta"] = {"sessions": sessions}
     encoded = fields if data is None else {**fields, "data": msgspec.Raw(data)}
     return ReceivedEvent(event_id, event.name, msgspec.json.encode(encoded), fields, origin, traceparent)
 
 
 def invocation_event(payload: Mapping[str, Any]) -> Event:
     """The event of an app's invocation, without optional parts of a wrong type."""
-    version, user = payload.get("v"), payload.get("user")
+    version, user, meta = payload.get("v"), payload.get("user"), payload.get("meta")
     return Event(
         name=InternalEvent.FUNCTION_INVOKED,
         data=payload.get("data") or {},
         user=user,
         v=version if isinstance(version, str) else None,
+        meta=meta if isinstance(meta, dict) else None,
     )
 
 
@@ -218,9 +242,12 @@ def make_internal_event(
     now: int,
     origin: Origin | None = None,
     traceparent: str | None = None,
+    sessions: Mapping[str, str] | None = None,
 ) -> ReceivedEvent:
     """One of the engine's own events. ``data`` is JSON."""
-    fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
+    fields: dict[str, Any] = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
+    if sessions:
+        fields["meta"] = {"sessions": sessions}
     return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin, traceparent=traceparent)
 
 
@@ -314,9 +341,18 @@ class _LenientEvent(msgspec.Struct):
     ts: int | None = None
     user: Any = None
     v: str | None = None
+    meta: Any = None
 
     def to_event(self) -> Event:
-        return Event(name=self.name, data=self.data or {}, id=self.id or "", ts=self.ts or 0, user=self.user, v=self.v)
+        return Event(
+            name=self.name,
+            data=self.data or {},
+            id=self.id or "",
+            ts=self.ts or 0,
+            user=self.user,
+            v=self.v,
+            meta=self.meta,
+        )
 
 
 _event = msgspec.json.Decoder(Event)
@@ -371,7 +407,10 @@ async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
 
 
 def _too_large(encoded: bytes, most: int, what: str) -> EventTooLargeError:
-    return EventTooLargeError(f"{what} is {len(encoded)} bytes, more than the {most} that an event may have")
+    return EventTooLargeError(
+        f"{what} is {len(encoded)} bytes, more than the {most} that an event may have: store the data elsewhere, and "
+        "send where it is"
+    )
 
 
 def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = JsonInvalidError) -> T:

@@ -28,6 +28,7 @@ _MOST_EXPLAINED = 10
 _MOST_NAMES = 1000
 """The maximum number of event names: reported, searched for the nearest, and whose triggers are remembered."""
 _LONGEST = 200
+_DIALLED = ("ws://", "wss://")
 
 
 class KnownNames(msgspec.Struct, frozen=True):
@@ -122,6 +123,11 @@ class SyncedFunction(msgspec.Struct, frozen=True):
     def signs_whole_answers(self) -> bool:
         """Whether its app announced at the sync that it signs whole answers."""
         return next(iter(self.config.steps.values())).runtime.answer_signature == WHOLE_ANSWERS
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether its app dials the engine, and gets its calls over this connection."""
+        return next(iter(self.config.steps.values())).runtime.url.startswith(_DIALLED)
 
     def url_of(self, step_id: str) -> URL:
         """The URL of a call: of a discovery, or of one step."""
@@ -325,7 +331,7 @@ def read_sync(request: SyncRequest, *, in_process: bool) -> list[SyncedFunction]
         _check_id(config.id, request.app_id)
         if config.id in functions:
             raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
-        _check_steps(config, in_process)
+        _check_steps(config, in_process, is_connected=request.deploy_type == "connect")
         check_triggers(config.id, config.triggers)
         functions[config.id] = SyncedFunction.from_config(config, request.app_id, request.app_version)
     return list(functions.values())
@@ -340,32 +346,32 @@ def _check_id(function_id: str, app_id: str) -> None:
         )
 
 
-def _check_steps(config: FunctionConfig, in_process: bool) -> None:
+def _check_steps(config: FunctionConfig, in_process: bool, *, is_connected: bool) -> None:
     if len(config.steps) != 1:
         reason = "there must be exactly one, with the URL at which to call the function"
         raise ConfigInvalidError.at(config.id, "steps", f"are {len(config.steps)}; {reason}")
     (step,) = config.steps.values()
     if not in_process:
-        _check_runtime(config.id, step)
+        _check_runtime(config.id, step, is_connected=is_connected)
     attempts = step.retries.attempts if step.retries else None
     if attempts is not None and not 0 <= attempts <= MAX_RETRIES:
         raise ConfigInvalidError.at(config.id, "retries", f"is {attempts}; it must be from 0 to {MAX_RETRIES}")
 
 
-def _check_runtime(function_id: str, step: StepConfig) -> None:
-    if step.runtime.type != "http":
+def _check_runtime(function_id: str, step: StepConfig, *, is_connected: bool) -> None:
+    schemes = ("ws", "wss") if is_connected else ("http", "https")
+    if step.runtime.type not in ("http", "ws"):
         raise ConfigInvalidError.at(
-            function_id,
-            "runtime.type",
-            f"is {step.runtime.type!r}; this engine calls functions over 'http' only: it does not support Connect, so "
-            "serve the functions over HTTP",
+            function_id, "runtime.type", f"is {step.runtime.type!r}; this engine calls functions over 'http' or 'ws'"
         )
     try:
         url = URL(step.runtime.url)
-        is_good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
+        is_good = url.scheme in schemes and bool(url.host) and url.port != 0
     except ValueError:  # a port that is not a number, an open bracket, an invalid name
         is_good = False
     if not is_good:
         # URLs may contain passwords.
         shown = redact_url(step.runtime.url)[:_LONGEST_QUOTE]
-        raise ConfigInvalidError.at(function_id, "runtime.url", f"is {shown!r}; it must be an http or https URL")
+        raise ConfigInvalidError.at(
+            function_id, "runtime.url", f"is {shown!r}; it must be an {schemes[0]} or {schemes[1]} URL"
+        )

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from durably.protocol.sync import FunctionConfig
 from durably.protocol.text import redact_url
 
-from .runs import Run, RunStatus
+from .runs import ModelUsage, Run, RunStatus
 
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,7 +235,8 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
 class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
     """A function and its load.
 
-    Durations are seconds, over its last ``sampled`` ended runs.
+    Durations are seconds, over its last ``sampled`` ended runs. ``usage`` are the tokens of models in the interval of
+    the load, which begins and ends with a quarter of an hour here.
     """
 
     function: FunctionInfo
@@ -244,6 +245,7 @@ class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
     sampled: int
     p50: float | None
     p95: float | None
+    usage: list[ModelUsage] = []
 
 
 class UnreachedApp(msgspec.Struct, frozen=True):

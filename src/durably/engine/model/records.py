@@ -18,6 +18,7 @@ from durably.engine.core.transition import excerpt
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode, Timing, hash_step_id, read_timing
 from durably.protocol.text import get_logger, keep_ends
+from durably.protocol.usage import ModelUsage
 
 UNREACHED_ERRORS = frozenset({"AppUnreachableError", "FunctionNotServedError", "CallReturnedError"})
 """Names of errors of calls that did not reach the app. Such a call uses no attempt up."""
@@ -77,6 +78,8 @@ class StepRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A rerun took it over from the original run."""
     arguments: bytes | None = None
     """JSON."""
+    usage: tuple[ModelUsage, ...] = ()
+    """That of the last attempt."""
 
 
 class UnfinishedStep(msgspec.Struct, frozen=True, gc=False):
@@ -109,6 +112,7 @@ class AttemptRow(msgspec.Struct, frozen=True, gc=False):
     ran_for: int | None = None
     retry_at: int | None = None
     """When the next attempt was or is due."""
+    usage: tuple[ModelUsage, ...] = ()
 
 
 class WaitRow(msgspec.Struct, frozen=True, gc=False):
@@ -126,6 +130,8 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
     expression: str | None = None
     due: int | None = None
     called_at: int | None = None
+    question: bytes | None = None
+    """``QuestionInfo`` as JSON, if the step waits for a message."""
 
 
 class WaitTimes(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -138,6 +144,8 @@ class WaitTimes(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The awaited event, signal or run."""
     called_at: int | None = None
     """When the call was made that requested it."""
+    question: bytes | None = None
+    """Of an open wait for a message: ``QuestionInfo`` as JSON."""
 
 
 class CallTimes(msgspec.Struct, frozen=True, gc=False):
@@ -297,6 +305,7 @@ def failed_call_row(live: ChangingRun, command: MakeCall, now: int) -> AttemptRo
         ran_from=ran_from,
         ran_for=ran_for,
         retry_at=call.due,
+        usage=failed.usage,
     )
 
 

@@ -10,9 +10,10 @@ import base64
 import ipaddress
 import re
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -22,14 +23,19 @@ from yarl import URL
 from durably.engine.core.inputs import MakeRequest, RequestFinished
 from durably.engine.core.transition import data_memo, error_memo
 from durably.protocol.call import decode
+from durably.protocol.channels import MAX_CHANNEL_NAME_LENGTH
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import REDACTED, find_random_words, get_logger, is_secret_name, redact_url
+from durably.protocol.usage import ModelUsage, read_answer_usage
+
+from .inference import EventReader, StreamedAnswer, StreamFailedError, TextPublisher, find_format
 
 _logger = get_logger("durably.engine")
 _json = msgspec.json.Decoder()
+T = TypeVar("T")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _NOT_FORWARDED = frozenset(
@@ -125,6 +131,22 @@ def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
         case _:
             name, text = "Authorization", f"Bearer {key}"
     headers.setdefault(name, _checked_value(name, text))
+    return request
+
+
+def read_streamed_inference(opts: Mapping[str, Any]) -> OutboundRequest:
+    """The request of an ``AIGateway`` op for a streamed answer. Raises ``RequestInvalidError``."""
+    body = opts.get("body")
+    if not isinstance(body, Mapping):
+        raise RequestInvalidError("the body must be an object, so that the engine can ask for a stream")
+    try:
+        form = find_format(opts)
+    except ValueError as error:
+        raise RequestInvalidError(str(error)) from None
+    asked = dict(body)
+    url = form.prepare(_parse_url(str(opts.get("url", ""))), asked)
+    request = read_inference({**opts, "url": str(url), "body": asked})
+    request.headers["Accept-Encoding"] = "identity"  # Compression may hold text back.
     return request
 
 
@@ -339,19 +361,28 @@ class OutboundClient:
         ``OutboundError``.
         """
         attempt = _Attempt("GatewayError", opts)
-        status, headers, body = await self._send(attempt, attempt.read(read_fetch))
+        status, headers, body = await self._send(attempt, attempt.read(read_fetch), self._read)
         answer: dict[str, Any] = {"url": attempt.shown_url, "status_code": status, "headers": headers}
         if status not in _WITHOUT_BODY:
             answer["body"] = body
         return answer
 
-    async def infer(self, opts: Mapping[str, Any]) -> Any:
+    async def infer(self, opts: Mapping[str, Any], on_text: Callable[[str], None] | None = None) -> Any:
         """Make the request of an ``AIGateway`` op (spec §5.3.6).
 
-        Returns the answer's JSON. Raises ``OutboundError``, also for any status but success.
+        With ``on_text`` the answer is streamed, and ``on_text`` gets its text as it comes. Returns the answer's JSON.
+        Raises ``OutboundError``, also for any status but success.
         """
         attempt = _Attempt("AIGatewayError", opts)
-        status, _, body = await self._send(attempt, attempt.read(read_inference))
+        if on_text is None:
+            status, _, body = await self._send(attempt, attempt.read(read_inference), self._read)
+        else:
+            request = attempt.read(read_streamed_inference)
+            read = partial(self._read_stream, answer=find_format(opts)(), on_text=on_text)
+            status, _, answer = await self._send(attempt, request, read)
+            if not isinstance(answer, str):
+                return answer
+            body = answer
         if not 200 <= status < 300:
             raise attempt.error(
                 f"was answered with status {status}: {body[:_QUOTED_CHARACTERS]}",
@@ -368,7 +399,13 @@ class OutboundClient:
             await self._session.close()
             self._session = None
 
-    async def _send(self, attempt: "_Attempt", request: OutboundRequest) -> tuple[int, dict[str, str], str]:
+    async def _send(
+        self,
+        attempt: "_Attempt",
+        request: OutboundRequest,
+        read: Callable[["_Attempt", aiohttp.ClientResponse], Awaitable[T]],
+    ) -> tuple[int, dict[str, str], T]:
+        """Returns the status, the headers and the body, which ``read`` reads."""
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 async with self._open_session().request(
@@ -381,7 +418,7 @@ class OutboundClient:
                 ) as response:
                     location = response.headers.get("location")
                     if response.status not in _REDIRECTS or location is None:
-                        return response.status, _join_headers(response), await self._read(attempt, response)
+                        return response.status, _join_headers(response), await read(attempt, response)
                 request = request.redirected(response.status, location)
         except RequestInvalidError:
             raise attempt.error("was redirected to a URL that is not http or https", retriable=False) from None
@@ -390,16 +427,58 @@ class OutboundClient:
             raise _describe(attempt, error, self._timeout) from None
         raise attempt.error(f"was redirected more than {_MAX_REDIRECTS} times", retriable=False)
 
+    async def _read_stream(
+        self,
+        attempt: "_Attempt",
+        response: aiohttp.ClientResponse,
+        *,
+        answer: StreamedAnswer,
+        on_text: Callable[[str], None],
+    ) -> dict[str, Any] | str:
+        """The answer that a stream makes up, or the body of an answer that is not a stream."""
+        if not 200 <= response.status < 300 or response.content_type != "text/event-stream":
+            return await self._read(attempt, response)
+        events = EventReader(self._max_bytes)
+        try:
+            async for chunk in response.content.iter_any():
+                self._add_events(attempt, answer, events.read(chunk), on_text)
+                if events.has_ended:
+                    break
+            else:
+                self._add_events(attempt, answer, events.read(b""), on_text)
+            if answer.is_complete or (events.has_ended and answer.answer):
+                return answer.finish()
+            fault = "ended before the answer was complete"
+        except StreamFailedError as error:
+            fault = str(error)[:_QUOTED_CHARACTERS]
+        except (LookupError, TypeError, AttributeError, msgspec.MsgspecError) as error:
+            fault = f"is not in the provider's format ({type(error).__name__})"
+        raise attempt.error(f"was answered with a stream that {fault}", retriable=True, status=response.status)
+
+    def _add_events(
+        self,
+        attempt: "_Attempt",
+        answer: StreamedAnswer,
+        events: Iterable[dict[str, Any]],
+        on_text: Callable[[str], None],
+    ) -> None:
+        for event in events:
+            text = answer.add(event)
+            if answer.size > self._max_bytes:
+                raise self._too_large(attempt)
+            if text:
+                on_text(text)
+
+    def _too_large(self, attempt: "_Attempt") -> OutboundError:
+        message = f"was answered with more than {self._max_bytes} bytes, the maximum for a step"
+        return attempt.error(message, retriable=False)
+
     async def _read(self, attempt: "_Attempt", response: aiohttp.ClientResponse) -> str:
         body = bytearray()
         async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > self._max_bytes:
-                raise attempt.error(
-                    f"was answered with more than {self._max_bytes} bytes, the maximum for a step",
-                    retriable=False,
-                    status=response.status,
-                )
+                raise self._too_large(attempt)
         try:
             return body.decode(response.charset or "utf-8", "replace")
         except LookupError:  # a charset that Python does not support
@@ -483,13 +562,41 @@ def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundEr
     return attempt.error(text, retriable=retriable)
 
 
+Publish = Callable[[str, Any], None]
+"""Publishes a message to a topic of a run."""
+
+
 async def perform(
-    outbound: OutboundClient, request: MakeRequest, opts: dict[str, Any], max_bytes: int = MAX_STEP_OUTPUT_BYTES
+    outbound: OutboundClient,
+    request: MakeRequest,
+    opts: dict[str, Any],
+    max_bytes: int = MAX_STEP_OUTPUT_BYTES,
+    publish: Publish | None = None,
 ) -> RequestFinished:
-    """Make the request of a step. ``max_bytes`` is the maximum size of a result."""
-    send = outbound.infer if request.op == Opcode.AI_GATEWAY else outbound.fetch
+    """Make the request of a step. ``max_bytes`` is the maximum size of a result.
+
+    ``publish`` is ``None`` if the engine keeps no messages. Then it refuses streams.
+    """
+    is_inference = request.op == Opcode.AI_GATEWAY
+    usage: tuple[ModelUsage, ...] = ()
+    text: TextPublisher | None = None
+    if is_inference and (stream := opts.get("stream")) is not None:
+        topic = stream.get("topic") if isinstance(stream, Mapping) else None
+        if publish is None:
+            message = f"step {request.name!r} streams, but this engine keeps no messages: leave out stream"
+            return _failed(request, "NotSupportedError", message, is_retriable=False)
+        if not isinstance(topic, str) or not 0 < len(topic) <= MAX_CHANNEL_NAME_LENGTH or topic.startswith("$"):
+            message = f"step {request.name!r} streams to the topic {topic!r}, which is not a name without $"
+            return _failed(request, "OpInvalidError", message, is_retriable=False)
+        text = TextPublisher(request.name, partial(publish, topic))
     try:
-        data = msgspec.json.encode(await send(opts))
+        if text is not None:
+            answer = await outbound.infer(opts, text.add)
+        else:
+            answer = await (outbound.infer(opts) if is_inference else outbound.fetch(opts))
+        if is_inference and (tokens := read_answer_usage(answer, _model_of(opts))) is not None:
+            usage = (tokens,)
+        data = msgspec.json.encode(answer)
     except OutboundError as error:
         return _failed(request, error.name, error.message, is_retriable=error.retriable)
     except Exception as error:
@@ -498,10 +605,21 @@ async def perform(
         _logger.error("the request of step %r could not be made: %s", request.name, kind)
         message = f"the engine could not make the request of step {request.name!r}: {kind}"
         return _failed(request, "RequestFailedError", message, is_retriable=False)
+    finally:
+        if text is not None:
+            text.close()
     if len(data) > max_bytes:
         message = f"step {request.name!r} got {len(data)} bytes; at most {max_bytes} are allowed"
-        return _failed(request, "StepOutputTooLargeError", message, is_retriable=False)
-    return RequestFinished(request.step_id, request.generation, data_memo(data))
+        failed = _failed(request, "StepOutputTooLargeError", message, is_retriable=False)
+        return msgspec.structs.replace(failed, usage=usage)
+    return RequestFinished(request.step_id, request.generation, data_memo(data), usage=usage)
+
+
+def _model_of(opts: Mapping[str, Any]) -> str:
+    """The requested model; empty if it is not in the body."""
+    body = opts.get("body")
+    model = body.get("model") if isinstance(body, Mapping) else None
+    return model if isinstance(model, str) else ""
 
 
 def _failed(request: MakeRequest, name: str, message: str, *, is_retriable: bool) -> RequestFinished:

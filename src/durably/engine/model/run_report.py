@@ -17,6 +17,8 @@ from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode, hash_step_id
+from durably.protocol.questions import QuestionInfo, without_run
+from durably.protocol.usage import ModelUsage, sum_usage
 
 from .records import UNREACHED_ERRORS, AttemptRow, StepRow, UnfinishedStep, WaitTimes
 from .runs import (
@@ -39,6 +41,7 @@ from .runs import (
 )
 
 _DATA, _ERROR = b'{"data":', b'{"error":'
+_decode_question = msgspec.json.Decoder(QuestionInfo).decode
 _WAITS = {Opcode.SLEEP: SpanKind.SLEEPING, **dict.fromkeys(REQUESTS, SpanKind.RUNNING)}
 
 
@@ -107,6 +110,9 @@ def report_run(rows: RunRows) -> RunReport:
     steps.sort(key=lambda step: step.spans[0].start if step.spans else step.created_at)
     run = rows.run
     has_failed = run.status.has_ended and run.status is not RunStatus.COMPLETED
+    if run.usage is None and rows.unavailable is None:
+        usage = sum_usage(each for step in steps for each in step.usage)
+        run = msgspec.structs.replace(run, usage=list(usage))
     return RunReport(
         run=run,
         function_name=rows.function_name,
@@ -165,6 +171,7 @@ class _Reporter:
                         due=times.due,
                         topic=times.topic,
                         spans=self._wait_spans(wait.op, wait.step_id, times.created_at * 1000, None),
+                        question=None if times.question is None else _decode_question(times.question),
                     )
                     steps.append(step)
         return steps
@@ -223,12 +230,16 @@ class _Reporter:
         due: int | None = None,
         topic: str | None = None,
         latest: int | None = None,
+        usage: Sequence[ModelUsage] = (),
         **result: Any,
     ) -> Step:
-        """A step with what all have. ``latest``: see ``failed_attempts``; ``result``: its other fields."""
+        """A step with what all have.
+
+        ``latest``: see ``failed_attempts``; ``usage``: that of the last attempt; ``result``: its other fields.
+        """
         failed = self.failed_attempts(step_id, latest)
         child = self._children.get(name)
-        awaited = topic if op in (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL) else None
+        awaited = _awaited(op, topic)
         if op is Opcode.INVOKE_FUNCTION and child is not None:
             awaited = child.function_id
         if "error" not in result and status is not StepStatus.COMPLETED and failed:
@@ -246,6 +257,7 @@ class _Reporter:
             failed_attempts=failed,
             awaited=awaited,
             child_run_id=None if child is None else child.id,
+            usage=list(sum_usage([*(each for row in self._failed.get(step_id, ()) for each in row.usage), *usage])),
             **result,
         )
 
@@ -282,6 +294,7 @@ class _Reporter:
             output=None if row.failed else _output(op, memo),
             error=decode_error(memo[len(_ERROR) : -1]) if row.failed else None,
             is_copied=row.is_copied,
+            usage=row.usage,
         )
 
     def _called(self, call: Call, called_at: int | None) -> Step:
@@ -388,6 +401,13 @@ def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
     return None if bytes(output[:5]) == b"null" else msgspec.Raw(output)
 
 
+def _awaited(op: Opcode, topic: str | None) -> str | None:
+    """The event, signal or message that a step waits for."""
+    if op is Opcode.WAIT_FOR_SIGNAL and topic is not None:
+        return without_run(topic)
+    return topic if op is Opcode.WAIT_FOR_EVENT else None
+
+
 # the wait of an idle run
 
 
@@ -416,7 +436,7 @@ def run_wait(
         kind=StepStatus.SLEEPING if wait.op is Opcode.SLEEP else StepStatus.WAITING,
         step=wait.name,
         due_at=to_optional_datetime(due),
-        awaited=topic if wait.op in (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL) else None,
+        awaited=_awaited(wait.op, topic),
     )
 
 

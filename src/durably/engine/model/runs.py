@@ -10,11 +10,13 @@ from typing import Any, Self
 
 import msgspec
 
-from durably.engine.core.run_state import RunStatus as RunStatus
 from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
+from durably.protocol.events import RunStatus as RunStatus
 from durably.protocol.opcodes import Opcode
+from durably.protocol.questions import QuestionInfo
+from durably.protocol.usage import ModelUsage as ModelUsage
 
 # times
 
@@ -101,6 +103,18 @@ def relation_by(event_name: str) -> Relation:
     return _RELATIONS.get(event_name, Relation.SENT_EVENT)
 
 
+MAX_PROGRESS_TEXT = 1_000
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a run is, by ``ctx.progress``."""
+
+    fraction: float
+    """From 0 to 1."""
+    message: str
+    at: dt.datetime
+
+
 class Run(
     msgspec.Struct,
     frozen=True,
@@ -111,9 +125,9 @@ class Run(
 
     id: str
     function_id: str
-    app_id: str
+    app_id: str = ""
     status: RunStatus
-    event_ids: list[str]
+    event_ids: list[str] = []
     event_id: str | None = None
     """The first of ``event_ids``."""
     event_name: str | None = None
@@ -125,12 +139,18 @@ class Run(
     """JSON: the function's result or, of a failed run, ``{name, message, stack, …}``."""
     attempt: int = 0
     """The attempt of the call under way, from 0."""
-    max_attempts: int
+    max_attempts: int = 0
+    """0 if it is not known."""
     rerun_of: str | None = None
     failed_attempts: int | None = None
     """The number of attempts that another followed, ``None`` on Temporal."""
+    usage: list[ModelUsage] | None = None
+    """The tokens of models that its steps have reported, failed attempts included, without steps that it has copied.
+    On Temporal ``None``, except in a report."""
     waiting: RunWait | None = None
     """The earliest sleep, wait or retry of an idle run."""
+    progress: Progress | None = None
+    """The last that the run has reported."""
     relation: Relation | None = None
     """Of the parent and the children in a report: how one started the other."""
     step: str | None = None
@@ -225,11 +245,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorData | None = None
     """The error of the last attempt, if it failed."""
     awaited: str | None = None
-    """The event name, signal or function id that a wait is for."""
+    """The event name, signal, function id, or name of a message that a wait is for."""
+    question: QuestionInfo | None = None
+    """Of an open wait for a message."""
     child_run_id: str | None = None
     """The invoked run."""
+    usage: list[ModelUsage] = []
+    """The tokens of models in all its attempts."""
     is_copied: bool = False
-    """The step has the result of the run that this one repeats, and no spans."""
+    """The step has the result of the run that this one repeats, and no spans and no usage."""
 
 
 # events
@@ -248,6 +272,7 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "inte
     received_at: dt.datetime
     user: Any = None
     v: str | None = None
+    meta: Any = None
     notes: list[str] = []
     """Sentences on its effects other than runs, and on why it started no run. Lists omit them."""
     runs: list[Run] = []
@@ -268,12 +293,21 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "inte
             received_at=received_at,
             user=event.user,
             v=event.v,
+            meta=event.meta,
         )
 
     @property
     def event(self) -> Event:
         """The event as functions get it."""
-        return Event(name=self.name, data=self.data, id=self.event_id, ts=self.ts, user=self.user, v=self.v)
+        return Event(
+            name=self.name,
+            data=self.data,
+            id=self.event_id,
+            ts=self.ts,
+            user=self.user,
+            v=self.v,
+            meta=self.meta,
+        )
 
 
 # reports and pages
@@ -375,8 +409,8 @@ class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True, rename={"event_id
     """The result of an invocation."""
 
     event_id: str
-    run_id: str | None
-    """``None`` if flow control starts no run, or has not started it yet."""
+    run_id: str | None = None
+    """``None`` if flow control starts no run, or has not started it yet. ``event_id`` finds it then."""
     status: int = 200
     """Repeats the HTTP status."""
 

@@ -5,8 +5,8 @@ import datetime as dt
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ from durably.engine.core.run_state import Call
 from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
+from durably.protocol.usage import ModelUsage
 
 from .runs import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 
@@ -44,7 +45,8 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     Times are milliseconds since the epoch. ``began`` is the start of a step or run that has ended, and ``ran_for`` the
     microseconds for which the app ran the step, if it reports them. At most one of ``memo``, ``output`` and ``error``
     is set. The first two are JSON; ``failed`` if that is an error. The ends of runs have ``event_id``.
-    ``by_engine``: the run failed, and the app has not reported the error.
+    ``by_engine``: the run failed, and the app has not reported the error. ``usage`` is that of an attempt which has
+    ended.
     """
 
     kind: UpdateKind
@@ -62,6 +64,7 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     ran_for: int | None = None
     event_id: str | None = None
     by_engine: bool = False
+    usage: tuple[ModelUsage, ...] = ()
 
     def to_update(self) -> RunUpdate:
         shown = None if self.failed else self.memo if self.memo is not None else self.output
@@ -85,11 +88,18 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
         return describe_failed_memo(self.memo) if self.memo is not None else describe_error(self.output or b"{}")
 
 
-def call_repeated(run: ChangedRun, call: Call, at: int) -> RunChange:
+def call_repeated(run: ChangedRun, call: Call, at: int, usage: tuple[ModelUsage, ...] = ()) -> RunChange:
     if call.unreached:
         return RunChange(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
     return RunChange(
-        UpdateKind.RETRYING, at, run, step=call.name or None, attempt=call.attempt - 1, due=call.due, error=call.error
+        UpdateKind.RETRYING,
+        at,
+        run,
+        step=call.name or None,
+        attempt=call.attempt - 1,
+        due=call.due,
+        error=call.error,
+        usage=usage,
     )
 
 
@@ -110,6 +120,7 @@ def step_ended(run: ChangedRun, written: WriteMemo, began: int, ran_for: int | N
         failed=written.failed,
         began=began,
         ran_for=ran_for,
+        usage=written.usage,
     )
 
 
@@ -262,6 +273,52 @@ class Observer:
 
     def on_timers(self, lags: Sequence[int]) -> None:
         """Timers have fired. ``lags`` are the milliseconds by which they were late."""
+
+
+class RunWatches(Observer):
+    """Wakes those who wait for a change of one run, at once."""
+
+    def __init__(self) -> None:
+        self._watches: dict[str, set[asyncio.Event]] = {}
+        self._is_closed = False
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        for change in changes if self._watches else ():
+            for changed in self._watches.get(change.run.id, ()):
+                changed.set()
+
+    @contextmanager
+    def watching(self, run_id: str) -> Iterator[Callable[[float], Awaitable[bool]]]:
+        """A function that waits for a change since its last return, or since now, for some seconds at most.
+
+        It returns whether there was one, and raises ``EngineClosedError`` if the engine closes first.
+        """
+        changed = asyncio.Event()
+        self._watches.setdefault(run_id, set()).add(changed)
+
+        async def wait(seconds: float) -> bool:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await changed.wait()
+            if self._is_closed:
+                raise EngineClosedError("the engine is closed")
+            has_changed = changed.is_set()
+            changed.clear()
+            return has_changed
+
+        try:
+            yield wait
+        finally:
+            watches = self._watches[run_id]
+            watches.discard(changed)
+            if not watches:
+                del self._watches[run_id]
+
+    def close(self) -> None:
+        self._is_closed = True
+        for watches in self._watches.values():
+            for changed in watches:
+                changed.set()
 
 
 class Observers:

@@ -2,3 +2,7 @@
 
 Schema, tables, queries, the writer's thread, backup and check.
 """
+
+from durably.engine import check_packages
+
+check_packages()

@@ -8,23 +8,26 @@ import functools
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
-from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
+from durably.engine import late
+from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed, parallel_steps_of
 from durably.engine.model.calls import Caller
-from durably.engine.model.requests import OutboundClient, perform
-from durably.engine.model.settings import Clock
+from durably.engine.model.channels import Channels
+from durably.engine.model.settings import Clock, EngineSettings
 from durably.engine.model.subscriptions import EndedCall, Observers
+from durably.engine.sqlite.after_commit import ScheduledCall, ScheduledRequest
 from durably.engine.sqlite.call_queue import CallLoad, ReadyCalls
-from durably.engine.sqlite.outbox import ScheduledCall, ScheduledRequest
 from durably.engine.sqlite.queries.runs import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import read_run_state
 from durably.engine.sqlite.transactions import operations, runs
 from durably.engine.sqlite.transactions.transaction import Transaction
 from durably.engine.sqlite.writer import Transactions
+from durably.protocol.channels import NewMessage
 from durably.protocol.engine_errors import (
     DatabaseLostError,
     DatabaseUnavailableError,
@@ -50,6 +53,7 @@ class CallDispatcher:
         observers: Observers,
         *,
         max_calls: int,
+        max_steps: int,
     ) -> None:
         self._caller = caller
         self._reader = reader
@@ -57,6 +61,7 @@ class CallDispatcher:
         self._clock = clock
         self._observers = observers
         self._max_calls = max_calls
+        self._max_steps = max_steps
         self._call_queue = ReadyCalls(max_calls)
         self._under_way: dict[tuple[int, int], int] = {}  # start times by run and generation
         self._requests: set[asyncio.Task[Sequence[ScheduledCall]]] = set()
@@ -210,10 +215,16 @@ class CallDispatcher:
         function = self._transactions.registry.functions.get(data.function_id)
         if function is None:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
+        parallel_steps = parallel_steps_of(
+            data.call,
+            disable_immediate=data.disable_immediate,
+            has_limits=bool(function.flow.concurrency),
+            room=self._max_steps - len(data.memos),
+        )
         now, began = self._clock.now(), time.perf_counter()
         self._started.setdefault(scheduled.run_key, now)
         try:
-            answer = await self._caller.call(function, data)
+            answer = await self._caller.call(function, msgspec.structs.replace(data, parallel_steps=parallel_steps))
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
             answer = failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
@@ -243,7 +254,7 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
     if not calls:
         return None
     memos = connection.execute("SELECT seq, step_id, memo FROM memos WHERE run_key = ?", (run_key,)).fetchall()
-    memos.sort()
+    memos.sort(key=itemgetter(0))
     return CallData(
         run_id=run_id,
         function_id=function_id,
@@ -285,10 +296,12 @@ _logger = get_logger("durably.engine")
 class StepRequests:
     """Requests of steps that are due or under way, by run."""
 
-    def __init__(self, outbound: OutboundClient, transactions: Transactions, clock: Clock) -> None:
-        self._outbound = outbound
+    def __init__(self, settings: EngineSettings, transactions: Transactions, channels: Channels) -> None:
+        self._allow_private_addresses = settings.allow_private_addresses
+        self._outbound: late.OutboundClient | None = None
+        self._channels = channels
         self._transactions = transactions
-        self._clock = clock
+        self._clock = settings.clock
         self._opts: dict[int, dict[str, dict[str, Any]]] = {}
         self._tasks: dict[int, set[asyncio.Task[None]]] = {}
 
@@ -317,7 +330,8 @@ class StepRequests:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._outbound.close()
+        if self._outbound is not None:
+            await self._outbound.close()
 
     def _finished(self, run_key: int, task: asyncio.Task[None]) -> None:
         self._tasks[run_key].discard(task)
@@ -328,14 +342,21 @@ class StepRequests:
             _logger.error("the result of a step's request could not be stored: %s", type(error).__name__)
         self._clock.end_work()
 
+    def _publish(self, run_id: str, topic: str, data: Any) -> None:
+        self._channels.publish([NewMessage(run_id, topic, msgspec.Raw(msgspec.json.encode(data)))])
+
     async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
         run_key, step_id = wanted.run_key, wanted.request.step_id
-        outcome = await perform(self._outbound, wanted.request, opts)
+        if self._outbound is None:
+            self._outbound = late.OutboundClient(allow_private_addresses=self._allow_private_addresses)
+        outcome = await late.perform(
+            self._outbound, wanted.request, opts, publish=functools.partial(self._publish, wanted.run_id)
+        )
 
         def apply(transaction: Transaction) -> bool:
             """Apply the result of a request. Returns whether the request is repeated."""
             runs.apply(transaction, run_key, outcome)
-            repeated = [message for message in transaction.outbox if isinstance(message, ScheduledRequest)]
+            repeated = [message for message in transaction.after_commit if isinstance(message, ScheduledRequest)]
             return any((other.run_key, other.request.step_id) == (run_key, step_id) for other in repeated)
 
         try:

@@ -11,15 +11,20 @@ from durably.engine.core.calls import Answer, ReportedOps
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.protocol.opcodes import read_timing
 
-from .outbox import ScheduledCall
+from .after_commit import ScheduledCall
 
 RUN_REQUESTS = 32
 """The maximum number of requests that one run has under way, in addition to a discovery."""
 _QUICK_REQUESTS = 8
-"""The number of requests among which waiting calls of a quick function's run are divided."""
+"""The number of requests among which waiting calls of a quick function's run are divided, however many they are.
+
+A request replays all steps of a fan-out, so the cost of a step does not grow with their number.
+"""
 _QUICK_NANOSECONDS = 20_000_000
 """The maximum mean duration of the steps of a quick function. A call costs about as much."""
 _MAX_BATCH = 32
+"""The number of calls in a request, unless the function is quick. A request is answered when its slowest step ends, so
+steps that may be slow are divided among more requests."""
 
 _LOOKED_AT, _LOOKED_AT_OF_RUN = 1_000, 32
 """Number of runs, and of calls of a run, that are searched for the oldest call."""
@@ -102,9 +107,11 @@ class ReadyCalls:
             if own_free <= 0 and not queue[0].call.is_discovery:
                 self._held.add(run_key)
                 continue
-            if queue[0].function_id in self.quick:
+            is_quick = queue[0].function_id in self.quick
+            if is_quick:
                 own_free = min(own_free, _QUICK_REQUESTS - self._by_run[run_key])
-            taken = _take_batch(queue, -(-len(queue) // max(own_free, 1)))
+            count = -(-len(queue) // max(own_free, 1))
+            taken = _take_batch(queue, count if is_quick else min(count, _MAX_BATCH))
             self._count(taken[0])
             self._waiting_by_function[taken[0].function_id] -= len(taken)
             if queue:
@@ -186,7 +193,7 @@ def _take_batch(queue: deque[ScheduledCall], count: int) -> list[ScheduledCall]:
     A repeated call has a request of its own, because a request has one attempt.
     """
     taken = [queue.popleft()]
-    while queue and len(taken) < min(count, _MAX_BATCH) and all(map(_can_share, (taken[0], queue[0]))):
+    while queue and len(taken) < count and all(map(_can_share, (taken[0], queue[0]))):
         taken.append(queue.popleft())
     return taken
 

@@ -14,9 +14,11 @@ import msgspec
 from msgspec.structs import replace
 
 from durably.engine.api.counters import EngineState, read_gauges, read_log_gauges
-from durably.engine.api.interface import LocalEngine
+from durably.engine.api.local import LocalEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.model.calls import Caller, HttpCaller
+from durably.engine.model.channels import Channels
+from durably.engine.model.dispatcher import Dispatcher
 from durably.engine.model.events import CheckedEvent, IdSeed, check_event
 from durably.engine.model.functions import UnmatchedEvents, read_sync
 from durably.engine.model.overview import (
@@ -32,8 +34,10 @@ from durably.engine.model.overview import (
     ScheduleInfo,
     SyncResult,
 )
-from durably.engine.model.run_report import RunRows
+from durably.engine.model.questions import LONGEST_ASK_SECONDS, Asked, OpenQuestion, ask_until, make_ask
+from durably.engine.model.run_report import RunRows, report_steps
 from durably.engine.model.runs import (
+    MAX_PROGRESS_TEXT,
     BulkOperation,
     EventFilter,
     EventPage,
@@ -42,6 +46,7 @@ from durably.engine.model.runs import (
     InvokeReceipt,
     LogPage,
     MatchCount,
+    Progress,
     Run,
     RunCall,
     RunFilter,
@@ -50,6 +55,7 @@ from durably.engine.model.runs import (
     RunStatus,
     RunUpdate,
     StatusCounts,
+    Step,
     StoredEvent,
     to_datetime,
 )
@@ -64,6 +70,7 @@ from durably.engine.sqlite.queries.searches import (
 )
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.channels import PROGRESS_TOPIC, MessageBatch, NewMessage
 from durably.protocol.engine_errors import (
     ConfigInvalidError,
     EngineError,
@@ -74,6 +81,7 @@ from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 
+from . import questions
 from .overviews import Overviews
 from .queries import functions, runs
 from .runtime import Runtime
@@ -81,8 +89,11 @@ from .transactions import bulk_operations, event_routing, operations
 from .transactions.bulk_operations import BulkOperationKind
 from .writer import CommitLog, read_log_state
 
+_PROGRESS_SECONDS = 0.2
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
+_HELD_SECONDS = 0.25
+"""Seconds after which a waiter looks again for a run that flow control holds back."""
 _PORTION_BYTES = 256 * 1024
 """Bytes of event data that are checked at a time, which takes about 1 ms."""
 
@@ -256,18 +267,23 @@ class SqliteEngine(LocalEngine):
     async def get_run(self, run_id: str) -> Run | None:
         return await self._read(runs.find_run, run_id, self._dispatcher.first_call_at)
 
-    async def wait_for_run(self, run_id: str) -> Run:
+    async def wait_for_run(self, run_id: str, *, within: float | None = None) -> Run:
         """Also raises ``EngineClosedError`` if the engine closes first."""
-        run_key = await self._read(find_run_key, run_id)
-        if run_key is not None:
-            with self._runtime.completion_waiters.awaiting(run_key) as ended:
-                run = await self.get_run(run_id)
-                if run is not None and not run.status.has_ended:
-                    await ended
-                    run = await self.get_run(run_id)
-                if run is not None:
-                    return run
-        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while (run := await self.get_run(run_id)) is not None and not run.status.has_ended:
+                    run_key = await self._read(find_run_key, run.id)
+                    if run_key is None:  # Flow control holds it back.
+                        await asyncio.sleep(_HELD_SECONDS)
+                        continue
+                    with self._runtime.completion_waiters.awaiting(run_key) as ended:
+                        run = await self.get_run(run.id)
+                        if run is not None and not run.status.has_ended:
+                            await ended
+        run = await self.get_run(run_id)
+        if run is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        return run
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._read(runs.run_calls, run_id, self._dispatcher.called_at)
@@ -285,13 +301,48 @@ class SqliteEngine(LocalEngine):
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         return await self._transact(operations.rerun, run_id, from_step)
 
-    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
-        check_event(event, self._settings.max_event_bytes, is_internal=True)
-        return await self._transact(operations.invoke, function_id, event)
+    async def _start_invocation(
+        self, function_id: str, event: Event, *, seed: str | None, sender: str | None, traceparent: str | None
+    ) -> InvokeReceipt:
+        id_seed = IdSeed(seed) if seed else None
+        return await self._transact(operations.invoke, function_id, event, id_seed, sender, traceparent)
 
-    async def signal(self, name: str, data: Any = None) -> str | None:
+    async def signal(self, name: str, data: Any = None, *, run_id: str | None = None) -> str | None:
         encoded = msgspec.json.encode(data)
-        return await self._transact(operations.signal, name, encoded)
+        return await self._transact(operations.signal, name, encoded, run_id)
+
+    async def ask_run(
+        self,
+        run_id: str,
+        name: str,
+        data: Any = None,
+        *,
+        id: str,
+        step_id: str | None = None,
+        is_only: bool = False,
+        needs_reply: bool = True,
+        within: float = LONGEST_ASK_SECONDS,
+    ) -> Asked:
+        ask = make_ask(name, id, data, is_only, self._settings.max_event_bytes)
+
+        async def try_once() -> Asked:
+            asked, question = await self._read(questions.look_up, run_id, name, ask, step_id)
+            if question is None:
+                return asked
+            return await self._transact(questions.deliver, run_id, name, ask, step_id)
+
+        with self._runtime.run_watches.watching(run_id) as wait_for_change:
+            return await ask_until(run_id, name, try_once, wait_for_change, needs_reply=needs_reply, within=within)
+
+    async def list_questions(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> list[OpenQuestion]:
+        return await self._read(questions.list_questions, run_id, function_id, limit, cursor)
 
     # overviews
 
@@ -405,6 +456,34 @@ class SqliteEngine(LocalEngine):
         kept = await self._transact(operations.add_run_logs, run_id, lines)
         self._runtime.changes.note_run(run_id)
         return kept
+
+    @property
+    def connected(self) -> Dispatcher | None:
+        return self._runtime.connected
+
+    @property
+    def channels(self) -> Channels:
+        return self._runtime.channels
+
+    async def report_progress(self, run_id: str, fraction: float, message: str = "") -> float:
+        progress = Progress(fraction, message[:MAX_PROGRESS_TEXT], to_datetime(self._settings.clock.now()))
+        if await self._transact(operations.report_progress, run_id, progress):
+            self._runtime.changes.note_run(run_id)
+            self._runtime.channels.add_own(run_id, PROGRESS_TOPIC, progress)
+        return _PROGRESS_SECONDS
+
+    async def publish_messages(self, messages: list[NewMessage]) -> None:
+        self._runtime.channels.publish(messages)
+
+    async def read_messages(
+        self, channels: dict[str, int], *, reader: str | None = None, waits: bool = True
+    ) -> MessageBatch:
+        """Also raises ``EngineClosedError`` if the engine closes first."""
+        return await self._runtime.channels.read(channels, self._load_run, reader=reader, waits=waits)
+
+    async def _load_run(self, run_id: str) -> tuple[Run, list[Step]] | None:
+        rows = await self._read_run(run_id, has_context=False)
+        return None if rows is None or rows.run.id != run_id else (rows.run, report_steps(rows))
 
     async def report_outbox(self, name: str, waiting: int, refused: int, oldest: float) -> None:
         at = self._settings.clock.now()

@@ -28,6 +28,7 @@ from durably.engine.sqlite.queries.functions import (
     percentile,
     planned_schedules,
     sample_durations,
+    sum_usage_since,
 )
 from durably.engine.sqlite.queries.loads import QueuedLoad
 from durably.engine.sqlite.queries.runs import awaited_names
@@ -154,6 +155,7 @@ class Overviews:
         queued = await self._reader.read(loads.queued_loads)
         (load,) = await self._loads(queued, axis, function.id)
         sample = await self._reader.read(lambda connection: sample_durations(connection, function.id))
+        usage = await self._reader.read(lambda connection: sum_usage_since(connection, function.id, axis.since))
         return FunctionReport(
             function=function,
             load=load,
@@ -161,6 +163,7 @@ class Overviews:
             sampled=len(sample.runs),
             p50=percentile(sample.runs, 0.5) if sample.runs else None,
             p95=percentile(sample.runs, 0.95) if sample.runs else None,
+            usage=usage,
         )
 
     async def list_apps(self) -> list[App]:

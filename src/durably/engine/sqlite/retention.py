@@ -59,7 +59,9 @@ class PurgeStore:
         run_keys = _listed(run_key for run_key, _ in rows)
         self._connection.execute(f"DELETE FROM failed_attempts WHERE run_key IN {_LISTED}", (run_keys,))
         self._connection.execute(f"DELETE FROM memos WHERE run_key IN {_LISTED}", (run_keys,))
+        self._connection.execute(f"DELETE FROM step_usage WHERE run_key IN {_LISTED}", (run_keys,))
         self._connection.execute(f"DELETE FROM run_logs WHERE run_key IN {_LISTED}", (run_keys,))
+        self._connection.execute(f"DELETE FROM run_progress WHERE run_key IN {_LISTED}", (run_keys,))
         self._connection.execute(f"DELETE FROM run_metadata WHERE run_key IN {_LISTED}", (run_keys,))
         self._connection.execute(f"DELETE FROM runs WHERE key IN {_LISTED}", (run_keys,))
         batched = self._connection.execute(

@@ -1,6 +1,6 @@
 """A running engine.
 
-It opens the database, connects the parts, dispatches the outbox, and closes.
+It opens the database, connects the parts, dispatches what follows commits, and closes.
 """
 
 import asyncio
@@ -8,13 +8,14 @@ import contextlib
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from durably.engine.api.counters import RunObservers
 from durably.engine.model.calls import Caller, HttpCaller, TracedCaller
+from durably.engine.model.channels import Channels
 from durably.engine.model.functions import Registry
-from durably.engine.model.requests import OutboundClient
 from durably.engine.model.settings import EndedRun, EngineSettings, make_policy
-from durably.engine.model.subscriptions import CompletionWaiters, RunChange, Subscriptions
+from durably.engine.model.subscriptions import CompletionWaiters, RunChange, RunWatches, Subscriptions
 from durably.engine.sqlite.database import explain, is_busy, open_database, refuse_foreign, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
@@ -32,13 +33,11 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from .call_dispatch import CallDispatcher, StepRequests
-from .changes import ChangeFeed
-from .outbox import (
+from .after_commit import (
+    AfterCommit,
     ContinueBulkOperation,
     ControlsChanged,
     EventsStored,
-    Outbox,
     RunEnded,
     ScheduledCall,
     ScheduledRequest,
@@ -46,12 +45,17 @@ from .outbox import (
     StoredTimer,
     Synced,
 )
+from .call_dispatch import CallDispatcher, StepRequests
+from .changes import ChangeFeed
 from .retention import PurgeStore, Retention
 from .statistics import Statistics
 from .timers import Loaded, Timers, load_timers
 from .transactions import bulk_operations, operations, runs
 from .transactions.bulk_operations import open_bulk_operations, read_controls
 from .transactions.transaction import RunCache, TransactionContext
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOAD_LIMIT = 10_000
 """Number of timers and delayed calls that are read at a time."""
@@ -110,9 +114,12 @@ class Runtime:
         self.observers = RunObservers(settings)
         self.changes = ChangeFeed(settings.clock.now(), asyncio.get_running_loop())
         self.statistics = Statistics(path, self.transactions, settings.clock)
+        self.run_watches = RunWatches()
         self.observers.add(self.changes)
+        self.observers.add(self.run_watches)
         self.observers.add(self.statistics)
         self._caller = make_caller(settings)
+        self.connected = self._caller.connected if isinstance(self._caller, HttpCaller) else None
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
         self.call_dispatcher = CallDispatcher(
@@ -122,10 +129,10 @@ class Runtime:
             settings.clock,
             self.observers,
             max_calls=settings.max_calls,
+            max_steps=settings.max_steps,
         )
-        self._requests = StepRequests(
-            OutboundClient(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
-        )
+        self.channels = Channels(settings.clock.now, asyncio.get_running_loop())
+        self._requests = StepRequests(settings, self.transactions, self.channels)
         self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire, self._check_all_throttles)
         self._retention: Retention | None = None
         if settings.retention is not None:
@@ -163,7 +170,7 @@ class Runtime:
                 on_lost = _calls_on_loop(
                     lambda error: lost.append(error) if runtime is None else runtime._give_up(error)
                 )
-                epoch = await asyncio.to_thread(log.take_over, connection, on_lost)
+                epoch = await _to_its_end(log.take_over, connection, on_lost)
             if on_owned is not None:
                 await on_owned(epoch)
             runtime = cls(path, settings, connection, epoch, lock, make_caller, log)
@@ -223,7 +230,9 @@ class Runtime:
         if self._lock is not None:
             self._lock.release()
         self.changes.close()
+        self.run_watches.close()
         self.subscriptions.close()
+        self.channels.close()
         self.completion_waiters.close()
         self.closed.set()
 
@@ -267,15 +276,16 @@ class Runtime:
                 _logger.exception("a run could not be recovered")
                 self.transactions.transact_in_background(runs.fail, run_keys[0], error)
 
-    # outbox and timers
+    # actions after commits, and timers
 
-    def _dispatch_after_commit(self, outbox: Outbox) -> None:
-        """Dispatch a transaction's outbox after its commit."""
+    def _dispatch_after_commit(self, actions: AfterCommit) -> None:
+        """Dispatch what follows a transaction, after its commit."""
         calls: list[ScheduledCall] = []
-        for message in outbox:
+        for message in actions:
             match message:
                 case RunChange():
                     self.observers.changes.append(message)
+                    self.channels.note(message)
                     if self.subscriptions.listeners:
                         self.subscriptions.publish(message)
                 case ScheduledCall():
@@ -373,6 +383,16 @@ def _due_of(item: _Due) -> int:
             return item.due
 
 
+async def _to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function in a thread. A cancelled caller waits for it too: it uses what the caller then releases."""
+    calling = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(calling)
+    except asyncio.CancelledError:
+        await asyncio.wait({calling})
+        raise
+
+
 async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:
     """Begin a new epoch of the database, and return it.
 
@@ -380,7 +400,7 @@ async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoc
     holds its lock.
     """
     try:
-        return await asyncio.to_thread(take_ownership, connection, after_epoch)
+        return await _to_its_end(take_ownership, connection, after_epoch)
     except sqlite3.OperationalError as error:
         kind = DatabaseBusyError if is_busy(error) else DatabaseUnavailableError
         raise kind(f"the database {path} cannot be written: {error}") from error

@@ -147,9 +147,29 @@ CREATE TABLE failed_attempts (
     PRIMARY KEY (run_key, step_id, attempt)
 ) WITHOUT ROWID;
 
+-- Tokens of models in attempts at steps, and their sums by quarter of an hour, in minutes since the epoch.
+CREATE TABLE step_usage (
+    run_key INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
+    model TEXT NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (run_key, step_id, attempt, model)
+) WITHOUT ROWID;
+CREATE TABLE usage_counts (
+    minute INTEGER NOT NULL,
+    function_id TEXT NOT NULL,
+    model TEXT NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (function_id, minute, model)
+) WITHOUT ROWID;
+CREATE INDEX usage_counts_by_minute ON usage_counts (minute);
+
 -- Outstanding steps that wait for something other than a call: topic is an event's name, a signal, or the id of the
 -- event of an invocation. path and value are the key of an event wait in the wait index: the expression requires that
--- the later event has this value at this path.
+-- the later event has this value at this path. question describes the message for which a step waits; see QuestionInfo.
 CREATE TABLE waits (
     run_key INTEGER NOT NULL,
     step_id TEXT NOT NULL,
@@ -161,8 +181,10 @@ CREATE TABLE waits (
     due INTEGER,
     created_at INTEGER NOT NULL,
     called_at INTEGER,
+    question BLOB,
     PRIMARY KEY (run_key, step_id)
 ) WITHOUT ROWID;
+CREATE INDEX waits_by_question ON waits (run_key, step_id) WHERE question IS NOT NULL;
 CREATE INDEX waits_by_topic ON waits (op, topic, path, value) WHERE topic IS NOT NULL;
 CREATE INDEX waits_by_due ON waits (due) WHERE due IS NOT NULL;
 -- The paths of the wait index by event name; empty for waits without a key.
@@ -177,12 +199,14 @@ CREATE TABLE delayed_calls (
 ) WITHOUT ROWID;
 CREATE INDEX delayed_calls_by_due ON delayed_calls (due);
 
--- Functions that a run has deferred, to be started when it has ended: the app's id of the step, and the event's data.
+-- Functions that a run has deferred, to be started when it has ended: the app's id of the step, the event's data, and
+-- its sessions (JSON).
 CREATE TABLE deferred_functions (
     run_key INTEGER NOT NULL,
     step_id TEXT NOT NULL,
     function_id TEXT NOT NULL,
     data BLOB NOT NULL,
+    sessions BLOB NOT NULL,
     PRIMARY KEY (run_key, step_id)
 );
 
@@ -312,6 +336,9 @@ CREATE TABLE run_logs (
     attempt INTEGER
 );
 CREATE INDEX run_logs_by_run ON run_logs (run_key, at);
+
+-- The last progress that a run has reported (JSON); see Progress.
+CREATE TABLE run_progress (run_key INTEGER PRIMARY KEY, progress BLOB NOT NULL);
 
 -- Numbers of runs by minute since the epoch, of those created then and of those that ended then. After some hours the
 -- minutes of a quarter of an hour are joined into its first, and after some days those of an hour.

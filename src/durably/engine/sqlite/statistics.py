@@ -95,7 +95,8 @@ def join_counts(connection: sqlite3.Connection, now: int) -> None:
             (before,),
         )
         connection.execute(f"DELETE FROM run_counts WHERE {old}", (before,))
-    connection.execute("DELETE FROM run_counts WHERE minute < ?", (now - DAYS_KEPT * DAY,))
+    for table in ("run_counts", "usage_counts"):
+        connection.execute(f"DELETE FROM {table} WHERE minute < ?", (now - DAYS_KEPT * DAY,))
 
 
 def stored_counts(

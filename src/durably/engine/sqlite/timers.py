@@ -14,7 +14,7 @@ from durably.engine.model.settings import Clock, Timer
 from durably.engine.sqlite.queries.runs import read_run_state_of
 from durably.protocol.text import get_logger
 
-from .outbox import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, ThrottleTimer
+from .after_commit import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, ThrottleTimer
 
 T = TypeVar("T")
 

@@ -22,8 +22,8 @@ from durably.engine.model.functions import Registry
 from durably.engine.model.overview import LogState
 from durably.engine.model.settings import Clock, Durability
 from durably.engine.model.subscriptions import Group
+from durably.engine.sqlite.after_commit import AfterCommit
 from durably.engine.sqlite.database import explain
-from durably.engine.sqlite.outbox import Outbox
 from durably.engine.sqlite.transactions import runs
 from durably.engine.sqlite.transactions.transaction import Transaction, TransactionContext
 from durably.protocol.engine_errors import (
@@ -145,7 +145,7 @@ class Writer:
         - ``execute``: Runs a unit in the writer's thread, and returns its result and its outcome.
         - ``on_commit``: Gets the outcome on the writer's event loop, in the order of the commits, even if the unit's
           future was abandoned.
-        - ``on_group``: Called there too, after the outcomes of a commit.
+        - ``on_group``: Called there too, after the outcomes of a commit, and before the units' results arrive.
         """
         self._execute = execute
         self._on_commit = on_commit
@@ -292,9 +292,11 @@ class Writer:
                 failed += 1
                 if isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
                     self._on_lost(job.error)
+        # After the calls that the commit has started, which are tasks, and before those who wait for the units.
+        self._loop.call_soon(self._on_group, Group(len(group) - failed, failed, seconds))
+        for job in group:
             if job.loop is self._loop:
                 job.resolve()
-        self._on_group(Group(len(group) - failed, failed, seconds))
 
     def _deliver_elsewhere(self, group: list[_QueuedTransaction]) -> None:
         """Resolve futures of other event loops. A closed event loop has no waiters."""
@@ -331,15 +333,15 @@ class Transactions:
         self._clock = clock
         self._retrying: set[asyncio.Task[None]] = set()
 
-    def start(self, dispatch: Callable[[Outbox], None], on_group: Callable[[Group], None]) -> None:
+    def start(self, dispatch: Callable[[AfterCommit], None], on_group: Callable[[Group], None]) -> None:
         """Start the writer.
 
-        ``dispatch`` gets the outbox of each transaction after its commit, in the order of the commits, and ``on_group``
-        is called after the outboxes of a commit.
+        ``dispatch`` gets the actions of each transaction after its commit, in the order of the commits. ``on_group``
+        is called after those of a commit.
         """
         self._writer.start(self._execute, dispatch, on_group)
 
-    def _execute(self, unit: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> tuple[Any, Outbox]:
+    def _execute(self, unit: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> tuple[Any, AfterCommit]:
         """Run a unit in the writer's thread."""
         work, args, kwargs = unit
         transaction = Transaction(self._context, self.registry, self._clock.now())

@@ -6,6 +6,7 @@ import datetime as dt
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -14,13 +15,13 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.api.interface import LocalEngine
+from durably.engine.api.local import LocalEngine
 from durably.engine.api.metrics import Metric
 from durably.engine.core.calls import Answer, CallData, Unreached, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
-from durably.engine.core.transition import data_memo
 from durably.engine.model.calls import HttpCaller
-from durably.engine.model.events import check_event, make_id
+from durably.engine.model.dispatcher import Dispatcher
+from durably.engine.model.events import make_id
 from durably.engine.model.functions import SyncedFunction, read_sync
 from durably.engine.model.overview import (
     App,
@@ -29,12 +30,27 @@ from durably.engine.model.overview import (
     FunctionInfo,
     SyncResult,
 )
+from durably.engine.model.questions import (
+    LONGEST_ASK_SECONDS,
+    Asked,
+    AskState,
+    OpenQuestion,
+    ask_until,
+    check_question,
+    find_outcome,
+    make_ask,
+    message_memo,
+    open_questions,
+    signal_memo,
+)
 from durably.engine.model.requests import OutboundClient
-from durably.engine.model.run_report import RunRows
+from durably.engine.model.run_report import RunRows, report_steps
 from durably.engine.model.runs import (
+    MAX_PROGRESS_TEXT,
     FromStep,
     InvokeReceipt,
     LogPage,
+    Progress,
     Run,
     RunCall,
     RunFilter,
@@ -42,16 +58,18 @@ from durably.engine.model.runs import (
     RunPage,
     RunUpdate,
     StoredEvent,
+    to_datetime,
 )
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.apps import AppSync, FunctionLists
-from durably.engine.temporal.client import is_unreachable, with_cancellation
+from durably.engine.temporal.client import ignoring_not_found, is_unreachable, with_cancellation
 from durably.engine.temporal.ids import HTTP_QUEUE, run_workflow_id, split_generation
 from durably.engine.temporal.index import RunLists, RunQuery, register_search_attributes, status_of
-from durably.engine.temporal.messages import CallInput, CheckpointInput
+from durably.engine.temporal.messages import PROGRESS, CallInput, CheckpointInput
 from durably.engine.temporal.observers import ProcessMonitor
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.run_reports import RunReports
+from durably.engine.temporal.run_streams import RunStreams
 from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
@@ -64,6 +82,7 @@ from durably.engine.temporal.support import UNSUPPORTED, check_support
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.channels import MessageBatch
 from durably.protocol.engine_errors import (
     CheckpointInvalidError,
     EngineError,
@@ -77,6 +96,7 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, EventReceipt
+from durably.protocol.questions import Ask, reply_key, signal_of
 from durably.protocol.sync import SyncRequest
 
 _NOTES = [
@@ -87,7 +107,14 @@ _NO_MORE_CHECKPOINTS = (
     "Temporal accepts no further checkpoint, so each further step needs a call of its own: buffer steps "
     "(buffered_steps), or spread the work over several runs"
 )
+_FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.1, 1.0
+"""Seconds between two looks at a run that is asked."""
 _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
+_PROGRESS_SECONDS, _PROGRESS_GROWTH, _LONGEST_PROGRESS_SECONDS = 5.0, 1.02, 600.0
+"""The pause after the first progress of a run, the growth of the following ones, and the longest."""
+_MOST_COUNTED = 10_000
+_HELD_SECONDS = 1.0
+"""Seconds after which a waiter looks again for a run that flow control holds back."""
 _CANCEL_SECONDS = 5.0
 """Seconds for which a cancellation waits for the run's end."""
 _FUNCTION_SECONDS = 1.0
@@ -112,9 +139,11 @@ class WorkflowEngine(LocalEngine):
         self._apps = AppSync(client, settings)
         self._lists = RunLists(client)
         self._reports = RunReports(client, self._router.records, self._lists)
+        self._streams = RunStreams(self._lists, self._reports)
         self._functions = FunctionLists(client, self._router.records)
         self._monitor = ProcessMonitor(settings)
         self._has_search_attributes = False
+        self._progress_counts: dict[str, int] = {}
         self._ui_url: str | None = None
         if (url := settings.temporal_ui) is not None:
             self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
@@ -133,6 +162,7 @@ class WorkflowEngine(LocalEngine):
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches. Stop the workers first."""
+        self._streams.close()
         await self._monitor.close()
         await self._outbound.close()
 
@@ -244,6 +274,23 @@ class WorkflowEngine(LocalEngine):
         """Discard lines, as each engine in production."""
         return False
 
+    async def report_progress(self, run_id: str, fraction: float, message: str = "") -> float:
+        """Store the progress in the run's memo. Each value costs about five events of its history, so pauses grow."""
+        progress = Progress(fraction, message[:MAX_PROGRESS_TEXT], to_datetime(wall_clock()))
+        with ignoring_not_found():  # The run has ended.
+            await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(PROGRESS, progress)
+        count = self._progress_counts.pop(run_id, 0)
+        self._progress_counts[run_id] = count + 1
+        while len(self._progress_counts) > _MOST_COUNTED:
+            del self._progress_counts[next(iter(self._progress_counts))]
+        return min(_PROGRESS_SECONDS * _PROGRESS_GROWTH**count, _LONGEST_PROGRESS_SECONDS)
+
+    async def read_messages(
+        self, channels: dict[str, int], *, reader: str | None = None, waits: bool = True
+    ) -> MessageBatch:
+        """The engine's messages about runs. Raises ``NotSupportedError`` for other channels."""
+        return await self._streams.read(channels, reader=reader, waits=waits)
+
     async def list_logs(
         self,
         *,
@@ -258,14 +305,25 @@ class WorkflowEngine(LocalEngine):
         """Discard spans. Apps need an OpenTelemetry exporter."""
         return False
 
-    async def wait_for_run(self, run_id: str) -> Run:
-        run = await self._lists.describe(run_id)
-        if run is not None and not status_of(run).has_ended:
-            await self._lists.output(run_id)
-            run = await self._lists.describe(run_id)
+    async def wait_for_run(self, run_id: str, *, within: float | None = None) -> Run:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while True:
+                    described = await self._lists.describe(run_id)
+                    if described is not None:
+                        if not status_of(described).has_ended:
+                            await self._lists.output(run_id)
+                        break
+                    run = await self._reports.find_start(run_id)
+                    if run is None or run.status.has_ended:
+                        break
+                    if run.id == run_id:  # Flow control holds it back.
+                        await asyncio.sleep(_HELD_SECONDS)
+                    run_id = run.id
+        run = await self.get_run(run_id)
         if run is None:
             raise RunNotFoundError(f"no run has the id {run_id!r}")
-        return await self._lists.view(run)
+        return run
 
     async def cancel_run(self, run_id: str) -> bool:
         """Cancel a run. Returns when it has ended, or after 5 s if no worker executes it."""
@@ -285,14 +343,81 @@ class WorkflowEngine(LocalEngine):
             await asyncio.wait_for(self._lists.output(run_id), _CANCEL_SECONDS)
         return True
 
-    async def _start_invocation(self, function_id: str, event: Event) -> InvokeReceipt:
-        check_event(event, self._settings.max_event_bytes, is_internal=True)
-        event_id = make_id(wall_clock(), os.urandom)
-        return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
+    async def _start_invocation(
+        self, function_id: str, event: Event, *, seed: str | None, sender: str | None, traceparent: str | None
+    ) -> InvokeReceipt:
+        return await self._router.invoke(function_id, event, seed=seed, sender=sender, traceparent=traceparent)
 
-    async def signal(self, name: str, data: Any = None) -> str | None:
-        memo = data_memo(b'{"data":' + msgspec.json.encode(data) + b',"signal":' + msgspec.json.encode(name) + b"}")
-        return await self._router.waits.send_signal(name, memo)
+    async def signal(self, name: str, data: Any = None, *, run_id: str | None = None) -> str | None:
+        return await self._router.waits.send_signal(name, signal_memo(name, msgspec.json.encode(data)), run_id)
+
+    async def ask_run(
+        self,
+        run_id: str,
+        name: str,
+        data: Any = None,
+        *,
+        id: str,
+        step_id: str | None = None,
+        is_only: bool = False,
+        needs_reply: bool = True,
+        within: float = LONGEST_ASK_SECONDS,
+    ) -> Asked:
+        ask = make_ask(name, id, data, is_only, self._settings.max_event_bytes)
+        seconds = _FIRST_POLL_SECONDS
+
+        async def wait_for_change(most: float) -> None:
+            nonlocal seconds
+            await asyncio.sleep(min(seconds, most))
+            seconds = min(2 * seconds, _LAST_POLL_SECONDS)
+
+        return await ask_until(
+            run_id,
+            name,
+            partial(self._try_to_ask, run_id, name, ask, step_id),
+            wait_for_change,
+            needs_reply=needs_reply,
+            within=within,
+        )
+
+    async def _try_to_ask(self, run_id: str, name: str, ask: Ask, step_id: str | None) -> Asked:
+        """Deliver a message as a signal, unless the run has it, and look for its reply.
+
+        If the report of the run does not have a message yet that was delivered, it is delivered again: the function
+        ignores it.
+        """
+        rows = await self._read_run(run_id, has_context=False)
+        if rows is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        signal = signal_of(run_id, name)
+        received = (memo for step, memo in rows.finished if step.times.topic == signal)
+        memos = {step.step_id: memo for step, memo in rows.finished}
+        outcome = find_outcome(name, ask, received, lambda ask_id: memos.get(reply_key(name, ask_id)))
+        if outcome is None:
+            question = next((each for each in open_questions(rows.run, report_steps(rows)) if each.name == name), None)
+            check_question(question, run_id, name, ask, step_id)
+            waits, is_sent = self._router.waits, None
+            if question is not None:
+                is_sent = await waits.send_signal(signal, message_memo(question, ask), step_id=question.step_id)
+            outcome = Asked(state=AskState.DELIVERED if is_sent else AskState.WAITING)
+        return msgspec.structs.replace(outcome, status=rows.run.status)
+
+    async def list_questions(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> list[OpenQuestion]:
+        """The open questions of the run ``run_id``. Raises ``NotSupportedError`` without it."""
+        if run_id is None:
+            advice = UNSUPPORTED["list_questions"]
+            raise NotSupportedError(f"an engine on Temporal lists the questions of one run only: {advice}")
+        rows = await self._read_run(run_id, has_context=False)
+        if rows is None or cursor is not None or function_id not in (None, rows.run.function_id):
+            return []
+        return open_questions(rows.run, report_steps(rows))[:limit]
 
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         """See ``Engine``. Raises also ``RunUnavailableError`` if no worker reads the steps of the run."""
@@ -394,8 +519,13 @@ class HttpWorkflowEngine(WorkflowEngine):
         engine._workers.start()
         return engine
 
+    @property
+    def connected(self) -> Dispatcher:
+        return self._caller.connected
+
     async def close(self) -> None:
         self._monitor.end_updates()  # Streams of changes must end before calls do.
+        self._streams.close()
         await self._workers.stop()
         await self._caller.close()
         await super().close()

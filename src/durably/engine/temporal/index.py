@@ -29,6 +29,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.engine.core.transition import encode_error
 from durably.engine.model.overview import Changes
 from durably.engine.model.runs import (
+    Progress,
     Relation,
     Run,
     RunFilter,
@@ -39,8 +40,16 @@ from durably.engine.model.runs import (
     to_datetime,
 )
 from durably.engine.temporal.client import describe, ignoring_not_found
-from durably.engine.temporal.ids import run_id_of, run_workflow_id
-from durably.engine.temporal.messages import END, RUN_MEMO, EventRecord, RunInput, RunMemo
+from durably.engine.temporal.ids import event_workflow_id, run_id_of, run_workflow_id
+from durably.engine.temporal.messages import (
+    END,
+    PROGRESS,
+    RUN_MEMO,
+    DeliveryRecord,
+    EventRecord,
+    RunInput,
+    RunMemo,
+)
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
@@ -208,6 +217,7 @@ class RunLists:
             attempt=0,
             max_attempts=memo.max_attempts,
             rerun_of=memo.rerun_of,
+            progress=await execution.memo_value(PROGRESS, None, type_hint=Progress),
         )
 
     async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[Run]:
@@ -240,6 +250,16 @@ class RunLists:
                 payloads = event.workflow_execution_started_event_attributes.input.payloads
                 (run,) = await self._client.data_converter.decode(payloads, [RunInput])
                 return run  # type: ignore[no-any-return]
+        return None
+
+    async def sent_event(self, event_id: str) -> EventRecord | None:
+        """An event from its own workflow, which invocations have."""
+        handle = self._client.get_workflow_handle(event_workflow_id(event_id))
+        with ignoring_not_found():
+            async for event in handle.fetch_history_events(page_size=1):
+                payloads = event.workflow_execution_started_event_attributes.input.payloads
+                (delivery,) = await self._client.data_converter.decode(payloads, [DeliveryRecord])
+                return delivery.event  # type: ignore[no-any-return]
         return None
 
     # the index

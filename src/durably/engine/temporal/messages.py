@@ -15,9 +15,12 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode
 from durably.protocol.sync import FunctionConfig
+from durably.protocol.usage import ModelUsage
 
 END = "end"
 """The memo of a cancelled run with its error. Temporal stores no reason for the end of a cancelled workflow."""
+PROGRESS = "progress"
+"""The memo of a run's workflow with its ``Progress``, and the signal with another one."""
 RUN_MEMO = "run"
 """The memo of a run's workflow with its ``RunMemo``."""
 
@@ -378,11 +381,11 @@ class SignalRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
 
 
 class InternalEvents(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Events of the engine that a run sends: names and data."""
+    """Events of the engine that a run sends: names, data and sessions."""
 
     run_id: str
     at: int
-    events: list[tuple[str, msgspec.Raw]]
+    events: list[tuple[str, msgspec.Raw, dict[str, str]]]
     origin: Origin | None = None
     traceparent: str | None = None
     chain: tuple[str, ...] = ()
@@ -405,6 +408,7 @@ class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     digest: int = 0
     defers: tuple[Deferred, ...] = ()
     traceparent: str | None = None
+    parallel_steps: int = 0
 
 
 class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
@@ -521,3 +525,4 @@ class RequestResult(msgspec.Struct, frozen=True, omit_defaults=True):
     memo: msgspec.Raw
     failed: bool = False
     is_retriable: bool = False
+    usage: tuple[ModelUsage, ...] = ()

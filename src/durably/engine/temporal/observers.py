@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -49,6 +48,7 @@ from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.record import RunRecord
 from durably.engine.temporal.workflow_code import now, wall_clock
 from durably.protocol.errors import ErrorData
+from durably.protocol.headers import VERSION
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 from durably.temporal.compat import Eviction
@@ -134,7 +134,8 @@ class RunChanges:
                     began = times.created_at if times.ran_from is None else times.ran_from // 1000
                     reports.append(self._report(step_ended(self._run, command, began, times.ran_for, at), step_id))
                 case MakeCall(call=call, failed=failed) if failed is not None:
-                    reports.append(self._report(call_repeated(self._run, call, at), call.generation))
+                    repeated = call_repeated(self._run, call, at, failed.usage)
+                    reports.append(self._report(repeated, call.generation))
                 case Sleep() | AwaitEvent() | AwaitSignal() | Invoke():
                     waiting = step_waits(self._run, command.name, _WAITS[type(command)], command.until, at)
                     reports.append(self._report(waiting, command.step_id))
@@ -322,7 +323,7 @@ class ProcessMonitor:
             *self._observers.counters.read(),
             Metric("calls_in_flight", [Sample((label,), calls) for label, calls in in_flight.items()]),
             Metric("start_time_seconds", [Sample((), self._started_at)]),
-            Metric("build_info", [Sample((version("durably"),), 1)]),
+            Metric("build_info", [Sample((VERSION,), 1)]),
         ]
 
     def end_updates(self) -> None:

@@ -31,6 +31,7 @@ from durably.engine.temporal.messages import CopiedMemos, MemoRecord, RunInput
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.runs.record import RecordPage, StepsPage
 from durably.protocol.engine_errors import RunUnavailableError, StepNotFoundError
+from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import hash_step_id
 
 _QUERY_TIMEOUT = dt.timedelta(seconds=10)
@@ -50,7 +51,7 @@ class RunReports:
         """A run, with its current waits if a worker answers."""
         described = await self._lists.describe(run_id)
         if described is None:
-            return None
+            return await self.find_start(run_id)
         run = await self._lists.view(described)
         if run.status.has_ended:
             return run
@@ -62,6 +63,29 @@ class RunReports:
             return run
         return _live_run(run, record, _calls_under_way(described))
 
+    async def find_start(self, event_id: str) -> Run | None:
+        """The run that an invocation has started or will start. See ``Engine.get_run``."""
+        runs = await self._lists.event_runs(event_id)
+        if runs:
+            return runs[0]
+        event = await self._lists.sent_event(event_id)
+        if event is None or event.name != InternalEvent.FUNCTION_INVOKED:
+            return None
+        invoked = msgspec.json.decode(event.body, type=Event).data["_inngest"]
+        function = await self._records.find_function(invoked["fn_id"])
+        if function is None or not (function.config.debounce or function.config.batch_events):
+            return None
+        return Run(
+            id=event_id,
+            function_id=function.config.id,
+            app_id=function.app_id,
+            status=RunStatus.SCHEDULED,
+            event_ids=[event_id],
+            event_id=event_id,
+            event_name=event.name,
+            created_at=to_datetime(event.at),
+        )
+
     async def calls(self, run_id: str) -> list[RunCall]:
         described = await self._lists.describe(run_id)
         if described is None:
@@ -72,8 +96,10 @@ class RunReports:
         assert record.state is not None
         return report_calls(run_id, record.state, _calls_under_way(described))
 
-    async def rows(self, run_id: str, *, has_context: bool) -> RunRows | None:
-        """The rows of a run. If it ``has_context``, with its events, parent and children.
+    async def rows(self, run_id: str, *, has_context: bool, after: int = 0) -> RunRows | None:
+        """The rows of a run, without the first ``after`` finished steps.
+
+        If it ``has_context``, with its events, parent and children.
 
         Without a worker, rows with a context have only the server's data, and are marked so; others raise
         ``RunUnavailableError``.
@@ -83,7 +109,7 @@ class RunReports:
             return None
         run = await self._lists.view(described)
         try:
-            rows = await self._read(described, run)
+            rows = await self._read(described, run, after)
         except RunUnavailableError as error:
             if not has_context:
                 raise
@@ -123,9 +149,8 @@ class RunReports:
             memos.append((step_input.step_id, bytes(step_input.memo)))
         return msgspec.Raw(join_memos(memos))
 
-    async def steps_pages(self, run_id: str) -> AsyncIterator[StepsPage]:
+    async def steps_pages(self, run_id: str, after: int = 0) -> AsyncIterator[StepsPage]:
         """The finished steps of a run, with their memos. Raises ``RunUnavailableError``."""
-        after = 0
         while True:
             page: StepsPage = await self._query(run_id, "steps", after, result_type=StepsPage)
             yield page
@@ -152,10 +177,10 @@ class RunReports:
         known = f"it has {named}" if names else "no step has finished; rerun it from the start"
         raise StepNotFoundError(f"run {given.run_id} has no finished step {from_step.step_id!r}: {known}")
 
-    async def _read(self, described: WorkflowExecution, run: Run) -> RunRows:
+    async def _read(self, described: WorkflowExecution, run: Run, after: int) -> RunRows:
         record, failed = await self._read_record(run.id)
         steps: list[tuple[StepRow, bytes]] = []
-        async for page in self.steps_pages(run.id):
+        async for page in self.steps_pages(run.id, after):
             steps += [(row, bytes(memo)) for row, memo in zip(page.steps, page.memos, strict=True)]
         calls = _calls_under_way(described)
         if not run.status.has_ended:

@@ -27,7 +27,7 @@ FRAMEWORKS = frozenset(_FRAMEWORKS.split())
 
 _LIBRARIES = """
     MySQLdb PIL aioboto3 aiobotocore aiofiles aiokafka aiomysql aiosqlite alembic anthropic anyio argon2 asyncpg
-    authlib azure bcrypt beanie boto3 botocore celery certifi confluent_kafka cryptography dotenv elasticsearch
+    authlib azure bcrypt beanie beartype boto3 botocore celery certifi confluent_kafka cryptography dotenv elasticsearch
     email_validator environ h11 h2 httpcore httpx httpx_sse idna jose joblib jwt kombu limits loguru mongoengine
     motor mysql numpy openai opentelemetry pandas paramiko passlib peewee pika playwright prometheus_client psycopg
     psycopg2 psycopg_pool pwdlib pydantic_settings pymongo pymysql pyodbc redis requests s3transfer scipy selenium

@@ -42,6 +42,7 @@ class Shop:
         )
         async def order(ctx: durably.Context) -> Any:
             await ctx.step.run("reserve", lambda: {"left": 3, HOSTILE: HOSTILE})
+            ctx.progress(0.4, f"charging {HOSTILE}")
             await ctx.step.run("charge", self._charge, ctx.event.data["amount"])
             return {"items": list(range(ctx.event.data["items"])), "text": HOSTILE}
 
@@ -97,8 +98,15 @@ async def test_the_head_has_the_facts(shop: Shop) -> None:
         ">shop",
         run.id,
         "status-failed",
+        '<progress value="0.4" max="1"',
+        "40 %<br>charging &#34;&gt;&lt;script&gt;",
     ):
         assert part in text
+    report = await shop.engine._engine.inspect_run(run.id)
+    assert report is not None
+    shown = describe_run(report.run)
+    assert "40%: charging" in shown
+    assert "\u202e" not in shown
 
 
 async def test_a_huge_error_does_not_make_a_huge_page() -> None:

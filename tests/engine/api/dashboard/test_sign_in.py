@@ -39,6 +39,17 @@ async def test_a_visitor_with_the_key_is_signed_in(authorization: str) -> None:
     assert (await ask("GET", "/nothing", authorization)).status_code == 404
 
 
+async def test_wrong_keys_are_logged_sparsely(caplog: pytest.LogCaptureFixture) -> None:
+    server = KeySignIn(Engine(), DashboardKeys(KEY), lambda request: Finding())
+    request = DashboardRequest(
+        method="GET", path="/", mount="", headers={"authorization": basic("a wrong one")}, body=b""
+    )
+    assert {(await server.handle(request)).status_code for _ in range(20)} == {401}
+    assert [record.getMessage().partition(",")[0] for record in caplog.records if "wrong key" in record.msg] == [
+        "a wrong key was given to the dashboard"
+    ]
+
+
 @pytest.mark.parametrize(
     "authorization",
     [
@@ -58,6 +69,22 @@ async def test_others_are_asked_for_it_and_see_only_files(authorization: str | N
         assert refused.status_code == 404 or dict(refused.headers)["www-authenticate"].startswith("Basic realm=")
     [style, *_] = re.findall(r'href="(/assets/[^"]+\.css)"', refused.body.decode())
     assert (await ask("GET", style, authorization)).status_code == 200
+
+
+async def test_nothing_of_a_body_is_read_without_the_key(tmp_path: Path) -> None:
+    """A few kilobytes may decompress to a large form."""
+    opened = serve_database(
+        tmp_path / "engine.db", PRODUCTION, event_keys=["an event key"], port=0, dashboard_keys=DashboardKeys(KEY)
+    )
+    server = await opened
+    try:
+        async with aiohttp.ClientSession() as http:
+            for authorization, status in (("", 401), (basic("wrong"), 401), (basic(KEY), 415)):
+                headers = {"content-encoding": "unknown", "authorization": authorization}
+                async with http.post(f"{server.origin}/events/send", data=b"body", headers=headers) as response:
+                    assert response.status == status, authorization
+    finally:
+        await server.close()
 
 
 async def test_viewers_have_a_key_of_their_own_and_change_nothing() -> None:

@@ -77,10 +77,7 @@ async def test_the_oldest_spans_are_deleted_first(dev: Harness, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("method", "path", "feature"),
     [
-        ("POST", "/v0/connect/start", "Connect"),
-        ("POST", "/v1/realtime/publish?channel=c&topic=t", "realtime"),
-        ("POST", "/v1/realtime/token", "realtime"),
-        ("GET", "/v1/realtime/connect", "realtime"),
+        ("POST", "/v1/realtime/publish/tee?channel=c", "durable endpoints"),
         ("POST", "/v1/checkpoint", "durable endpoints"),
         ("POST", "/v1/checkpoint/01J/steps", "durable endpoints"),
         ("GET", "/v1/http/runs/01J/output", "durable endpoints"),
@@ -102,7 +99,7 @@ async def test_unsupported_features_are_refused_and_logged_once(
     assert answer["error"] in caplog.messages[0]
 
 
-async def test_an_app_of_connect_is_refused_at_its_sync(dev: Harness) -> None:
+async def test_a_sync_over_http_has_urls_of_http(dev: Harness) -> None:
     runtime = {"type": "ws", "url": "ws://127.0.0.1/connect"}
     function: Any = {
         "id": "app-f",
@@ -113,7 +110,7 @@ async def test_an_app_of_connect_is_refused_at_its_sync(dev: Harness) -> None:
         "POST", "/fn/register", json={"url": "ws://x", "appName": "app", "functions": [function]}
     )
     assert status == 400
-    assert "does not support Connect" in answer["error"]
+    assert "must be an http or https URL" in answer["error"]
 
 
 async def test_a_run_whose_app_asks_for_an_unknown_op_fails_for_good(dev: Harness) -> None:

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from durably.protocol.limits import MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
+from durably.engine.model.events import check_event
+from durably.protocol.events import Event
+from durably.protocol.limits import MAX_DEV_EVENT_BYTES, MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
 
 from .conftest import Harness
 
@@ -87,6 +89,15 @@ async def test_an_event_that_is_too_large_is_refused_and_named(dev: Harness, is_
     assert status == 413
     assert ("the event at index 1" if is_list else "the event is") in answer["error"]
     assert "any" not in json.dumps(answer["data"])  # the event key
+
+
+def test_a_development_server_warns_of_an_event_that_is_too_large_for_production(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for size in (10, MAX_EVENT_BYTES):
+        check_event(Event(name=f"has-{size}", data={"text": "x" * size}), MAX_DEV_EVENT_BYTES)
+    [warning] = caplog.messages
+    assert "has-524288" in warning
 
 
 async def test_events_are_listed_newest_first_and_filtered(dev: Harness) -> None:

@@ -1,6 +1,7 @@
 """Runs over the API: reading, cancelling, running again, and the inputs that apps fetch."""
 
 import asyncio
+import datetime as dt
 
 import durably
 
@@ -35,7 +36,8 @@ async def test_a_run_is_shown_with_its_steps(dev: Harness, serve_functions: Serv
     assert (shown["run_id"], shown["function_id"], shown["status"]) == (run.id, "shop-place", "Completed")
     assert shown["output"] == {"charged": 3}
     assert shown["event_id"] == event_id
-    assert shown["run_started_at"] <= shown["ended_at"]
+    began, ended = (dt.datetime.fromisoformat(shown[name]) for name in ("run_started_at", "ended_at"))
+    assert began <= ended
     _, of_event = await dev.json("GET", f"/v1/events/{event_id}/runs")
     assert [each["run_id"] for each in of_event["data"]] == [run.id]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.api.http.codec import HttpEngine
+from durably.engine.api.codec import HttpEngine
 from durably.engine.model.runs import EventFilter, StoredEvent, to_datetime
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from durably.engine.api.http.codec import HttpEngine
+from durably.engine.api.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.runs import MatchCount, to_datetime
 from durably.engine.sqlite.engine import SqliteEngine

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.api.http.codec import HttpEngine
+from durably.engine.api.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.runs import MatchCount, Run, RunFilter, to_datetime, to_optional_datetime
 from durably.engine.sqlite.engine import SqliteEngine

@@ -19,7 +19,6 @@ from durably.engine.temporal.messages import DeliveryRecord, EventRecord
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.workflows import EventWorkflow
 from durably.protocol.engine_errors import FunctionNotFoundError
-from durably.protocol.events import Event
 
 from ....temporal.dev_server import DevServer
 from ...small_app import Steps
@@ -212,11 +211,11 @@ async def test_events_of_a_run_count_in_its_chain(app: RoutedApp) -> None:
 async def test_invocation_starts_a_function_regardless_of_its_triggers(app: RoutedApp) -> None:
     one(app)
     await app.sync()
-    event = Event(name="inngest/function.invoked", data={"n": 3})
-    run_id = await app.engine._router.invoke(app.id_of("one"), event, "01J0000000000000000000000B")
-    assert await app.result(run_id) == 3
+    receipt = await app.engine.invoke(app.id_of("one"), {"n": 3})
+    assert receipt.run_id is not None
+    assert await app.result(receipt.run_id) == 3
     with pytest.raises(FunctionNotFoundError):
-        await app.engine._router.invoke(app.id_of("unknown"), event, "01J0000000000000000000000C")
+        await app.engine.invoke(app.id_of("unknown"), {"n": 3})
 
 
 async def test_many_events_of_one_request_start_their_runs(app: RoutedApp) -> None:

@@ -17,3 +17,7 @@ page:
 An element with the attribute ``data-live`` and an ``id`` is updated while the page is open if the route has
 ``live=Live.ALL`` or ``Live.RUN``. Modules in ``static/`` improve pages, and each page can be read without them.
 """
+
+from durably.engine import check_packages
+
+check_packages()

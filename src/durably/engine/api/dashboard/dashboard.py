@@ -7,6 +7,7 @@ import asyncio
 import base64
 import hmac
 import inspect
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -17,11 +18,12 @@ import msgspec
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import ArgumentInvalidError
 from durably.engine.model.overview import EngineInfo
+from durably.engine.model.subscriptions import SparseLog
 from durably.protocol import engine_errors as errors
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger, printable
 
-from . import events, functions, overview, run, runs
+from . import events, functions, overview, questions, run, runs
 from .messages import HEADERS, Action, DashboardRequest, DashboardResponse, Finding, FindingOf, describe_forgery
 from .templating import ASSETS, answer_static
 from .visit import VIEW, Live, PageError, Route, Visit, find_route, first_segments, parse_fields
@@ -98,6 +100,10 @@ class Dashboard:
         self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
         )
+
+    def admits(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request with these headers may have a body. Only a dashboard with a sign-in refuses some."""
+        return True
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The answer to a request."""
@@ -227,6 +233,7 @@ class KeySignIn:
 
     def __init__(self, engine: Engine, keys: DashboardKeys, finding_of: FindingOf) -> None:
         self._mount = keys.mount
+        self._refusals = SparseLog(_logger)
         self._dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
         self._by_key = [(keys.key, self._dashboard)]
         if keys.viewer_key is not None:
@@ -238,16 +245,24 @@ class KeySignIn:
             )
             self._by_key.append((keys.viewer_key, for_viewers))
 
+    def admits(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request has a key."""
+        return bool(self._find(_read_password(headers.get("authorization", ""))))
+
+    def _find(self, password: bytes) -> list[Dashboard]:
+        # Each key is compared, so that the time does not depend on which one is right.
+        return [each for key, each in self._by_key if hmac.compare_digest(_as_bytes(key.strip()), password)]
+
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The answer to a request, which is 401 without a key."""
         request = replace(request, mount=self._mount)
         password = _read_password(request.headers.get("authorization", ""))
-        # Each key is compared, so that the time does not depend on which one is right.
-        found = [each for key, each in self._by_key if hmac.compare_digest(_as_bytes(key.strip()), password)]
+        found = self._find(password)
         if found or request.path.startswith(ASSETS):
             return await (found or [self._dashboard])[0].handle(request)
         if password:
-            _logger.warning("a wrong key was given to the dashboard, from %s", printable(request.peer or "unknown"))
+            peer = printable(request.peer or "unknown")
+            self._refusals.log(logging.WARNING, "a wrong key was given to the dashboard, from %s", peer)
         error = PageError(401, "You are not signed in", "The password is the key of the engine's dashboard.")
         response = await self._dashboard.show_error(request, error)
         challenge = ("www-authenticate", 'Basic realm="Durably", charset="UTF-8"')
@@ -343,6 +358,7 @@ _ALL = (
     *overview.ROUTES,
     *runs.ROUTES,
     *run.ROUTES,
+    *questions.ROUTES,
     *functions.ROUTES,
     *events.ROUTES,
     Route("GET", "/live", answer_live),

@@ -138,7 +138,7 @@ async def send(visit: Visit) -> DashboardResponse:
 async def send_again(visit: Visit) -> DashboardResponse:
     """Sends a copy of an event, with an id of its own."""
     event = await _event(visit, visit.arguments["event_id"])
-    copied = {"name": event.name, "data": event.data, "user": event.user, "v": event.v}
+    copied = {"name": event.name, "data": event.data, "user": event.user, "v": event.v, "meta": event.meta}
     body = msgspec.json.encode({name: value for name, value in copied.items() if value is not None})
     receipt = await visit.engine.receive_events(body)
     return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")

@@ -71,8 +71,8 @@ class Action:
 
     ``name`` is ``"view"``, or the name of the engine's operation: ``"cancel_run"``, ``"rerun"``, ``"receive_events"``,
     ``"invoke"``, ``"pause_function"``, ``"resume_function"``, ``"skip_delays"``, ``"cancel_runs"``, ``"replay_runs"``,
-    ``"delete_cancellation"``. ``subject`` is the id of the run or function that it changes. ``request`` is the
-    framework's own request.
+    ``"delete_cancellation"``, ``"ask_run"`` (an answer to the run's question). ``subject`` is the id of the run or
+    function that it changes. ``request`` is the framework's own request.
     """
 
     name: str

@@ -137,6 +137,8 @@ def fitting_range(distances: Sequence[dt.timedelta]) -> str:
 
 
 DEFAULT_RANGE = "1h"
+MOST_QUESTIONS = 100
+"""Open questions are counted up to this number."""
 
 
 class LoadRow(msgspec.Struct, frozen=True):
@@ -192,10 +194,13 @@ async def show_overview(visit: Visit) -> DashboardResponse:
     if not visit.info.offers("overview"):
         return visit.redirect("/runs")
     overview: Overview = await visit.engine.overview(since=until - length, until=until)
+    questions = await visit.engine.list_questions(limit=MOST_QUESTIONS) if visit.info.offers("list_questions") else []
     concerns = [(concern, *await _link(visit, concern, until)) for concern in overview.concerns]
     return await visit.page(
         "overview.html",
         overview=overview,
+        questions=len(questions),
+        most_questions=MOST_QUESTIONS,
         total=total(overview.counts),
         chart=draw_chart(overview.counts, overview.since, overview.until),
         concerns=concerns,

@@ -9,10 +9,12 @@ from typing import Any
 import msgspec
 
 from durably.engine.model.runs import FromStep, Relation, RunReport, Step, StepStatus, StoredEvent
+from durably.protocol.engine_errors import AnswerRefusedError
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from .messages import DashboardResponse
+from .questions import AnswerForm, answer_forms, deliver, find_form, make_form
 from .values import answer_value, build_tree, tree_of
 from .visit import Live, PageError, Route, Visit
 from .waterfall import KIND_WORDS, Waterfall, lay_out
@@ -38,23 +40,31 @@ async def read_report(visit: Visit) -> RunReport:
     return report
 
 
-async def show_run(visit: Visit, *, refused: str | None = None, error: str | None = None) -> DashboardResponse:
+async def show_run(
+    visit: Visit, *, refused: str | None = None, error: str | None = None, answered: AnswerForm | None = None
+) -> DashboardResponse:
     """The page of a run.
 
-    ``refused`` is the input of the form to run a step again, with the ``error`` that it has.
+    ``refused`` is the input of the form to run a step again, with the ``error`` that it has. ``answered`` is the form
+    of an answer that was refused.
     """
     report = await read_report(visit)
     run = report.run
     now = dt.datetime.now(dt.UTC)
     waterfall = lay_out(report, now, visit.query.get("zoom"))
-    given = visit.query if error is None else visit.form
+    given = visit.query if error is None and answered is None else visit.form
+    questions = [
+        answered if answered and answered.step.hashed_id == form.step.hashed_id else form
+        for form in answer_forms(report)
+    ]
     own = {name: given[name] for name in ("step", "zoom") if name in given}
     chosen = next((step for step in report.steps if step.hashed_id == own.get("step")), None)
-    may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun", "skip_delays")}
+    may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun", "skip_delays", "ask_run")}
     may["receive_events"] = await visit.may("receive_events")
     return await visit.page(
         "run.html",
-        status=200 if error is None else 422,
+        status=200 if error is None and answered is None else 422,
+        questions=questions,
         refused=refused,
         error=error,
         report=report,
@@ -201,6 +211,7 @@ async def send_event(visit: Visit) -> DashboardResponse:
         {"name": event.name, "data": event.data}
         | ({} if event.user is None else {"user": event.user})
         | ({} if event.v is None else {"v": event.v})
+        | ({} if event.meta is None else {"meta": event.meta})
         for event in report.events
         if is_sent(event)
     ]
@@ -210,11 +221,25 @@ async def send_event(visit: Visit) -> DashboardResponse:
     return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")
 
 
+async def answer(visit: Visit) -> DashboardResponse:
+    """Answer the question of the step in the field ``step``."""
+    run_id = visit.arguments["run_id"]
+    form = find_form(await read_report(visit), visit.form.get("step"))
+    if form is None:
+        return visit.redirect(f"/runs/{run_id}", notice="closed")
+    try:
+        notice = await deliver(visit, form)
+    except AnswerRefusedError as error:
+        return await show_run(visit, answered=make_form(form.step, form.question, visit.form, error.message))
+    return visit.redirect(f"/runs/{run_id}", notice=notice)
+
+
 ROUTES = (
     Route("GET", "/runs/{run_id}", show_run, live=Live.RUN),
     Route("GET", "/runs/{run_id}/value", show_value),
     Route("POST", "/runs/{run_id}/cancel", cancel, action="cancel_run", subject="run_id"),
     Route("POST", "/runs/{run_id}/wake", skip_delays, action="skip_delays", subject="run_id"),
     Route("POST", "/runs/{run_id}/rerun", rerun, action="rerun", subject="run_id"),
+    Route("POST", "/runs/{run_id}/answer", answer, action="ask_run", subject="run_id"),
     Route("POST", "/runs/{run_id}/send-event", send_event, action="receive_events"),
 )

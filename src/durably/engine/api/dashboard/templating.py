@@ -85,6 +85,7 @@ class NavigationEntry(msgspec.Struct, frozen=True):
 NAVIGATION = (
     NavigationEntry("Overview", "/", "o", "overview"),
     NavigationEntry("Runs", "/runs", "r", "search_runs"),
+    NavigationEntry("Questions", "/questions", "q", "list_questions"),
     NavigationEntry("Functions", "/functions", "f", "list_functions"),
     NavigationEntry("Events", "/events", "e", "search_events"),
     NavigationEntry("Apps", "/apps", "a", "list_apps"),

@@ -136,6 +136,8 @@ _NOTICES = {
     "run is gone, or you may not change it. Open one to see which.",
     "replaying": "The runs are being replayed. The progress is below.",
     "cancelling": "The runs are being cancelled. The progress is below.",
+    "answered": "The run has received the answer.",
+    "closed": "The question is not open any more: nothing was changed.",
     "woken": "The run goes on now.",
     "awake": "The run does not sleep, and waits for no other attempt: nothing was changed.",
 }

@@ -6,10 +6,9 @@ One handler serves all operations, others are those of the server itself.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,22 +16,25 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from multidict import CIMultiDict
 
+from durably.engine.api.codec import NOT_FOUND, check_header, encode_result, read_arguments
 from durably.engine.api.dashboard.dashboard import SEGMENTS, Dashboard, KeySignIn
 from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.interface import Engine, LocalEngine
-from durably.engine.api.operations import Access, Operation, operations_of
+from durably.engine.api.interface import OPERATIONS
+from durably.engine.api.local import LocalEngine
+from durably.engine.api.operations import Access, Operation
 from durably.engine.model.events import decode_json, explain_json_error
 from durably.engine.model.runs import RunUpdate
 from durably.protocol.engine_errors import DatabaseLostError, EngineError, JsonInvalidError
 from durably.protocol.events import AppSyncBody
-from durably.protocol.headers import Header, Query, ServerKind
+from durably.protocol.headers import VERSION, Header, Query, ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES, MAX_REQUEST_BYTES
 from durably.protocol.sync import decode_sync
 from durably.protocol.text import get_logger, redact_url
 
-from .codec import NOT_FOUND, check_header, encode_result, read_arguments
+from . import platform
 from .connections import CONNECTIONS
 from .metrics import METRICS_PATH, answer_metrics
+from .realtime import Realtime, channels_of
 from .requests import (
     AccessCheck,
     AllowedHosts,
@@ -49,6 +51,7 @@ from .requests import (
 from .syncs import AcceptedSync, AppUnreachedError, NoAppError, OnSync, SyncAt, SyncFailedError
 
 READY_SECONDS = 5.0
+_READY_LOG_SECONDS = 0.5
 _KEEP_ALIVE_SECONDS = 15.0
 """Seconds of silence before an empty line is written to a stream.
 
@@ -141,7 +144,7 @@ async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
     """``GET /ready``: whether the engine accepts events and calls apps.
 
     The answer is 503 with the reason if it does not. The writer's thread checks that the database still belongs to this
-    engine.
+    engine. The commit log's state is left out if its store is slow: load balancers do not wait.
     """
     try:
         async with asyncio.timeout(READY_SECONDS):
@@ -151,7 +154,10 @@ async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
     except EngineError as error:
         lost = api.engine.stop_error or (error if isinstance(error, DatabaseLostError) else None)
         return error_response(503, error.message if lost is None else explain_stop(lost))
-    log = await api.engine.read_log()
+    log = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_READY_LOG_SECONDS):
+            log = await api.engine.read_log()
     # Everybody may read this, so it does not name the log's server.
     shown = {} if log is None else {"log": msgspec.structs.replace(log, store="", leader="")}
     return json_response({"status": 200, "message": "OK", **shown})
@@ -166,7 +172,7 @@ async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
     """``GET /dev``, in dev mode only: official SDKs detect a dev engine by it."""
     return json_response(
         {
-            "version": version("durably"),
+            "version": VERSION,
             "authed": False,
             "functions": [function.config for function in await api.engine.list_functions()],
             "handlers": [],
@@ -187,7 +193,8 @@ async def _stream_updates(api: ApiState, request: web.Request) -> web.StreamResp
     response = web.StreamResponse(headers=headers | api.headers())
     with api.engine.watch() as updates, contextlib.suppress(ConnectionResetError):  # The client has disconnected.
         await response.prepare(request)
-        await _write_updates(response, updates, request.query.get("function_id"))
+        if request.method != hdrs.METH_HEAD:
+            await _write_updates(response, updates, request.query.get("function_id"))
         await response.write_eof()
     return response
 
@@ -269,14 +276,17 @@ async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
 
 # what the engine lacks
 
+_PLATFORM = (
+    "this route of /v2: it has runs, apps, functions, events and invocations, and no sandboxes, sessions or accounts"
+)
 _ENDPOINTS = "durable endpoints: make the endpoint send an event, and do the work in a function"
 UNSUPPORTED = {
-    "/v0/connect/{path:.*}": "Connect: serve the app's functions over HTTP instead of calling connect()",
-    "/v1/realtime/{path:.*}": "realtime (publish, subscribe, streams): send messages to browsers yourself",
+    "/v0/connect/{path:.*}": "Connect: it runs in its app's processes, which need no connection",
+    "/v1/realtime/publish/tee": _ENDPOINTS,
     "/v1/checkpoint": _ENDPOINTS,
     "/v1/checkpoint/{run_id}/steps": _ENDPOINTS,
     "/v1/http/{path:.*}": _ENDPOINTS,
-    "/v2/{path:.*}": "the second version of the platform's API, including sandboxes",
+    **{f"{prefix}/{{path:.*}}": _PLATFORM for prefix in platform.PREFIXES},
 }
 """Features by their routes."""
 
@@ -379,15 +389,16 @@ def create_api(
     access = AccessCheck(keys, hosts)
     operations = [
         Route(each.http_method, each.path, each.access, _SPECIAL.get(each.name) or partial(_execute, each))
-        for each in operations_of(Engine).values()
+        for each in OPERATIONS.values()
     ]
     last_logged: dict[str, float] = {}
     unsupported = [
         Route(hdrs.METH_ANY, path, Access.SIGNING_KEY, _refuse_feature(feature, last_logged))
         for path, feature in UNSUPPORTED.items()
     ]
+    faces = (*_realtime_routes(Realtime(keys)), *_platform_routes())
     pages = [] if dashboard is None else _dashboard_routes(dashboard)
-    for route in (*SERVER_ROUTES, *routes, *operations, *pages, *unsupported, UNROUTED):
+    for route in (*SERVER_ROUTES, *routes, *operations, *faces, *pages, *unsupported, UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
             endpoint = _endpoint(api, access, route)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
@@ -429,6 +440,40 @@ def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
     return answer
 
 
+def _realtime_routes(realtime: Realtime) -> list[Route]:
+    """The routes of realtime. Subscribers have tokens."""
+
+    async def publish(api: ApiState, request: web.Request) -> web.StreamResponse:
+        return await realtime.publish(channels_of(api.engine.channels), request)
+
+    async def make_token(api: ApiState, request: web.Request) -> web.StreamResponse:
+        return await realtime.make_token(request)
+
+    async def connect(api: ApiState, request: web.Request) -> web.StreamResponse:
+        return await realtime.connect(channels_of(api.engine.channels), request)
+
+    async def stream(api: ApiState, request: web.Request) -> web.StreamResponse:
+        return await realtime.stream(channels_of(api.engine.channels), request, api.headers())
+
+    return [
+        Route("POST", "/v1/realtime/publish", Access.SIGNING_KEY, publish),
+        Route("POST", "/v1/realtime/token", Access.SIGNING_KEY, make_token),
+        Route("GET", "/v1/realtime/connect", Access.OPEN, connect),
+        Route("GET", "/v1/realtime/sse", Access.OPEN, stream),
+    ]
+
+
+def _platform_routes() -> Iterator[Route]:
+    """The routes of ``/v2``."""
+
+    def bind(handle: platform.Handle) -> Handle:
+        return lambda api, request: platform.answer(handle, api.engine, api.engine.explain, request)
+
+    for prefix in platform.PREFIXES:
+        for method, path, handle in platform.ROUTES:
+            yield Route(method, prefix + path, Access.SIGNING_KEY, bind(handle))
+
+
 # the dashboard
 
 
@@ -446,14 +491,17 @@ def _dashboard_routes(dashboard: Dashboard | KeySignIn) -> list[Route]:
 async def _answer_dashboard(
     dashboard: Dashboard | KeySignIn, api: ApiState, request: web.Request
 ) -> web.StreamResponse:
+    headers = _lower_headers(request)
+    # The body after the check of the key, because it may be large, or a few bytes that decompress to many.
+    reads_body = request.method == "POST" and dashboard.admits(headers)
     answer = await dashboard.handle(
         DashboardRequest(
             method=request.method,
             path=request.path,
             mount="",
-            headers=_lower_headers(request),
+            headers=headers,
             query=request.rel_url.raw_query_string,
-            body=await read_body(request, MAX_FORM_BYTES) if request.method == "POST" else b"",
+            body=await read_body(request, MAX_FORM_BYTES) if reads_body else b"",
             # A client's own header can only make a cookie stricter.
             is_secure=request.secure or request.headers.get("x-forwarded-proto", "").lower() == "https",
             raw_request=request,

@@ -11,7 +11,7 @@ from prometheus_client.core import Metric as PrometheusFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from durably.engine.api.interface import LocalEngine
+from durably.engine.api.local import LocalEngine
 from durably.engine.api.metrics import CATALOGUE, FAMILIES, PREFIX, Family, Metric, MetricKind, Sample
 from durably.protocol.engine_errors import EngineError
 

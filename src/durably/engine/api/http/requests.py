@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from durably.engine.api.codec import status_of
 from durably.engine.api.operations import Access, ArgumentInvalidError
 from durably.engine.model.subscriptions import SparseLog
 from durably.protocol import engine_errors as errors
@@ -27,8 +28,6 @@ from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
 from durably.protocol.text import get_logger, is_name
-
-from .codec import status_of
 
 _GRACE_SECONDS = 30.0
 _LEAST_BYTES_PER_SECOND = 16 * 1024

@@ -17,7 +17,7 @@ from aiohttp import hdrs, web
 from durably.engine.api.counters import read_log_gauges
 from durably.engine.api.dashboard.dashboard import Dashboard, DashboardKeys, KeySignIn
 from durably.engine.api.dashboard.messages import at_address_of
-from durably.engine.api.interface import LocalEngine
+from durably.engine.api.local import LocalEngine
 from durably.engine.model.overview import LogState
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.engine_errors import EngineError
@@ -26,6 +26,7 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.text import describe_os_error, reachable
 
 from .application import HEALTH_PATH, create_api, ignore_sync
+from .connect import Connect
 from .connections import CONNECTIONS, ConnectionLimits, Connections
 from .metrics import METRICS_PATH, create_metrics_page, write_text
 from .requests import SERVER_LOGGER, AllowedHosts, ApiKeys, answer_expectation, error_response, json_response
@@ -135,6 +136,7 @@ class EngineServer:
         elif dashboard_keys is not None:
             dashboard = KeySignIn(engine, dashboard_keys, finding_of)
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
+        connect = None if engine.connected is None else Connect(engine.connected)
         api = create_api(
             engine,
             keys,
@@ -142,7 +144,10 @@ class EngineServer:
             on_sync=discovery.note_sync,
             sync_at=discovery.sync,
             dashboard=dashboard,
+            routes=() if connect is None else connect.routes,
         )
+        if connect is not None:
+            api.on_shutdown.append(connect.close)
         server = cls(engine, discovery, origin)
         await server._serve(api, listener, limits)
         if metrics_address is not None and metrics is not None:

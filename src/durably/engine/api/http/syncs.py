@@ -17,8 +17,8 @@ import msgspec
 from aiohttp import hdrs
 from yarl import URL
 
-from durably.engine.api.interface import LocalEngine
-from durably.engine.model.calls import read_limited, sign_request, was_sent
+from durably.engine.api.local import LocalEngine
+from durably.engine.model.calls import sign_request, was_sent
 from durably.engine.model.overview import SyncResult
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.call import decode
@@ -48,6 +48,7 @@ SyncAt = Callable[[str], Awaitable[AcceptedSync]]
 
 TIMEOUT_SECONDS = 10.0
 """Seconds from the request to the end of the answer."""
+_CHUNK_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """Bytes of an app's largest answer to a sync or an inspection. Thousands of functions fit."""
 
@@ -252,10 +253,13 @@ async def _read(url: str, response: aiohttp.ClientResponse) -> bytes:
             f"the app at {redact_url(url)} answered with content-encoding {printable(encoding)}, although the request "
             "does not accept it: have the app or its proxy send these answers uncompressed"
         )
-    body = await read_limited(response, MAX_ANSWER_BYTES)
-    if body is None:
-        raise SyncFailedError(f"the app at {redact_url(url)} answered with more than {MAX_ANSWER_BYTES} bytes")
-    return body
+    chunks, size = [], 0
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        size += len(chunk)
+        if size > MAX_ANSWER_BYTES:
+            raise SyncFailedError(f"the app at {redact_url(url)} answered with more than {MAX_ANSWER_BYTES} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def _tell_other_origins(url: str, sync: SyncRequest) -> None:

@@ -39,7 +39,7 @@ __all__ = ["Equality", "Expression", "ExpressionInvalidError", "compile_expressi
 
 
 _CACHE_SIZE = 2048
-_EVENT_FIELDS = ("name", "data", "id", "ts", "user", "v")
+_EVENT_FIELDS = ("name", "data", "id", "ts", "user", "v", "meta")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ import msgspec
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import App, FunctionInfo, StepTimes, SyncReport
-from durably.engine.model.runs import BulkOperation, Run, to_datetime, to_optional_datetime
+from durably.engine.model.runs import BulkOperation, ModelUsage, Run, to_datetime, to_optional_datetime
+from durably.engine.sqlite.statistics import QUARTER
 from durably.engine.sqlite.transactions.bulk_operations import BulkOperationKind, BulkOperationRow, read_bulk_operations
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -155,6 +156,16 @@ def percentile(ordered: Sequence[float], share: float) -> float:
     """
     rank = -(-len(ordered) * round(share * 100) // 100)
     return ordered[max(rank, 1) - 1]
+
+
+def sum_usage_since(connection: sqlite3.Connection, function_id: str, minute: int) -> list[ModelUsage]:
+    """The tokens of models in a function's steps since a minute, or the quarter of an hour before it."""
+    rows = connection.execute(
+        "SELECT model, sum(input_tokens), sum(output_tokens) FROM usage_counts WHERE function_id = ? AND minute >= ? "
+        "GROUP BY model",
+        (function_id, minute - minute % QUARTER),
+    )
+    return [ModelUsage(*values) for values in rows]
 
 
 class _Tick(msgspec.Struct):

@@ -5,7 +5,7 @@ They run in the reader's threads.
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,12 +13,15 @@ from msgspec.structs import replace
 
 from durably.engine.core.calls import join_memos
 from durably.engine.core.run_state import RunState, RunStatus, decode_origin
+from durably.engine.core.transition import encode_error
 from durably.engine.model.records import UNREACHED_ERRORS, AttemptRow, MemoTimes, StepRow, UnfinishedStep
 from durably.engine.model.run_report import RunRows, is_idle, report_calls, run_wait
 from durably.engine.model.runs import (
     ExportedSpans,
     LogEntry,
     LogPage,
+    ModelUsage,
+    Progress,
     Relation,
     Run,
     RunCall,
@@ -29,9 +32,10 @@ from durably.engine.model.runs import (
     to_datetime,
     to_optional_datetime,
 )
-from durably.engine.sqlite.tables.runs import find_run_key, open_waits, read_run_state
+from durably.engine.sqlite.tables.runs import find_run_key, invoked_function, is_held, open_waits, read_run_state
 from durably.protocol.call import LogLine
 from durably.protocol.engine_errors import DatabaseCorruptError
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function
@@ -52,7 +56,8 @@ _FAILED_ATTEMPTS = (
 """The number of a run's failed attempts, without calls that did not reach the app."""
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, run_states.state"
+    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, run_states.state, "
+    "(SELECT progress FROM run_progress WHERE run_key = runs.key)"
 )
 """The columns of ``to_run``, without the output, which follows them."""
 _TABLES = "FROM runs JOIN events ON events.key = runs.event_key LEFT JOIN run_states ON run_states.run_key = runs.key"
@@ -81,6 +86,7 @@ class _Invocation(msgspec.Struct):
 _event_decoder = msgspec.json.Decoder(Event)
 _invocation_decoder = msgspec.json.Decoder(_Invocation)
 _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_progress_decoder = msgspec.json.Decoder(Progress)
 _unfinished_decoder = msgspec.json.Decoder(list[UnfinishedStep])
 
 
@@ -116,8 +122,43 @@ def read_batch(connection: sqlite3.Connection, run_key: int) -> list[tuple[str, 
 
 
 def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> Run | None:
+    """A run by its id, or by that of the event of an invocation. See ``Engine.get_run``."""
     row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
-    return to_run(connection, row, first_call_at) if row else None
+    return to_run(connection, row, first_call_at) if row else _find_start(connection, run_id, first_call_at)
+
+
+def _find_start(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> Run | None:
+    """The run that an invocation has started or will start. A skipped one may not be stored."""
+    event = connection.execute(
+        "SELECT key, received_at, body, notes FROM events WHERE id = ? AND name = ?",
+        (event_id, InternalEvent.FUNCTION_INVOKED),
+    ).fetchone()
+    if event is None:
+        return None
+    runs = event_runs(connection, event_id, first_call_at)
+    if runs:
+        return runs[0]
+    key, received_at, body, notes = event
+    function_id, at = invoked_function(body), to_datetime(received_at)
+    app = connection.execute("SELECT app_id FROM functions WHERE id = ?", (function_id,)).fetchone()
+    start = Run(
+        id=event_id,
+        function_id=function_id,
+        app_id=app[0] if app else "",
+        status=RunStatus.SCHEDULED,
+        event_ids=[event_id],
+        event_id=event_id,
+        event_name=InternalEvent.FUNCTION_INVOKED,
+        created_at=at,
+    )
+    if is_held(connection, key):
+        return start
+    if not notes:  # Its run was deleted.
+        return None
+    error = ErrorData(name="FunctionSkippedError", message=msgspec.json.decode(notes)[-1])
+    return msgspec.structs.replace(
+        start, status=RunStatus.SKIPPED, ended_at=at, output=msgspec.Raw(encode_error(error))
+    )
 
 
 def list_runs(
@@ -150,7 +191,7 @@ def runs_of_keys(connection: sqlite3.Connection, run_keys: Iterable[int], first_
 def to_run(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: FirstCallAt) -> Run:
     """The run of a row of ``RUN_COLUMNS`` and the output."""
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
-    rerun_of, event_id, event_name, is_batch, failed_attempts, encoded, output = row[9:]
+    rerun_of, event_id, event_name, is_batch, failed_attempts, encoded, progress, output = row[9:]
     state = _readable(encoded) if encoded else None
     if state is not None and started_at is None:
         started_at = first_call_at(key)
@@ -160,6 +201,9 @@ def to_run(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: Fi
         query = "SELECT step_id, due, topic FROM waits WHERE run_key = ? ORDER BY due IS NULL, due LIMIT 1"
         wait = connection.execute(query, (key,)).fetchone()
     event_ids = [each for each, _ in read_batch(connection, key)] if is_batch else [event_id]
+    usage = connection.execute(
+        "SELECT model, sum(input_tokens), sum(output_tokens) FROM step_usage WHERE run_key = ? GROUP BY model", (key,)
+    )
     return Run(
         id=run_id,
         function_id=function_id,
@@ -175,8 +219,10 @@ def to_run(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: Fi
         attempt=max((call.attempt for call in state.calls), default=0) if state else 0,
         max_attempts=max_attempts,
         failed_attempts=failed_attempts,
+        usage=[ModelUsage(*values) for values in usage],
         rerun_of=rerun_of,
         waiting=None if state is None else run_wait(state, *(wait or ())),
+        progress=None if progress is None else _progress_decoder.decode(progress),
     )
 
 
@@ -261,18 +307,22 @@ def read_run_rows(
     run = find_run(connection, run_id, first_call_at)
     if run is None:
         return None
-    key, event_key, app_version, last_called_at, unfinished = connection.execute(
-        "SELECT key, event_key, app_version, last_called_at, unfinished FROM runs WHERE id = ?", (run_id,)
+    row = connection.execute(
+        "SELECT key, event_key, app_version, last_called_at, unfinished FROM runs WHERE id = ?", (run.id,)
     ).fetchone()
+    if row is None:  # Flow control holds the run back, or has skipped it.
+        return None
+    key, event_key, app_version, last_called_at, unfinished = row
     state = read_run_state_of(connection, key)
+    usage = _usage_of_attempts(connection, key)
     rows = RunRows(
         run=run,
         app_version=app_version,
         last_called_at=last_called_at,
-        finished=_finished_steps(connection, key),
+        finished=_finished_steps(connection, key, usage),
         failed=[
-            AttemptRow(*values)
-            for values in connection.execute(
+            replace(AttemptRow(step_id, attempt, *values), usage=tuple(usage.get((step_id, attempt), ())))
+            for step_id, attempt, *values in connection.execute(
                 "SELECT step_id, attempt, name, ended_at, error, data, queued_at, called_at, ran_from, ran_for, "
                 "retry_at FROM failed_attempts WHERE run_key = ? ORDER BY ended_at, attempt",
                 (key,),
@@ -286,7 +336,7 @@ def read_run_rows(
     if not has_context:
         return rows
     events = (find_event(connection, event_id) for event_id in run.event_ids)
-    children = _children(connection, key, run_id, first_call_at)
+    children = _children(connection, key, run.id, first_call_at)
     config = connection.execute("SELECT config FROM functions WHERE id = ?", (run.function_id,)).fetchone()
     lines = connection.execute(f"SELECT {_LINE} FROM run_logs WHERE run_key = ? ORDER BY at, key", (key,))
     return replace(
@@ -300,7 +350,22 @@ def read_run_rows(
     )
 
 
-def _finished_steps(connection: sqlite3.Connection, run_key: int) -> list[tuple[StepRow, bytes]]:
+_UsageOfAttempts = Mapping[tuple[str, int], Sequence[ModelUsage]]
+"""By hashed step id and attempt."""
+
+
+def _usage_of_attempts(connection: sqlite3.Connection, run_key: int) -> _UsageOfAttempts:
+    found: dict[tuple[str, int], list[ModelUsage]] = {}
+    for step_id, attempt, *values in connection.execute(
+        "SELECT step_id, attempt, model, input_tokens, output_tokens FROM step_usage WHERE run_key = ?", (run_key,)
+    ):
+        found.setdefault((step_id, attempt), []).append(ModelUsage(*values))
+    return found
+
+
+def _finished_steps(
+    connection: sqlite3.Connection, run_key: int, usage: _UsageOfAttempts
+) -> list[tuple[StepRow, bytes]]:
     rows = connection.execute(
         "SELECT step_id, name, op, attempts, failed, is_copied, arguments, memo, created_at, ended_at, called_at, "
         "ran_from, ran_for, topic FROM memos WHERE run_key = ? ORDER BY seq",
@@ -308,7 +373,17 @@ def _finished_steps(connection: sqlite3.Connection, run_key: int) -> list[tuple[
     )
     found = []
     for step_id, name, op, attempts, failed, is_copied, arguments, memo, *times in rows:
-        row = StepRow(step_id, name, Opcode(op), attempts, bool(failed), MemoTimes(*times), bool(is_copied), arguments)
+        row = StepRow(
+            step_id,
+            name,
+            Opcode(op),
+            attempts,
+            bool(failed),
+            MemoTimes(*times),
+            bool(is_copied),
+            arguments,
+            tuple(usage.get((step_id, attempts - 1), ())),
+        )
         found.append((row, memo))
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 import msgspec
 
 from durably.engine.core.flow.queue import QueueEntry, decode_queue_entry, encode_queue_entry
-from durably.engine.core.inputs import WriteMemo
+from durably.engine.core.inputs import Defer, WriteMemo
 from durably.engine.core.run_state import (
     Origin,
     RunState,
@@ -17,11 +17,21 @@ from durably.engine.core.run_state import (
     encode_run_state,
 )
 from durably.engine.model.records import AttemptRow, MemoTimes, RunRow, UnfinishedStep, WaitRow, WaitTimes
+from durably.engine.model.runs import InvokeReceipt
 from durably.protocol.engine_errors import DatabaseCorruptError
+from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
+from durably.protocol.usage import ModelUsage
 
 _RUN_COLUMNS = "key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of"
 """Columns in the order of ``RunRow``."""
+_QUARTER = 900_000
+"""Milliseconds of a quarter of an hour."""
+_TOKENS = "model, input_tokens, output_tokens"
+_ADD_TOKENS = (
+    "ON CONFLICT DO UPDATE SET input_tokens = input_tokens + excluded.input_tokens, "
+    "output_tokens = output_tokens + excluded.output_tokens"
+)
 
 
 class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
@@ -50,7 +60,7 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, WaitTimes]:
     """The waits of a run, by step."""
     rows = connection.execute(
-        "SELECT step_id, created_at, due, topic, called_at FROM waits WHERE run_key = ?", (run_key,)
+        "SELECT step_id, created_at, due, topic, called_at, question FROM waits WHERE run_key = ?", (run_key,)
     )
     return {step_id: WaitTimes(*values) for step_id, *values in rows}
 
@@ -105,10 +115,35 @@ class RunStore:
     def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
         """The id of an event that was sent with this id after a time."""
         row = self._connection.execute(
-            "SELECT id FROM events WHERE sender_id = ? AND received_at > ? ORDER BY received_at DESC LIMIT 1",
-            (sender_id, received_after),
+            "SELECT id FROM events WHERE sender_id = ? AND received_at > ? AND name <> ? "
+            "ORDER BY received_at DESC LIMIT 1",
+            (sender_id, received_after, InternalEvent.FUNCTION_INVOKED),
         ).fetchone()
         return row[0] if row else None
+
+    def find_invocation(self, function_id: str, sender_id: str, event_id: str) -> InvokeReceipt | None:
+        """The receipt of an earlier invocation with this id of its sender, or this id of the event.
+
+        ``None`` if its run was skipped or deleted.
+        """
+        rows = self._connection.execute(
+            "SELECT key, id, body FROM events WHERE id = ?1 "
+            "UNION SELECT key, id, body FROM events WHERE ?2 <> '' AND sender_id = ?2 AND name = ?3 ORDER BY key DESC",
+            (event_id, sender_id, InternalEvent.FUNCTION_INVOKED),
+        )
+        for key, known_id, body in rows:
+            if invoked_function(body) != function_id:
+                continue
+            run = self._connection.execute(
+                "SELECT id FROM runs WHERE key IN (SELECT key FROM runs WHERE event_key = ?1 "
+                "UNION SELECT run_key FROM run_events WHERE event_key = ?1) AND status <> ?2 ORDER BY key LIMIT 1",
+                (key, RunStatus.SKIPPED),
+            ).fetchone()
+            if run is not None:
+                return InvokeReceipt(event_id=known_id, run_id=run[0])
+            if known_id == event_id or is_held(self._connection, key):
+                return InvokeReceipt(event_id=known_id, run_id=None)
+        return None
 
     def event(self, event_key: int) -> tuple[str, str, bytes, Origin | None, str | None]:
         """Id, name, body, origin and ``traceparent``."""
@@ -273,6 +308,21 @@ class RunStore:
             ),
         )
 
+    def add_usage(self, run: RunRow, step_id: str, attempt: int, usage: Sequence[ModelUsage], at: int) -> None:
+        """Store the tokens of models in an attempt at a step, which are paid for even if the attempt has failed."""
+        quarter = at // _QUARTER * 15
+        for each in usage:
+            tokens = each.model, each.input_tokens, each.output_tokens
+            self._connection.execute(
+                f"INSERT INTO step_usage (run_key, step_id, attempt, {_TOKENS}) VALUES (?, ?, ?, ?, ?, ?) "
+                f"{_ADD_TOKENS}",
+                (run.key, step_id, attempt, *tokens),
+            )
+            self._connection.execute(
+                f"INSERT INTO usage_counts (function_id, minute, {_TOKENS}) VALUES (?, ?, ?, ?, ?) {_ADD_TOKENS}",
+                (run.function_id, quarter, *tokens),
+            )
+
     def memoised(self, run_key: int, step_ids: Collection[str]) -> frozenset[str]:
         """The ids of the steps that have a memo."""
         query = "SELECT 1 FROM memos WHERE run_key = ? AND step_id = ?"
@@ -312,7 +362,7 @@ class RunStore:
     def put_wait(self, wait: WaitRow, created_at: int) -> None:
         self._connection.execute(
             "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, called_at, "
-            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "question, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*msgspec.structs.astuple(wait), created_at),
         )
 
@@ -365,25 +415,27 @@ class RunStore:
 
     # deferred functions
 
-    def add_deferred(self, run_key: int, step_id: str, function_id: str, data: bytes) -> None:
+    def add_deferred(self, run_key: int, deferred: Defer) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO deferred_functions (run_key, step_id, function_id, data) VALUES (?, ?, ?, ?)",
-            (run_key, step_id, function_id, data),
+            "INSERT OR REPLACE INTO deferred_functions (run_key, step_id, function_id, data, sessions) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (run_key, deferred.step_id, deferred.function_id, deferred.data, msgspec.json.encode(deferred.sessions)),
         )
 
     def drop_deferred(self, run_key: int, step_id: str) -> None:
         self._connection.execute("DELETE FROM deferred_functions WHERE run_key = ? AND step_id = ?", (run_key, step_id))
 
-    def take_deferred(self, run_key: int) -> list[tuple[str, bytes]]:
-        """Remove and return a run's deferred functions: ids and data.
-
-        They are in the order of the defers.
-        """
+    def take_deferred(self, run_key: int) -> list[Defer]:
+        """Remove and return a run's deferred functions, in the order of the defers."""
         rows = self._connection.execute(
-            "SELECT function_id, data FROM deferred_functions WHERE run_key = ? ORDER BY rowid", (run_key,)
+            "SELECT step_id, function_id, data, sessions FROM deferred_functions WHERE run_key = ? ORDER BY rowid",
+            (run_key,),
         ).fetchall()
         self._connection.execute("DELETE FROM deferred_functions WHERE run_key = ?", (run_key,))
-        return rows
+        return [
+            Defer(step_id, function_id, data, msgspec.json.decode(sessions))
+            for step_id, function_id, data, sessions in rows
+        ]
 
     # delayed calls
 
@@ -393,10 +445,11 @@ class RunStore:
         )
 
     def put_failed_attempt(self, run_key: int, failed: AttemptRow) -> None:
+        """Store a failed attempt without its usage; see ``add_usage``."""
         self._connection.execute(
             "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error, data, "
             "queued_at, called_at, ran_from, ran_for, retry_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (run_key, *msgspec.structs.astuple(failed)),
+            (run_key, *msgspec.structs.astuple(failed)[:-1]),
         )
 
     def drop_delayed_calls(self, run_key: int) -> None:
@@ -406,6 +459,32 @@ class RunStore:
         self._connection.execute(
             "DELETE FROM delayed_calls WHERE run_key = ? AND generation = ?", (run_key, generation)
         )
+
+
+class _InvocationMetadata(msgspec.Struct):
+    fn_id: str = ""
+
+
+class _InvocationData(msgspec.Struct, rename={"metadata": "_inngest"}):
+    metadata: _InvocationMetadata = msgspec.field(default_factory=_InvocationMetadata)
+
+
+class _InvocationEvent(msgspec.Struct):
+    data: _InvocationData
+
+
+_invocation_decoder = msgspec.json.Decoder(_InvocationEvent)
+
+
+def invoked_function(body: bytes) -> str:
+    """The id of the function for which the event of an invocation is."""
+    return _invocation_decoder.decode(body).data.metadata.fn_id
+
+
+def is_held(connection: sqlite3.Connection, event_key: int) -> bool:
+    """Whether a debounce or a batch holds the event."""
+    query = "SELECT 1 FROM pending_events WHERE event_key = ?"
+    return connection.execute(query, (event_key,)).fetchone() is not None
 
 
 def find_run_key(connection: sqlite3.Connection, run_id: str) -> int | None:

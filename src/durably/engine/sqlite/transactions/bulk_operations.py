@@ -22,7 +22,7 @@ from durably.engine.model.functions import (
     SyncedFunction,
 )
 from durably.engine.model.runs import RunFilter, to_milliseconds, to_optional_milliseconds
-from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged
+from durably.engine.sqlite.after_commit import ContinueBulkOperation, ControlsChanged
 from durably.engine.sqlite.queries.search import check_condition
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 
@@ -156,13 +156,15 @@ def resume(transaction: Transaction, function_id: str) -> None:
     transaction.connection.execute("DELETE FROM pauses WHERE function_id = ?", (function_id,))
     _publish_controls(transaction, function_id)
     # Continue replays that the pause has stopped.
-    transaction.outbox.extend(map(ContinueBulkOperation, open_bulk_operations(transaction.connection, function_id)))
+    transaction.after_commit.extend(
+        map(ContinueBulkOperation, open_bulk_operations(transaction.connection, function_id))
+    )
 
 
 def refuse_paused(transaction: Transaction, function: SyncedFunction) -> None:
     """Raises ``FunctionPausedError`` if the function is paused."""
     if function.id in _paused_functions(transaction.connection):
-        raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you rerun anything")
+        raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything")
 
 
 def read_controls(connection: sqlite3.Connection, now: int) -> dict[str, FunctionControls]:
@@ -184,7 +186,7 @@ def read_controls(connection: sqlite3.Connection, now: int) -> dict[str, Functio
 
 def _publish_controls(transaction: Transaction, function_id: str) -> None:
     controls = read_controls(transaction.connection, transaction.now).get(function_id, FunctionControls())
-    transaction.outbox.append(ControlsChanged(function_id, controls))
+    transaction.after_commit.append(ControlsChanged(function_id, controls))
 
 
 def _begin(
@@ -220,7 +222,7 @@ def _begin(
     transaction.connection.execute(
         f"INSERT INTO bulk_operations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", tuple(values.values())
     )
-    transaction.outbox.append(ContinueBulkOperation(operation.id))
+    transaction.after_commit.append(ContinueBulkOperation(operation.id))
     return operation
 
 
@@ -254,7 +256,7 @@ def continue_operation(transaction: Transaction, operation_id: str) -> None:
         (cursor, affected, ended_at, operation.id),
     )
     if ended_at is None:
-        transaction.outbox.append(ContinueBulkOperation(operation.id))
+        transaction.after_commit.append(ContinueBulkOperation(operation.id))
 
 
 def _is_meant(

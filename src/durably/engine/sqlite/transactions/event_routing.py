@@ -18,7 +18,7 @@ from durably.engine.model.events import CheckedEvent, IdSeed, ReceivedEvent, mak
 from durably.engine.model.functions import Registry, SyncedFunction, explain_unmatched
 from durably.engine.model.records import RunRow
 from durably.engine.model.runs import StoredEvent, to_milliseconds
-from durably.engine.sqlite.outbox import EventsStored
+from durably.engine.sqlite.after_commit import EventsStored
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
@@ -51,10 +51,7 @@ def send(
     A repeated event changes nothing, and keeps its first id. ``sender`` is the id of the run that sends them, if any.
     Without a ``traceparent`` they continue the trace of that run.
     """
-    origin = None
-    if sender is not None:
-        origin, sending = _origin_of(transaction, sender)
-        traceparent = traceparent or sending
+    origin, traceparent = lineage(transaction, sender, traceparent)
     ids, stored = [], list[str]()
     for index, checked in enumerate(events):
         event = checked.event
@@ -71,7 +68,7 @@ def send(
         ids.append(known or event_id)
     names = dict.fromkeys([checked.event.name for checked in events])
     unmatched = [name for name in names if not (transaction.registry.knows_event(name) or transaction.wait_paths(name))]
-    transaction.outbox.append(EventsStored(stored, unmatched))
+    transaction.after_commit.append(EventsStored(stored, unmatched))
     return Sent(ids, unmatched)
 
 
@@ -90,15 +87,17 @@ def invoke(
     """
     event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
     received = make_received_event(event, event_id, transaction.now, origin, traceparent=traceparent)
-    return route_to(transaction, function, received)
+    return route_to(transaction, function, received, event.id or None)
 
 
-def route_to(transaction: Transaction, function: SyncedFunction, received: ReceivedEvent) -> RunRow | None:
+def route_to(
+    transaction: Transaction, function: SyncedFunction, received: ReceivedEvent, sender_id: str | None = None
+) -> RunRow | None:
     """Route an event that is sent to one function.
 
     Other functions that it triggers start as well.
     """
-    key = route(transaction, received, except_for=function)
+    key = route(transaction, received, sender_id, except_for=function)
     assert key is not None, "its id is new"
     return trigger_function(transaction, function, key)
 
@@ -115,17 +114,17 @@ def route_internal_event(transaction: Transaction) -> None:
     transaction.internal_events = others
 
 
-def _origin_of(transaction: Transaction, run_id: str) -> tuple[Origin | None, str | None]:
-    """The origin and trace of an event that a run sends.
+def lineage(transaction: Transaction, sender: str | None, traceparent: str | None) -> tuple[Origin | None, str | None]:
+    """The origin and the trace of an event from outside. ``sender`` is the id of the run that sends it, if any.
 
-    Both are ``None`` if the run does not exist.
+    The event continues ``traceparent``, otherwise the trace of that run.
     """
-    run_key = transaction.find_run_key(run_id)
+    run_key = None if sender is None else transaction.find_run_key(sender)
     if run_key is None:
-        return None, None
+        return None, traceparent
     run = transaction.store.run(run_key)
     trigger = transaction.event(run.event_key)
-    return transaction.origin_of(run, trigger), transaction.trace_of(run, trigger)
+    return transaction.origin_of(run, trigger), traceparent or transaction.trace_of(run, trigger)
 
 
 def route(

@@ -19,13 +19,13 @@ from durably.engine.core.inputs import (
     WaitResolved,
 )
 from durably.engine.core.machine import find_delays
-from durably.engine.core.transition import data_memo
-from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.events import IdSeed, make_internal_event, tick_data
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncReport, SyncResult
+from durably.engine.model.questions import signal_memo
 from durably.engine.model.records import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
-from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime, to_microseconds
-from durably.engine.sqlite.outbox import (
+from durably.engine.model.runs import FromStep, InvokeReceipt, Progress, to_datetime, to_microseconds
+from durably.engine.sqlite.after_commit import (
     BucketTimer,
     CronTimer,
     DeadlineTimer,
@@ -135,20 +135,41 @@ def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> 
     return triggers.start_rerun(transaction, function, run, from_step).id
 
 
-def invoke(transaction: Transaction, function_id: str, event: Event) -> InvokeReceipt:
-    """Invoke a function. Raises ``FunctionNotFoundError``."""
-    event_id = transaction.new_id()
-    run = event_routing.invoke(
-        transaction, transaction.registry.get_active(function_id), event, event_id, {"fn_id": function_id}
-    )
+def invoke(
+    transaction: Transaction,
+    function_id: str,
+    event: Event,
+    seed: IdSeed | None,
+    sender: str | None,
+    traceparent: str | None,
+) -> InvokeReceipt:
+    """Invoke a function, or find the run of an earlier invocation with the same id of the event, or the same seed.
+
+    Raises ``FunctionNotFoundError``, ``FunctionPausedError``.
+    """
+    event_id = transaction.new_id() if seed is None else seed.id_of(0)
+    if (event.id or seed is not None) and (
+        known := transaction.store.find_invocation(function_id, event.id, event_id)
+    ) is not None:
+        return known
+    function = transaction.registry.get_active(function_id)
+    refuse_paused(transaction, function)
+    origin, traceparent = event_routing.lineage(transaction, sender, traceparent)
+    run = event_routing.invoke(transaction, function, event, event_id, {"fn_id": function_id}, origin, traceparent)
     return InvokeReceipt(event_id=event_id, run_id=None if run is None else run.id)
 
 
-def signal(transaction: Transaction, name: str, data: bytes) -> str | None:
-    """Send a signal with JSON ``data``. Returns the id of the run that waited for it."""
+def signal(transaction: Transaction, name: str, data: bytes, only: str | None = None) -> str | None:
+    """Send a signal with JSON ``data``. Returns the id of the run that waited for it.
+
+    ``only``: the id of the run to which it is sent. Raises ``RunNotFoundError`` if there is none.
+    """
+    if only is not None:
+        _find_run(transaction, only)
     for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
-        memo = data_memo(b'{"data":' + data + b',"signal":' + msgspec.json.encode(name) + b"}")
-        runs.apply(transaction, run_key, WaitResolved(step_id, memo))
+        if only is not None and transaction.store.run(run_key).id != only:
+            continue
+        runs.apply(transaction, run_key, WaitResolved(step_id, signal_memo(name, data)))
         return transaction.store.run(run_key).id
     return None
 
@@ -216,6 +237,21 @@ def add_run_logs(transaction: Transaction, run_id: str, lines: Sequence[LogLine]
     return not is_full
 
 
+def report_progress(transaction: Transaction, run_id: str, progress: Progress) -> bool:
+    """Store the progress of a run. Returns ``False`` if the run has ended.
+
+    Raises ``RunNotFoundError``.
+    """
+    run_key, connection = _find_run(transaction, run_id), transaction.connection
+    if connection.execute("SELECT ended_at FROM runs WHERE key = ?", (run_key,)).fetchone() != (None,):
+        return False
+    connection.execute(
+        "INSERT OR REPLACE INTO run_progress (run_key, progress) VALUES (?, ?)",
+        (run_key, msgspec.json.encode(progress)),
+    )
+    return True
+
+
 def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool:
     """Add an export of spans. Returns ``False`` if it is too large."""
     if len(body) > MAX_TRACES_BYTES // 4:
@@ -277,7 +313,7 @@ def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Syn
             _plan_schedules(transaction, function)
             transaction.queue.update_limits(function.flow)
     if result.modified or previous_version != request.app_version:
-        transaction.outbox.append(Synced(app_id, functions))
+        transaction.after_commit.append(Synced(app_id, functions))
     connection.execute(
         "INSERT OR REPLACE INTO apps (id, url, sdk, framework, version, synced_at) VALUES (?, ?, ?, ?, ?, ?)",
         (app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now),
@@ -358,4 +394,4 @@ def _plan(transaction: Transaction, function: SyncedFunction, schedule: Schedule
         transaction.flow.drop_schedule(function.id, schedule.text)
     else:
         transaction.flow.put_tick(function.id, schedule.text, tick)
-        transaction.outbox.append(CronTimer(function.id, schedule.text, tick.due))
+        transaction.after_commit.append(CronTimer(function.id, schedule.text, tick.due))

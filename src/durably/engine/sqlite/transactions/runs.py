@@ -1,6 +1,6 @@
 """Runs: their inputs, and the commands of the run machine.
 
-Inputs go through the run machine, and its commands become rows and outbox messages.
+Inputs go through the run machine, and its commands become rows and actions after the commit.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,14 @@ from durably.engine.model.records import (
 )
 from durably.engine.model.runs import END_UPDATES
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.sqlite.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
+from durably.engine.sqlite.after_commit import (
+    AfterCommit,
+    RunEnded,
+    ScheduledCall,
+    ScheduledRequest,
+    StepTimer,
+    schedule_call,
+)
 from durably.protocol.engine_errors import DatabaseCorruptError, EngineError, EventInvalidError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
@@ -148,8 +155,8 @@ def fail(transaction: Transaction, run_key: int, error: Exception) -> None:
         fail_run(transaction, run_key, ErrorData(name="RunDamagedError", message=message))
 
 
-def finish(transaction: Transaction) -> Outbox:
-    """Complete a transaction. Returns its outbox.
+def finish(transaction: Transaction) -> AfterCommit:
+    """Complete a transaction. Returns its actions after the commit.
 
     Routes internal events, applies pending inputs, dispatches queued calls within their limits, and stores run states.
     """
@@ -174,7 +181,7 @@ def finish(transaction: Transaction) -> Outbox:
             _store_live(transaction, live)
             if live.call_place is not None:
                 _add_call_data(transaction, live, live.call_place)
-    return transaction.outbox
+    return transaction.after_commit
 
 
 def _store_live(transaction: Transaction, live: LiveRun) -> None:
@@ -277,13 +284,16 @@ def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> No
     if live.queue_entry is None or not live.queue_entry.has_to_queue(starts_run=live.row.started_at is None):
         _add_call(transaction, live, command.call)
     elif is_later:
-        transaction.outbox.append(schedule_call(live.row, live.queue_entry, command.call, has_to_queue=True))
+        transaction.after_commit.append(schedule_call(live.row, live.queue_entry, command.call, has_to_queue=True))
     else:
         transaction.queue.join(live.row, command.call, live.queue_entry)
     failed = failed_call_row(live, command, transaction.now)
     if failed is not None:
         transaction.store.put_failed_attempt(live.row.key, failed)
-        transaction.outbox.append(subscriptions.call_repeated(live.row, command.call, transaction.now))
+        if failed.usage:
+            transaction.store.add_usage(live.row, failed.step_id, failed.attempt, failed.usage, transaction.now)
+        repeated = subscriptions.call_repeated(live.row, command.call, transaction.now, failed.usage)
+        transaction.after_commit.append(repeated)
 
 
 def _write_memo(transaction: Transaction, live: LiveRun, command: WriteMemo) -> None:
@@ -291,9 +301,12 @@ def _write_memo(transaction: Transaction, live: LiveRun, command: WriteMemo) -> 
     times = memo_times(live, command, transaction.now)
     arguments = None if command.arguments is None else arguments_to_keep(live, command)
     transaction.store.add_memo(live.row.key, live.memos, command, times, arguments)
+    if command.usage:
+        attempt = command.attempts - 1
+        transaction.store.add_usage(live.row, command.step_id, attempt, command.usage, transaction.now)
     live.kept_memos = with_memo(live.kept_memos, command.step_id, command.memo)
     began = times.created_at if times.ran_from is None else times.ran_from // 1000
-    transaction.outbox.append(subscriptions.step_ended(live.row, command, began, times.ran_for, transaction.now))
+    transaction.after_commit.append(subscriptions.step_ended(live.row, command, began, times.ran_for, transaction.now))
 
 
 def _sleep(transaction: Transaction, live: LiveRun, command: Sleep) -> None:
@@ -324,7 +337,14 @@ def _await_signal(transaction: Transaction, live: LiveRun, command: AwaitSignal)
             transaction.inputs.append((live.row.key, SignalConflicted(command.step_id, command.signal)))
             return
         transaction.store.mute_wait(run_key, step_id)
-    wait = WaitRow(live.row.key, command.step_id, Opcode.WAIT_FOR_SIGNAL, topic=command.signal, due=command.until)
+    wait = WaitRow(
+        live.row.key,
+        command.step_id,
+        Opcode.WAIT_FOR_SIGNAL,
+        topic=command.signal,
+        due=command.until,
+        question=None if command.question is None else msgspec.json.encode(command.question),
+    )
     _wait(transaction, live, command.name, wait)
 
 
@@ -383,7 +403,7 @@ def _make_request(transaction: Transaction, live: LiveRun, command: MakeRequest)
         live.may_have_waits = True
         wait = WaitRow(live.row.key, command.step_id, command.op, called_at=live.called_at)
         transaction.store.put_wait(wait, transaction.now)
-    transaction.outbox.append(ScheduledRequest(live.row.key, command))
+    transaction.after_commit.append(ScheduledRequest(live.row.key, live.row.id, command))
 
 
 def _close_wait(transaction: Transaction, live: LiveRun, command: CloseWait) -> None:
@@ -410,7 +430,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     )
     if live.may_have_waits:
         transaction.store.drop_waits(row.key)
-    transaction.outbox.append(RunEnded(row.key))
+    transaction.after_commit.append(RunEnded(row.key))
     began = live.began if row.started_at is None else row.started_at
     completed = command.status == RunStatus.COMPLETED
     trigger_events = (
@@ -426,7 +446,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         event_id=trigger_events[0].id,
         by_engine=command.by_engine,
     )
-    transaction.outbox.append(ended)
+    transaction.after_commit.append(ended)
     # A run keeps its error in the app's form. Events and invokers get it without nulls, as from official servers.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
     memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
@@ -447,15 +467,16 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
 
 
 def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin, traceparent: str | None) -> None:
-    for function_id, data in transaction.store.take_deferred(row.key):
-        if transaction.registry.find_active(function_id) is None:
-            _logger.warning("run %s: it deferred the function %r, which no app has synced", row.id, function_id)
-        deferred = deferred_data(data, function_id, row.id, row.function_id)
-        transaction.emit(InternalEvent.DEFERRED_SCHEDULE, deferred, origin, traceparent)
+    for deferred in transaction.store.take_deferred(row.key):
+        if transaction.registry.find_active(deferred.function_id) is None:
+            message = "run %s: it deferred the function %r, which no app has synced"
+            _logger.warning(message, row.id, deferred.function_id)
+        data = deferred_data(deferred.data, deferred.function_id, row.id, row.function_id)
+        transaction.emit(InternalEvent.DEFERRED_SCHEDULE, data, origin, traceparent, deferred.sessions)
 
 
 def _defer(transaction: Transaction, live: LiveRun, command: Defer) -> None:
-    transaction.store.add_deferred(live.row.key, command.step_id, command.function_id, command.data)
+    transaction.store.add_deferred(live.row.key, command)
 
 
 def _abort_deferred(transaction: Transaction, live: LiveRun, command: AbortDeferred) -> None:
@@ -470,8 +491,8 @@ def _wait(transaction: Transaction, live: LiveRun, name: str, wait: WaitRow) -> 
     live.may_have_waits = True
     transaction.store.put_wait(msgspec.structs.replace(wait, called_at=live.called_at), transaction.now)
     if wait.due is not None:
-        transaction.outbox.append(StepTimer(wait.run_key, wait.step_id, wait.due))
-        transaction.outbox.append(subscriptions.step_waits(live.row, name, wait.op, wait.due, transaction.now))
+        transaction.after_commit.append(StepTimer(wait.run_key, wait.step_id, wait.due))
+        transaction.after_commit.append(subscriptions.step_waits(live.row, name, wait.op, wait.due, transaction.now))
 
 
 _COMMANDS: dict[type[Any], Callable[[Transaction, LiveRun, Any], None]] = {
@@ -491,16 +512,16 @@ _COMMANDS: dict[type[Any], Callable[[Transaction, LiveRun, Any], None]] = {
 
 
 def _add_call(transaction: Transaction, live: LiveRun, call: Call) -> None:
-    live.call_place = len(transaction.outbox)
-    transaction.outbox.append(schedule_call(live.row, live.queue_entry, call))
+    live.call_place = len(transaction.after_commit)
+    transaction.after_commit.append(schedule_call(live.row, live.queue_entry, call))
 
 
 def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
-    """Add the content to a call in the outbox, which saves a read.
+    """Add the content to a call that follows the commit, which saves a read.
 
     The content must be in memory, the call due, and only the end of the run possible before it.
     """
-    state, message = live.state, transaction.outbox[place]
+    state, message = live.state, transaction.after_commit[place]
     assert isinstance(message, ScheduledCall), "calls stay at their places"
     if (
         live.trigger is None
@@ -522,4 +543,4 @@ def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
         defers=state.defers,
         traceparent=live.trigger.traceparent,
     )
-    transaction.outbox[place] = msgspec.structs.replace(message, data=data)
+    transaction.after_commit[place] = msgspec.structs.replace(message, data=data)

@@ -1,4 +1,4 @@
-"""A transaction: the rows, outbox and time of one input.
+"""A transaction: the rows, actions after the commit and time of one input.
 
 It is passed to the functions that act on runs.
 """
@@ -7,7 +7,7 @@ import contextlib
 import functools
 import sqlite3
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -19,7 +19,7 @@ from durably.engine.model.events import Entropy, ReceivedEvent, make_id, make_in
 from durably.engine.model.functions import Registry
 from durably.engine.model.records import CallTimes, RunRow, WaitTimes
 from durably.engine.model.settings import EndedRun, EngineTracing, trace_of_run
-from durably.engine.sqlite.outbox import Outbox, ThrottleTimer, schedule_call
+from durably.engine.sqlite.after_commit import AfterCommit, ThrottleTimer, schedule_call
 from durably.engine.sqlite.tables.flow import FlowStore, SqliteQueueRows
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.protocol.errors import ErrorData
@@ -105,9 +105,9 @@ class RunQueue:
     ``now`` is milliseconds since the epoch.
     """
 
-    def __init__(self, connection: sqlite3.Connection, registry: Registry, outbox: Outbox, now: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, registry: Registry, after_commit: AfterCommit, now: int) -> None:
         self._registry = registry
-        self._outbox = outbox
+        self._after_commit = after_commit
         self._now = now
         self._rows = SqliteQueueRows(connection, now)
         self._queue: LimitQueue | None = None
@@ -128,7 +128,7 @@ class RunQueue:
     def join_again(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
         """``join`` for a call that may have joined before a restart."""
         if self._rows.slots_taken_at(run.key, call.generation) is not None:
-            self._outbox.append(schedule_call(run, queue_entry, call))
+            self._after_commit.append(schedule_call(run, queue_entry, call))
         elif call.generation not in self._rows.waiting(run.key):
             self.join(run, call, queue_entry)
 
@@ -153,7 +153,7 @@ class RunQueue:
     def check_throttles(self) -> None:
         """Check the throttles that are ready."""
         if self._open_queue.check_throttles(_THROTTLES_AT_ONCE):
-            self._outbox.append(ThrottleTimer(self._now))
+            self._after_commit.append(ThrottleTimer(self._now))
 
     def check_all_throttles(self) -> None:
         """Check all throttles, those that were not ready until later too."""
@@ -170,7 +170,7 @@ class RunQueue:
             return []
         through = self._queue.settle()
         self._queue = None
-        self._outbox.extend(ThrottleTimer(ready_at) for ready_at in self._rows.throttle_times)
+        self._after_commit.extend(ThrottleTimer(ready_at) for ready_at in self._rows.throttle_times)
         self._rows.throttle_times.clear()
         return through
 
@@ -213,7 +213,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     - ``is_changing``: True until all commands of that change are executed.
     - ``was_runnable``: As stored.
     - ``kept_memos``: As in ``CachedRun``.
-    - ``call_place``: The position of the latest call in the outbox.
+    - ``call_place``: The position of the latest call in ``after_commit``.
     - ``before``: The state before the current change.
     - ``input``: The cause of the current change.
     - ``called_at``: The start time of the call that ended, if known.
@@ -243,7 +243,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 
 
 class Transaction:
-    """The state of one transaction: its time, runs, inputs, events and outbox.
+    """The state of one transaction: its time, runs, inputs, events and actions after the commit.
 
     - ``now``: Milliseconds since the epoch.
     - ``new_id``: Makes the id of a new run or event.
@@ -256,6 +256,7 @@ class Transaction:
 
     __slots__ = (
         "_cancel",
+        "after_commit",
         "cache",
         "connection",
         "events",
@@ -266,7 +267,6 @@ class Transaction:
         "new_id",
         "notes",
         "now",
-        "outbox",
         "policy",
         "registry",
         "runs",
@@ -286,7 +286,7 @@ class Transaction:
         self.max_event_bytes = context.max_event_bytes
         self.tracing = context.tracing
         self.new_id = functools.partial(make_id, now, context.entropy)
-        self.outbox: Outbox = []
+        self.after_commit: AfterCommit = []
         self.runs: dict[int, LiveRun] = {}
         self.inputs: deque[tuple[int, Input]] = deque()
         self.internal_events: deque[ReceivedEvent] = deque()
@@ -299,7 +299,7 @@ class Transaction:
     def queue(self) -> RunQueue:
         """The queue, which this transaction uses from now on."""
         if self.used_queue is None:
-            self.used_queue = RunQueue(self.connection, self.registry, self.outbox, self.now)
+            self.used_queue = RunQueue(self.connection, self.registry, self.after_commit, self.now)
         return self.used_queue
 
     # events
@@ -320,12 +320,20 @@ class Transaction:
         else:
             notes.unnamed += ended
 
-    def emit(self, name: InternalEvent, data: bytes, origin: Origin | None, traceparent: str | None) -> None:
+    def emit(
+        self,
+        name: InternalEvent,
+        data: bytes,
+        origin: Origin | None,
+        traceparent: str | None,
+        sessions: Mapping[str, str] | None = None,
+    ) -> None:
         """Send one of the engine's own events. ``data`` is JSON.
 
         The event is routed after the current input.
         """
-        self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin, traceparent))
+        event = make_internal_event(name, data, self.new_id(), self.now, origin, traceparent, sessions)
+        self.internal_events.append(event)
 
     def trace_of(self, run: RunRow, trigger: ReceivedEvent) -> str | None:
         """The trace context that the run's events and invocations continue."""
@@ -351,7 +359,7 @@ class Transaction:
             rerun_of=run.rerun_of,
             error=error,
         )
-        self.outbox.append(ended)
+        self.after_commit.append(ended)
 
     def origin_of(self, run: RunRow, trigger: ReceivedEvent, *, is_invocation: bool = False) -> Origin:
         """The origin of an event of a run that ``trigger`` started.

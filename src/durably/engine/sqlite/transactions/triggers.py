@@ -39,7 +39,7 @@ from durably.engine.model.functions import CANCELLED_IN_BULK, SyncedFunction
 from durably.engine.model.records import RunRow
 from durably.engine.model.runs import END_UPDATES, FromStep, UpdateKind
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.sqlite.outbox import BucketTimer, DeadlineTimer, schedule_call
+from durably.engine.sqlite.after_commit import BucketTimer, DeadlineTimer, schedule_call
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun
 from durably.protocol.engine_errors import StepNotFoundError
@@ -82,7 +82,7 @@ def trigger_function(transaction: Transaction, function: SyncedFunction, event_k
             if is_full:
                 return _start_held(transaction, function, bucket.id)
             if batch.size == 1:
-                transaction.outbox.append(BucketTimer(bucket.id, batch.fires_at))
+                transaction.after_commit.append(BucketTimer(bucket.id, batch.fires_at))
             return None
         case Skip(reason, None):
             _drop(transaction, function, event_key, SKIP_REASONS[reason])
@@ -95,7 +95,7 @@ def _hold_back(transaction: Transaction, function: SyncedFunction, event_key: in
     bucket_id = debounced.bucket.id
     if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
         # The timer of a postponed one fires at its earlier time, and is then set again.
-        transaction.outbox.append(BucketTimer(bucket_id, debounced.fires_at))
+        transaction.after_commit.append(BucketTimer(bucket_id, debounced.fires_at))
     if debounced.dropped != event_key:
         transaction.flow.hold_event(bucket_id, event_key)
     if debounced.dropped is not None:
@@ -121,7 +121,7 @@ def end_bucket(transaction: Transaction, bucket_id: str) -> None:
     bucket, state, due = found
     now, read = transaction.now, transaction.flow.read
     if due > now:
-        transaction.outbox.append(BucketTimer(bucket_id, due))
+        transaction.after_commit.append(BucketTimer(bucket_id, due))
         return
     change: StateChange | None
     if bucket.kind is BucketKind.DEBOUNCE:
@@ -272,7 +272,7 @@ def _heed_cancellations(transaction: Transaction, function: SyncedFunction, run:
 def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due: int | None) -> None:
     if due is not None:
         transaction.flow.put_deadline(run.key, kind, due)
-        transaction.outbox.append(DeadlineTimer(run.key, due))
+        transaction.after_commit.append(DeadlineTimer(run.key, due))
 
 
 def _put(transaction: Transaction, changes: Sequence[StateChange]) -> None:
@@ -337,8 +337,8 @@ def _store_run(
                 [],
                 traceparent=event.traceparent,
             )
-        transaction.outbox.append(schedule_call(run, queue_entry, call, data=data))
-    transaction.outbox.append(RunChange(UpdateKind.RUN_STARTED, transaction.now, run))
+        transaction.after_commit.append(schedule_call(run, queue_entry, call, data=data))
+    transaction.after_commit.append(RunChange(UpdateKind.RUN_STARTED, transaction.now, run))
     return run
 
 
@@ -400,7 +400,7 @@ def _store_ended_run(
         event_id=events[0].id,
         by_engine=has_failed,
     )
-    transaction.outbox.append(ended)
+    transaction.after_commit.append(ended)
     transaction.note_end(run, status, output, events)
     if has_failed:
         origin, traceparent = transaction.origin_of(run, events[0]), transaction.trace_of(run, events[0])

@@ -59,6 +59,8 @@ from durably.engine.temporal.routing.limit_queue import (
     limits_of,
 )
 from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import InternalEvent
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
@@ -123,6 +125,10 @@ class Buckets:
             await self._send(requests.to_store(BucketKind.BATCH))
             return None
         reason = await self._find_reason(requests)
+        if reason is not None and event.name == InternalEvent.FUNCTION_INVOKED and event.invoker is None:
+            # A program started it, and looks for its run.
+            error = skipped_error(run.function_id, reason)
+            return await self._start(_skipped(run, error))
         if reason is not None:
             await self._fail_invokers((event,), run.function_id, reason)
             return None
@@ -139,9 +145,7 @@ class Buckets:
             return await self._start(run)
         answer = await self._send(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
         if answer.reason is not None:
-            error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
-            outcome = RunOutcome(RunStatus.SKIPPED, error)
-            return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()))
+            return await self._start(_skipped(run, skipped_error(run.function_id, SKIP_REASONS[answer.reason])))
         flow_state = msgspec.structs.replace(run.flow or RunFlowState(), singleton=option.workflow_id)
         await self._start(msgspec.structs.replace(run, flow=flow_state))
         if answer.cancels is not None:
@@ -312,3 +316,8 @@ class _RequestBuilder:
         option = self.option(kind)
         assert option is not None
         return msgspec.structs.replace(self.to_decide(option), event=self._event)
+
+
+def _skipped(run: RunInput, error: ErrorData) -> RunInput:
+    """The same run with the status *skipped*."""
+    return msgspec.structs.replace(run, outcome=RunOutcome(RunStatus.SKIPPED, error), flow=None, cancel_on=())

@@ -22,7 +22,6 @@ from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_err
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway, origin_of
 from durably.engine.model.events import (
     RUN_END_EVENTS,
-    CheckedEvent,
     IdSeed,
     ReceivedEvent,
     check_event,
@@ -33,6 +32,7 @@ from durably.engine.model.events import (
     value_at,
 )
 from durably.engine.model.functions import KnownNames, SyncedFunction, UnmatchedEvents
+from durably.engine.model.runs import InvokeReceipt
 from durably.engine.model.settings import EngineSettings, trace_of_run
 from durably.engine.temporal.client import ignoring_not_found
 from durably.engine.temporal.ids import (
@@ -68,7 +68,7 @@ from durably.engine.temporal.routing.waits import Waits
 from durably.engine.temporal.routing.workflows import DELIVER, DELIVERED, SENDERS_TIME, EventWorkflow, cancel_waits
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
-from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
+from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError, FunctionPausedError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, EventReceipt, InternalEvent, patterns_of
 from durably.protocol.options import milliseconds
@@ -128,7 +128,18 @@ class Router:
         sent_by = (
             _Sender(traceparent=traceparent) if sender is None else await self._find_sender(sender, now, traceparent)
         )
-        records = [_record(each, id_seed, index, now, sent_by) for index, each in enumerate(checked)]
+        records = [
+            _record(
+                each.event,
+                make_event_id(0, each.event.id) if each.event.id else None,
+                id_seed,
+                index,
+                now,
+                sent_by,
+                each.data,
+            )
+            for index, each in enumerate(checked)
+        ]
         limit = asyncio.Semaphore(_PARALLEL_EVENTS)
 
         async def route(record: EventRecord, event: Event) -> bool:
@@ -198,9 +209,9 @@ class Router:
     @activity.defn(name=SEND)
     async def send_internal(self, sent: InternalEvents) -> None:
         """Route events of the engine. The caller repeats this until it succeeds."""
-        for index, (name, data) in enumerate(sent.events):
+        for index, (name, data, sessions) in enumerate(sent.events):
             event_id = make_event_id(sent.at, f"{sent.run_id}\n{index}\n{name}")
-            received = make_internal_event(InternalEvent(name), bytes(data), event_id, sent.at)
+            received = make_internal_event(InternalEvent(name), bytes(data), event_id, sent.at, sessions=sessions)
             record = self._event_of_run(sent, received)
             await self.deliver((await self.find_routes(record)).delivery)
 
@@ -285,7 +296,7 @@ class Router:
         timeouts = function.flow.options.timeouts
         finish = None if timeouts is None else timeouts.finish
         return RunInput(
-            run_id=make_run_id(events[0].at, events[0].id, function.id),
+            run_id=_run_id(events[0], function.id),
             function_id=function.id,
             app_id=record.app_id,
             max_attempts=function.max_attempts,
@@ -384,22 +395,32 @@ class Router:
             chain=sent.chain,
         )
 
-    async def invoke(self, function_id: str, event: Event, event_id: str) -> str:
-        """Start a run of one function for an event, regardless of its triggers.
+    async def invoke(
+        self, function_id: str, event: Event, *, seed: str | None, sender: str | None, traceparent: str | None
+    ) -> InvokeReceipt:
+        """Start a run of one function for an event, regardless of its triggers. See ``Engine.invoke``.
 
-        Returns the run's id. Raises ``FunctionNotFoundError``.
+        The ids of the event and of the run are made from the function and the sender's id of the event, if there is
+        one, so that the server refuses a second run while it keeps the first.
         """
         function = await self.records.find_function(function_id)
         if function is None or not function.is_active:
             raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
         now = wall_clock()
+        sent_by = (
+            _Sender(traceparent=traceparent) if sender is None else await self._find_sender(sender, now, traceparent)
+        )
         event = msgspec.structs.replace(event, data={**event.data, "_inngest": {"fn_id": function_id}})
-        received = make_received_event(event, event_id, now)
-        record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
+        event_id = make_event_id(0, f"{function_id}\n{event.id}") if event.id else None
+        record = _record(event, event_id, IdSeed(seed) if seed else None, 0, now, sent_by)
+        run_id = self.run_input(function, (record,)).run_id
+        if function.is_paused and not ((event.id or seed) and await self.records.find_run(run_id)):
+            raise FunctionPausedError(f"the function {function_id!r} is paused; resume it before you run anything")
         others = await self._find_others(record, function_id)
         function_ids = (function_id, *others.function_ids)
         await self._deliver_with_retries(msgspec.structs.replace(others, function_ids=function_ids))
-        return make_run_id(now, event_id, function_id)
+        is_held = function.config.debounce or function.config.batch_events
+        return InvokeReceipt(event_id=record.id, run_id=None if is_held else run_id)
 
     async def route_to(self, function_id: str, event: EventRecord) -> None:
         """Route an event that is meant for one function.
@@ -450,17 +471,34 @@ class _Sender(msgspec.Struct, frozen=True):
     chain: tuple[str, ...] = ()
 
 
-def _record(checked: CheckedEvent, seed: IdSeed | None, index: int, now: int, sender: _Sender) -> EventRecord:
-    event = checked.event
+def _run_id(event: EventRecord, function_id: str) -> str:
+    """The id of the run that an event starts.
+
+    That of an invocation does not depend on its time if the event has an id of its sender.
+    """
+    at = event.at
+    if event.name == InternalEvent.FUNCTION_INVOKED:
+        at = ULID.from_str(event.id).milliseconds
+    return make_run_id(at, event.id, function_id)
+
+
+def _record(
+    event: Event,
+    event_id: str | None,
+    seed: IdSeed | None,
+    index: int,
+    now: int,
+    sender: _Sender,
+    data: bytes | None = None,
+) -> EventRecord:
+    """The record of an event from outside. ``event_id`` is made from the sender's id, if the event has one."""
     at = now
-    if event.id:
-        event_id = make_event_id(0, event.id)
-    elif seed is not None:
+    if event_id is None and seed is not None:
         event_id = seed.id_of(index)
         at = ULID.from_str(event_id).milliseconds
-    else:
+    elif event_id is None:
         event_id = make_id(now, os.urandom)
-    received = make_received_event(event, event_id, now, data=checked.data)
+    received = make_received_event(event, event_id, now, data=data)
     return EventRecord(
         id=event_id,
         name=event.name,

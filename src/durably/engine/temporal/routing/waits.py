@@ -122,12 +122,20 @@ class Waits:
         )
         return holder
 
-    async def send_signal(self, name: str, memo: bytes) -> str | None:
-        """Send a signal. Returns the id of the run that waited. Its step gets the memo."""
+    async def send_signal(
+        self, name: str, memo: bytes, only: str | None = None, *, step_id: str | None = None
+    ) -> str | None:
+        """Send a signal. Returns the id of the run that waited. Its step gets the memo.
+
+        ``only``: the id of the run to which it is sent. ``step_id``: the step to which it is sent.
+        """
         handle = self._client.get_workflow_handle(signal_workflow_id(name))
         for _ in range(_MOST_TRIES):
             try:
-                result: str | None = await handle.execute_update("send", msgspec.Raw(memo), result_type=str)
+                update, given = ("send", only) if step_id is None else ("send_to_step", step_id)
+                result: str | None = await handle.execute_update(
+                    update, args=[msgspec.Raw(memo), given], result_type=str
+                )
                 return result
             except WorkflowUpdateFailedError:
                 # The workflow ended at the same time, with the wait.

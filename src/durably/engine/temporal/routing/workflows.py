@@ -431,11 +431,22 @@ class SignalWorkflow:
             self._wait = None
 
     @workflow.update(name="send")
-    async def send(self, memo: msgspec.Raw) -> str | None:
-        """Deliver the signal, which ends the wait. Returns the id of the run that waited."""
-        wait, self._wait = self._wait, None
-        if wait is None:
-            return None
+    async def send(self, memo: msgspec.Raw, only: str | None = None) -> str | None:
+        """Deliver the signal, which ends the wait. Returns the id of the run that waited.
+
+        ``only``: the id of the run to which it is sent.
+        """
+        wait = self._wait
+        return None if wait is None or only not in (None, wait.run_id) else await self._deliver(wait, memo)
+
+    @workflow.update(name="send_to_step")
+    async def send_to_step(self, memo: msgspec.Raw, step_id: str) -> str | None:
+        """``send``, if this step waits."""
+        wait = self._wait
+        return None if wait is None or wait.step_id != step_id else await self._deliver(wait, memo)
+
+    async def _deliver(self, wait: SignalRecord, memo: msgspec.Raw) -> str | None:
+        self._wait = None
         handle = workflow.get_external_workflow_handle(run_workflow_id(wait.run_id))
         try:
             await handle.signal("resolve", WaitResolved(wait.step_id, bytes(memo)))

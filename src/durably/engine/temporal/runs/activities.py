@@ -44,6 +44,7 @@ from durably.engine.temporal.runs.contents import CONTENTS, RunContent
 from durably.engine.temporal.runs.sizes import MAX_OUTPUT_BYTES, FittedAnswer, fit_answer, size_of
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.errors import ErrorData, error_message
+from durably.protocol.opcodes import PARALLEL_MODE_OPT
 from durably.protocol.text import get_logger
 
 REQUEST = "durably.request"
@@ -107,8 +108,8 @@ class StepRequests:
         for op in answer.ops:
             if op.op in REQUESTS:
                 self._put((run_id, op.id), op.opts or {})
-                mode = {} if op.opts is None else {"parallelMode": op.opts.get("parallelMode")}
-                op = msgspec.structs.replace(op, opts=mode if mode.get("parallelMode") else None)
+                mode = op.parallel_mode
+                op = msgspec.structs.replace(op, opts={PARALLEL_MODE_OPT: mode} if mode else None)
             ops.append(op)
         return msgspec.structs.replace(answer, ops=ops), True
 
@@ -123,7 +124,7 @@ class StepRequests:
             finished = await perform(self._outbound, command, kept[0], MAX_OUTPUT_BYTES)
         if not finished.is_retriable and self._opts.get(key) is kept:
             self._drop(key)
-        return RequestResult(msgspec.Raw(finished.memo), finished.failed, finished.is_retriable)
+        return RequestResult(msgspec.Raw(finished.memo), finished.failed, finished.is_retriable, finished.usage)
 
     def _put(self, key: tuple[str, str], opts: dict[str, Any]) -> None:
         self._drop(key)
@@ -261,6 +262,7 @@ class CallActivities:
             step_input=given if given is not None and all(step_id != given[0] for step_id, _ in memos) else None,
             defers=call.defers,
             traceparent=call.traceparent,
+            parallel_steps=call.parallel_steps,
         )
 
     async def _content_of(self, call: CallInput) -> RunContent:

@@ -11,7 +11,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
 
-from durably.engine.core.calls import Answer, AttemptFailed, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, Unreached, parallel_steps_of
 from durably.engine.core.inputs import Answered, MakeCall, MakeRequest, RequestFinished, RequestLost
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call
@@ -99,6 +99,12 @@ class RunCalls:
             digest=self._context.content.digest,
             defers=state.defers,
             traceparent=self._context.triggers[0].traceparent,
+            parallel_steps=parallel_steps_of(
+                call,
+                disable_immediate=state.disable_immediate,
+                has_limits=self._context.flow.has_limits,
+                room=run.policy.max_steps - state.memos,
+            ),
         )
         try:
             result: CallResult = await workflow.execute_activity(
@@ -167,7 +173,14 @@ class RunCalls:
             self._context.apply(RequestLost(command.step_id, command.generation))
             return
         self._context.apply(
-            RequestFinished(command.step_id, command.generation, bytes(result.memo), result.failed, result.is_retriable)
+            RequestFinished(
+                command.step_id,
+                command.generation,
+                bytes(result.memo),
+                result.failed,
+                result.is_retriable,
+                result.usage,
+            )
         )
 
 

@@ -124,6 +124,11 @@ class RunFlowControl:
         """Whether the first call was made, or may be made without a slot."""
         return self._has_started or self._flow.queue is None
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether the run's calls count against concurrency limits."""
+        return self._flow.queue_entry is not None and bool(self._flow.queue_entry.slots)
+
     async def acquire(self, generation: int) -> None:
         """Wait until the call may be made. Always call ``release`` afterwards."""
         entry = self._flow.queue_entry

@@ -34,6 +34,7 @@ from durably.engine.model.records import (
     memo_times,
     unfinished_steps,
 )
+from durably.protocol.questions import QuestionInfo
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
 """Maximum number of step arguments that a run keeps. Further arguments are not shown."""
@@ -91,7 +92,7 @@ class RunRecord:
 
     def copy(self, steps: Sequence[StepRow]) -> None:
         """Copy steps of the run that this one repeats."""
-        self.steps += [msgspec.structs.replace(step, is_copied=True) for step in steps]
+        self.steps += [msgspec.structs.replace(step, is_copied=True, usage=()) for step in steps]
 
     def note(self, before: RunState, run_input: Input, commands: Sequence[Command], now: int) -> None:
         """Record an input and the commands that it caused.
@@ -119,8 +120,8 @@ class RunRecord:
                 self._open(step_id, now, until)
             case AwaitEvent(step_id=step_id, until=until, event=topic):
                 self._open(step_id, now, until, topic)
-            case AwaitSignal(step_id=step_id, until=until, signal=topic):
-                self._open(step_id, now, until, topic)
+            case AwaitSignal(step_id=step_id, until=until, signal=topic, question=question):
+                self._open(step_id, now, until, topic, question)
             case Invoke(step_id=step_id, until=until, function_id=topic):
                 self._open(step_id, now, until, topic)
             case MakeRequest():
@@ -150,11 +151,20 @@ class RunRecord:
                 command.failed,
                 memo_times(self, command, now),
                 arguments=arguments,
+                usage=command.usage,
             )
         )
 
-    def _open(self, step_id: str, now: int, due: int | None = None, topic: str | None = None) -> None:
-        self._waits[step_id] = WaitTimes(now, due, topic, self.called_at)
+    def _open(
+        self,
+        step_id: str,
+        now: int,
+        due: int | None = None,
+        topic: str | None = None,
+        question: QuestionInfo | None = None,
+    ) -> None:
+        described = None if question is None else msgspec.json.encode(question)
+        self._waits[step_id] = WaitTimes(now, due, topic, self.called_at, described)
 
     # answers of queries
 
@@ -162,7 +172,7 @@ class RunRecord:
         """A page of the failed attempts after a number of them."""
         size, end = 0, after
         while end < len(self._failed) and size < _MAX_PAGE_BYTES:
-            size += _ROW_BYTES + len(self._failed[end].data or b"")
+            size += _ROW_BYTES * (1 + len(self._failed[end].usage)) + len(self._failed[end].data or b"")
             end += 1
         page = RecordPage(total=len(self._failed), failed=self._failed[after:end])
         if after:
@@ -181,7 +191,7 @@ def steps_page(steps: Sequence[StepRow], memos: Sequence[tuple[str, bytes]], aft
     """A page of the steps after a number of them."""
     size, end, total = 0, after, min(len(steps), len(memos))
     while end < total:
-        size += _ROW_BYTES + len(steps[end].arguments or b"") + len(memos[end][1])
+        size += _ROW_BYTES * (1 + len(steps[end].usage)) + len(steps[end].arguments or b"") + len(memos[end][1])
         if size > _MAX_PAGE_BYTES and end > after:
             break
         end += 1

@@ -39,9 +39,11 @@ from durably.engine.core.machine import advance
 from durably.engine.core.run_state import Policy, RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
+from durably.engine.model.runs import Progress
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import (
     END,
+    PROGRESS,
     CheckpointInput,
     ContentPage,
     ContentRequest,
@@ -90,7 +92,7 @@ class RunWorkflow:
         self._calls = RunCalls(self._context)
         self._waits = RunWaits(self._context)
         self._policy = _make_policy(run.policy)
-        self._deferred: dict[str, tuple[str, bytes]] = {}
+        self._deferred: dict[str, Defer] = {}
         """Functions to start at the end, and their data, by step."""
         self._end: EndRun | None = None
         self._is_cancelled = False
@@ -206,6 +208,12 @@ class RunWorkflow:
         self._context.flow.grant(generation)
         self._check_signals()
 
+    @workflow.signal(name=PROGRESS)
+    def _note_progress(self, progress: Progress) -> None:
+        if self._end is None:
+            workflow.upsert_memo({PROGRESS: progress})
+            self._check_signals()
+
     @workflow.query(name="content")
     def _read_content(self, request: ContentRequest) -> ContentPage:
         content, after = self._context.content, request.after
@@ -304,8 +312,8 @@ class RunWorkflow:
                 self._waits.add(command.step_id, self._calls.make_request(command))
             case CloseWait(step_id=step_id):
                 self._waits.close(step_id)
-            case Defer(step_id=step_id, function_id=function_id, data=data):
-                self._deferred[step_id] = function_id, data
+            case Defer(step_id=step_id):
+                self._deferred[step_id] = command
             case AbortDeferred(step_id=step_id):
                 self._deferred.pop(step_id, None)
             case RefuseDeferred(name=name, reason=reason):
@@ -357,7 +365,7 @@ class RunWorkflow:
             )
             await workflow.execute_local_activity(SEND, sent, start_to_close_timeout=LOCAL_TIMEOUT)
 
-    def _end_events(self, end: EndRun) -> list[tuple[str, msgspec.Raw]]:
+    def _end_events(self, end: EndRun) -> list[tuple[str, msgspec.Raw, dict[str, str]]]:
         """The events about the run's end, and those that start deferred functions."""
         run, output = self._run, end.output
         if end.status is RunStatus.SKIPPED:
@@ -366,16 +374,16 @@ class RunWorkflow:
             # A run keeps its error as the app wrote it. In events, nulls are omitted as by official servers.
             output = encode_error(msgspec.json.decode(output, type=ErrorData))
         result = RunResult(run.run_id, run.function_id, end.status, output)
-        events: list[tuple[str, msgspec.Raw]] = []
+        events: list[tuple[str, msgspec.Raw, dict[str, str]]] = []
         for name, data in run_end_events(result, self._context.triggers):
             fitted, omitted = fit_end_event(data)
             if omitted:
                 message = "run %s: the event %r is too large with %s, which it omits"
                 workflow.logger.warning(message, run.run_id, name.value, ", ".join(omitted))
-            events.append((name.value, msgspec.Raw(fitted)))
-        for function_id, data in self._deferred.values():
-            deferred = deferred_data(data, function_id, run.run_id, run.function_id)
-            events.append((InternalEvent.DEFERRED_SCHEDULE.value, msgspec.Raw(deferred)))
+            events.append((name.value, msgspec.Raw(fitted), {}))
+        for deferred in self._deferred.values():
+            data = deferred_data(deferred.data, deferred.function_id, run.run_id, run.function_id)
+            events.append((InternalEvent.DEFERRED_SCHEDULE.value, msgspec.Raw(data), deferred.sessions))
         return events
 
     def _result_of(self, end: EndRun) -> msgspec.Raw:

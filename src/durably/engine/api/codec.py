@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from durably.engine.api.interface import OPERATIONS as OPERATIONS
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import (
     Argument,
@@ -72,6 +73,8 @@ _STATUSES: dict[type[EngineError], int] = {
     errors.OpInvalidError: 400,
     errors.SelectionInvalidError: 400,
     errors.StepNotFoundError: 400,
+    errors.AnswerRefusedError: 422,
+    errors.QuestionClosedError: 409,
     errors.CancellationNotFoundError: 404,
     errors.FunctionNotFoundError: 404,
     errors.RunNotFoundError: 404,

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durably.embedded import dispatcher as dispatcher_module
-from durably.embedded.dispatcher import CallReturnedError, Capacity, Dispatcher, RunningCalls, WorkerLostError
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached
 from durably.engine.core.run_state import Call
+from durably.engine.model import dispatcher as dispatcher_module
+from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, RunningCalls, WorkerLostError
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 
-from .cluster import eventually
+from ...embedded.cluster import eventually
 
 DONE = Returned(b"1")
 

@@ -1,4 +1,4 @@
-"""The outbox of a transaction: actions outside the database after the commit."""
+"""What a transaction makes happen after its commit, outside the database."""
 
 from collections.abc import Sequence
 
@@ -48,6 +48,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     """A request to make when it is due, for a step that fetches or infers."""
 
     run_key: int
+    run_id: str
     request: MakeRequest
 
 
@@ -117,7 +118,7 @@ class ContinueBulkOperation(msgspec.Struct, frozen=True, gc=False):
     operation_id: str
 
 
-OutboxMessage = (
+AfterCommitAction = (
     ScheduledCall
     | StoredTimer
     | ScheduledRequest
@@ -129,5 +130,5 @@ OutboxMessage = (
     | RunChange
     | EndedRun
 )
-Outbox = list[OutboxMessage]
-"""Messages in the order in which the transaction added them."""
+AfterCommit = list[AfterCommitAction]
+"""Actions in the order in which the transaction added them."""

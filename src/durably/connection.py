@@ -1,0 +1,422 @@
+"""``durably.connect``: an app dials the engine and gets its calls over a WebSocket. It needs no URL of its own.
+
+The WebSocket belongs to the background loop, so that a function which blocks its event loop keeps its lease. Answers
+are kept until the engine acknowledges them, and are flushed over HTTP if the WebSocket has lost them.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import os
+import platform
+import socket as sockets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+try:
+    import aiohttp
+except ImportError as error:
+    raise ImportError('durably.connect needs aiohttp: pip install "durably[connect]"') from error
+
+from .client import Client
+from .comm.handler import CommHandler
+from .comm.requests import CommRequest, CommResponse
+from .errors import FunctionConfigInvalidError, RegistrationFailedError, TransportError
+from .functions.function import Function
+from .io.background_loop import get_background_loop
+from .io.http_client import AsyncIO, Request, Response, request_with_keys
+from .protocol.connect import (
+    CONNECT_URL,
+    FLUSH_PATH,
+    MAX_FRAME_BYTES,
+    SHUTDOWN_REASON,
+    START_PATH,
+    SUBPROTOCOL,
+    AppConfiguration,
+    AuthData,
+    ConnectMessage,
+    FrameInvalidError,
+    GatewayConnectionReadyData,
+    GatewayExecutorRequestData,
+    Kind,
+    Message,
+    ReplyStatus,
+    SDKResponse,
+    StartRequest,
+    StartResponse,
+    SystemAttributes,
+    SystemError,
+    WorkerConnectRequestData,
+    WorkerReplyAckData,
+    WorkerRequestAckData,
+    WorkerRequestExtendLeaseAckData,
+    WorkerRequestExtendLeaseData,
+    decode,
+    encode,
+    frame,
+)
+from .protocol.headers import VERSION, Header, Query
+from .protocol.text import printable
+
+_AGAIN_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
+"""Seconds before the worker dials again, by the number of failures."""
+_HANDSHAKE_SECONDS = 10.0
+_ACKNOWLEDGED_SECONDS = 5.0
+"""Seconds after which an answer without an acknowledgement is flushed."""
+_FLUSH_TRIES = 5
+_STATUS = {200: ReplyStatus.DONE, 206: ReplyStatus.NOT_COMPLETED}
+_IO = AsyncIO()
+
+
+def connect(
+    apps: Sequence[tuple[Client, Sequence[Function[Any]]]],
+    *,
+    instance_id: str | None = None,
+    max_worker_concurrency: int | None = None,
+) -> "WorkerConnection":
+    """Serve functions over a connection to the engine, instead of an endpoint.
+
+    - ``apps``: Clients with their functions. All have one engine and signing key.
+    - ``instance_id``: Names this process in the engine's log; processes with one id share a limit. By default it is
+      made of the host's name and the process's id.
+    - ``max_worker_concurrency``: The most calls at a time. By default there is no limit.
+
+    Raises ``FunctionConfigInvalidError`` for clients that cannot be connected, and the errors of ``serve``.
+    """
+    return WorkerConnection(apps, instance_id, max_worker_concurrency)
+
+
+@dataclass
+class _Call:
+    request: GatewayExecutorRequestData
+    lease_id: str
+    outcome: "concurrent.futures.Future[CommResponse]"
+
+
+class WorkerConnection:
+    """A connection that ``durably.connect`` makes. ``await start()`` serves functions until ``await close()``."""
+
+    def __init__(
+        self,
+        apps: Sequence[tuple[Client, Sequence[Function[Any]]]],
+        instance_id: str | None,
+        max_worker_concurrency: int | None,
+    ) -> None:
+        if not apps:
+            raise FunctionConfigInvalidError("connect takes a list of (client, functions), and got an empty one")
+        if max_worker_concurrency is not None and max_worker_concurrency < 1:
+            raise FunctionConfigInvalidError("connect(max_worker_concurrency=…) must be at least 1")
+        self._client = client = apps[0][0]
+        for other, _ in apps:
+            if other.in_process is not None:
+                raise FunctionConfigInvalidError(
+                    f"the engine of the app {other.app_id!r} runs in the app's processes, which need no connection: "
+                    "give its functions to serve(…)"
+                )
+            if (other.origins.api, other.mode, other.signing_keys) != (
+                client.origins.api,
+                client.mode,
+                client.signing_keys,
+            ):
+                raise FunctionConfigInvalidError(
+                    f"the apps {client.app_id!r} and {other.app_id!r} have different engines or signing keys: connect "
+                    "them separately"
+                )
+        self._handlers = {
+            each.app_id: CommHandler(client=each, framework="connect", functions=functions) for each, functions in apps
+        }
+        self._instance_id = instance_id or f"{sockets.gethostname()}-{os.getpid()}"
+        self._max_calls = max_worker_concurrency or 0
+        self._logger = client.logger
+        self._calls: dict[str, _Call] = {}
+        self._kept: dict[str, tuple[bytes, float]] = {}
+        """Answers without an acknowledgement, and when they were sent."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._closing = asyncio.Event()
+        self._calls_ended = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: concurrent.futures.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Serve the functions until ``close``. Async functions run on this event loop.
+
+        Dials again if the connection breaks. Raises ``RegistrationFailedError`` if the engine refuses the functions or
+        the signing key.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._ended = get_background_loop().submit(self._serve())
+        await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    async def close(self) -> None:
+        """Take no more calls, wait for those under way, and disconnect when the engine has their answers."""
+        if self._ended is not None:
+            get_background_loop().loop.call_soon_threadsafe(self._closing.set)
+            with contextlib.suppress(RegistrationFailedError):  # ``start`` raises it.
+                await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    # the rest runs on the background loop
+
+    async def _serve(self) -> None:
+        failures = 0
+        async with aiohttp.ClientSession() as http:
+            while not self._is_drained:
+                try:
+                    socket, ready = await self._dial(http)
+                    failures = 0
+                    await self._use(socket, ready)
+                    if self._is_drained:
+                        break
+                    problem = "the engine has closed the connection"
+                except (TransportError, aiohttp.ClientError, TimeoutError, OSError, FrameInvalidError) as error:
+                    problem = str(error) or "the engine does not answer"
+                delay = _AGAIN_SECONDS[min(failures, len(_AGAIN_SECONDS) - 1)]
+                failures += 1
+                self._logger.warning("%s: dialling again in %d s", printable(problem), delay)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._closing.wait()
+                        await self._wait_for_calls()
+        for attempt in range(_FLUSH_TRIES):
+            if await self._flush(0):
+                return
+            await asyncio.sleep(_AGAIN_SECONDS[attempt])
+        self._logger.error("the engine did not get %d answers, so it makes these calls again", len(self._kept))
+
+    @property
+    def _is_drained(self) -> bool:
+        return self._closing.is_set() and not self._calls
+
+    async def _dial(
+        self, http: aiohttp.ClientSession
+    ) -> tuple[aiohttp.ClientWebSocketResponse, GatewayConnectionReadyData]:
+        """A WebSocket after the handshake. Raises ``RegistrationFailedError``."""
+        answer = await self._post(START_PATH, encode(StartRequest()))
+        if answer.status in (401, 403, 501):
+            reason = printable(answer.body.decode(errors="replace"))
+            raise RegistrationFailedError(f"the engine refuses the connection ({answer.status}): {reason}")
+        if answer.status != 200:
+            raise TransportError(f"the engine answered a start with {answer.status}")
+        await self._flush(0)
+        started = decode(StartResponse, answer.body)
+        socket = await http.ws_connect(
+            started.gateway_endpoint, protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=0
+        )
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await _receive(socket, Kind.GATEWAY_HELLO)
+                await socket.send_bytes(frame(Kind.WORKER_CONNECT, self._introduction(started)))
+                payload = await _receive(socket, Kind.GATEWAY_CONNECTION_READY)
+        except BaseException:
+            await socket.close()
+            raise
+        return socket, decode(GatewayConnectionReadyData, payload)
+
+    def _introduction(self, started: StartResponse) -> WorkerConnectRequestData:
+        apps = []
+        for app_id, handler in self._handlers.items():
+            configs = [config for function in handler.functions for config in function.configs(CONNECT_URL)]
+            apps.append(
+                AppConfiguration(app_id, handler.client.app_version or "", functions=msgspec.json.encode(configs))
+            )
+        return WorkerConnectRequestData(
+            connection_id=started.connection_id,
+            instance_id=self._instance_id,
+            auth_data=AuthData(started.session_token, started.sync_token),
+            capabilities=b"{}",
+            apps=apps,
+            system_attributes=SystemAttributes(cpu_cores=os.cpu_count() or 0, os=platform.system().lower()),
+            environment=self._client.env or "",
+            framework="connect",
+            sdk_version=f"v{VERSION}",
+            sdk_language="durably",
+            max_worker_concurrency=self._max_calls,
+        )
+
+    async def _use(self, socket: aiohttp.ClientWebSocketResponse, ready: GatewayConnectionReadyData) -> None:
+        """Serve calls until the WebSocket is closed."""
+        self._socket = socket
+        heartbeat = _seconds(ready.heartbeat_interval, 10.0)
+        pause = min(heartbeat, _seconds(ready.extend_lease_interval, 5.0))
+        self._logger.info("connected to the engine, as %s", self._instance_id)
+        helpers = [asyncio.create_task(self._beat(socket, pause)), asyncio.create_task(self._drain(socket))]
+        try:
+            while True:
+                received = await socket.receive(timeout=2 * heartbeat + pause)
+                if received.type is not aiohttp.WSMsgType.BINARY:
+                    return
+                message = decode(ConnectMessage, received.data)
+                if message.kind == Kind.GATEWAY_EXECUTOR_REQUEST:
+                    self._begin(decode(GatewayExecutorRequestData, message.payload))
+                elif message.kind == Kind.WORKER_REQUEST_EXTEND_LEASE_ACK:
+                    self._renewed(decode(WorkerRequestExtendLeaseAckData, message.payload))
+                elif message.kind == Kind.WORKER_REPLY_ACK:
+                    self._kept.pop(decode(WorkerReplyAckData, message.payload).request_id, None)
+                elif message.kind == Kind.GATEWAY_CLOSING:
+                    return
+        finally:
+            self._socket = None
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await socket.close()
+
+    async def _beat(self, socket: aiohttp.ClientWebSocketResponse, pause: float) -> None:
+        """Send heartbeats, renew leases, and flush answers that were not acknowledged."""
+        while True:
+            await socket.send_bytes(frame(Kind.WORKER_HEARTBEAT))
+            for call in list(self._calls.values()):
+                renewal = _of_call(WorkerRequestExtendLeaseData, call.request, lease_id=call.lease_id)
+                await socket.send_bytes(frame(Kind.WORKER_REQUEST_EXTEND_LEASE, renewal))
+            with contextlib.suppress(TransportError):
+                await self._flush(_ACKNOWLEDGED_SECONDS)
+            await asyncio.sleep(pause)
+
+    async def _drain(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """On ``close``: end the calls, wait for the acknowledgements of their answers, and disconnect."""
+        await self._closing.wait()
+        await socket.send_bytes(frame(Kind.WORKER_PAUSE))
+        await self._wait_for_calls()
+        ends = time.monotonic() + _ACKNOWLEDGED_SECONDS
+        while self._kept and time.monotonic() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await socket.close(code=1000, message=SHUTDOWN_REASON.encode())
+
+    async def _wait_for_calls(self) -> None:
+        while self._calls:
+            self._calls_ended.clear()
+            await self._calls_ended.wait()
+
+    # calls
+
+    def _begin(self, request: GatewayExecutorRequestData) -> None:
+        """Start a call. While the worker stops, the engine gives it to another one."""
+        if (handler := self._handlers.get(request.app_name)) is None or self._closing.is_set():
+            return
+        assert self._loop is not None
+        self._send(Kind.WORKER_REQUEST_ACK, _of_call(WorkerRequestAckData, request))
+        outcome = asyncio.run_coroutine_threadsafe(_answer(handler, request), self._loop)
+        self._calls[request.request_id] = call = _Call(request, request.lease_id, outcome)
+        self._keep(asyncio.create_task(self._finish(call)))
+
+    async def _finish(self, call: _Call) -> None:
+        request = call.request
+        try:
+            response = await asyncio.wrap_future(call.outcome)
+            reply = encode(
+                SDKResponse(
+                    request_id=request.request_id,
+                    account_id=request.account_id,
+                    env_id=request.env_id,
+                    app_id=request.app_id,
+                    status=_STATUS.get(response.status_code, ReplyStatus.ERROR),
+                    body=response.body,
+                    no_retry=response.no_retry,
+                    retry_after=response.retry_after or "",
+                    sdk_version=response.sdk_version or "",
+                    request_version=response.request_version or 0,
+                    system_trace_ctx=request.system_trace_ctx or b"{}",
+                    user_trace_ctx=request.user_trace_ctx,
+                    run_id=request.run_id,
+                )
+            )
+            self._kept[request.request_id] = reply, time.monotonic()
+            self._send(Kind.WORKER_REPLY, reply)
+        finally:
+            del self._calls[request.request_id]
+            self._calls_ended.set()
+
+    def _renewed(self, answer: WorkerRequestExtendLeaseAckData) -> None:
+        if (call := self._calls.get(answer.request_id)) is None:
+            return
+        if answer.new_lease_id:
+            call.lease_id = answer.new_lease_id
+        else:
+            self._logger.warning("run %s: the engine has given this call up, so it stops", call.request.run_id)
+            call.outcome.cancel()
+
+    def _send(self, kind: Kind, message: Message | bytes) -> None:
+        payload = message if isinstance(message, bytes) else encode(message)
+
+        async def send(socket: aiohttp.ClientWebSocketResponse) -> None:
+            with contextlib.suppress(ConnectionError):
+                await socket.send_bytes(encode(ConnectMessage(kind, payload)))
+
+        if self._socket is not None:
+            self._keep(asyncio.create_task(send(self._socket)))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # HTTP
+
+    async def _flush(self, age: float) -> bool:
+        """Flush answers that were sent ``age`` seconds ago. Returns whether none is left of them."""
+        for request_id, (reply, sent) in list(self._kept.items()):
+            if time.monotonic() - sent < age:
+                continue
+            try:
+                answer = await self._post(FLUSH_PATH, reply)
+            except TransportError:
+                return False
+            if answer.status >= 500 or answer.status == 429:
+                return False
+            if answer.status != 200:
+                self._logger.error("the engine refuses the answer to a call (%d)", answer.status)
+            self._kept.pop(request_id, None)
+        return True
+
+    async def _post(self, path: str, body: bytes) -> Response:
+        client = self._client
+        headers = client.headers("connect") | {Header.CONTENT_TYPE.value: "application/protobuf"}
+        request = Request("POST", client.api_origin + path, headers, body, client.request_timeout)
+        return await request_with_keys(_IO, request, client.signing_keys)
+
+
+async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> CommResponse:
+    """Run a call, on the event loop of the app."""
+    headers = {Header.CONTENT_TYPE.value: "application/json", Header.REQUEST_ID.value: request.request_id}
+    if request.job_id:
+        headers[Header.JOB_ID.value] = request.job_id
+    with contextlib.suppress(msgspec.DecodeError):
+        headers |= msgspec.json.decode(request.user_trace_ctx or b"{}", type=dict[str, str])
+    return await handler.post(
+        CommRequest(
+            body=request.request_payload,
+            headers=headers,
+            query_params={Query.FUNCTION_ID.value: request.function_slug, Query.STEP_ID.value: request.step_id},
+            raw_request=request,
+            request_url=CONNECT_URL,
+            is_connect=True,
+        )
+    )
+
+
+def _of_call(kind: type[Any], request: GatewayExecutorRequestData, **more: str) -> Any:
+    """A message about a call, which repeats fields of its request."""
+    same = {name: getattr(request, name) for name in WorkerRequestAckData.__struct_fields__}
+    return kind(**same, **more)
+
+
+async def _receive(socket: aiohttp.ClientWebSocketResponse, expected: Kind) -> bytes:
+    """The payload of the next message. Raises ``RegistrationFailedError``, ``TransportError``."""
+    received = await socket.receive()
+    if received.type is not aiohttp.WSMsgType.BINARY:
+        raise TransportError(f"the engine has closed the connection: {received.extra or socket.close_code}")
+    message = decode(ConnectMessage, received.data)
+    if message.kind == Kind.SYNC_FAILED:
+        refusal = decode(SystemError, message.payload)
+        raise RegistrationFailedError(f"the engine refuses the functions: {refusal.message} ({refusal.code})")
+    if message.kind != expected:
+        raise TransportError(f"the engine sent a message of kind {message.kind} instead of {expected.name}")
+    return message.payload
+
+
+def _seconds(duration: str, default: float) -> float:
+    number = duration.removesuffix("s")
+    return float(number) if number.isdigit() and float(number) else default

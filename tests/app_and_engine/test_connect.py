@@ -1,0 +1,141 @@
+"""``durably worker --connect``: calls over a connection, while engines and workers stop, are killed and come back."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .. import wire
+from ..conformance.engine_under_test import Engine
+from ..conformance.programs import clean_environment
+from ..ports import free_port
+from ..waiting import eventually, wait_until_listening
+
+DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
+KEYS = {"DURABLY_SIGNING_KEY": wire.SIGNING_KEY, "DURABLY_EVENT_KEY": wire.EVENT_KEY}
+
+
+class World:
+    """Processes of an engine and of workers, with what the calls have noted."""
+
+    def __init__(self, directory: Path, stack: ExitStack, *, cloud: bool = False) -> None:
+        self.directory, self._stack, self._is_cloud = directory, stack, cloud
+        self.port = free_port()
+        origin = f"http://127.0.0.1:{self.port}"
+        self.api = Engine(origin, wire.EVENT_KEY, wire.SIGNING_KEY) if cloud else Engine(origin)
+        settings = {"DURABLY_ENGINE_URL": origin} if cloud else {"DURABLY_DEV": origin}
+        keys = KEYS if cloud else {}
+        self._environment = clean_environment(CALLS_FILE=str(directory / "calls"), **settings, **keys)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        log = self._stack.enter_context((self.directory / f"{arguments[0]}.log").open("ab"))
+        process = subprocess.Popen(
+            [*DURABLY, *arguments], env=self._environment, stdout=log, stderr=log, cwd=Path(__file__).parent
+        )
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)
+        return process
+
+    def start_engine(self) -> subprocess.Popen[bytes]:
+        database = str(self.directory / "engine.db")
+        engine = self._start("start" if self._is_cloud else "dev", "--port", str(self.port), "--db", database)
+        wait_until_listening(self.port, engine, lambda: "")
+        return engine
+
+    def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
+        return self._start("worker", "--connect", *options, "connected_app:client")
+
+    def run(self, name: str, **data: Any) -> str:
+        """A new run of a function that is triggered by its name. Returns its id."""
+        event_id = eventually(lambda: self.api.send(wire.event(name, data))[0], "the event", ignore=(AssertionError,))
+        runs = eventually(lambda: self.api.data(f"/v1/events/{event_id}/runs"), "the run")
+        return str(runs[0]["run_id"])
+
+    @property
+    def calls(self) -> list[str]:
+        file = self.directory / "calls"
+        return file.read_text().splitlines() if file.exists() else []
+
+    def wait_for_functions(self) -> None:
+        eventually(lambda: self.api.api("GET", "/v1/apps/connected/functions").status == 200, "a worker")
+
+    def wait_for_call(self, line: str) -> None:
+        eventually(lambda: line in self.calls, line)
+
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
+    with ExitStack() as stack:
+        yield lambda **options: World(tmp_path, stack, **options)
+
+
+@pytest.mark.parametrize("cloud", [False, True], ids=["dev", "cloud"])
+def test_functions_run_and_a_stop_waits_for_calls(make_world: MakeWorld, cloud: bool) -> None:
+    world = make_world(cloud=cloud)
+    world.start_engine()
+    worker = world.start_worker()
+    world.wait_for_functions()
+    assert world.api.completed(world.run("steps")) == [1, 2, 3]
+    slow = world.run("slow", seconds=1)
+    world.wait_for_call(f"begin {slow}")
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert world.calls == [f"begin {slow}", f"end {slow}"]
+    assert world.api.completed(slow) == 0
+
+
+def test_calls_of_a_killed_engine_are_made_again(make_world: MakeWorld) -> None:
+    world = make_world()
+    engine = world.start_engine()
+    world.start_worker()
+    world.wait_for_functions()
+    brief, long = world.run("slow", seconds=1), world.run("slow", seconds=6)
+    for run_id in (brief, long):
+        world.wait_for_call(f"begin {run_id}")
+    engine.kill()
+    engine.wait()
+    world.wait_for_call(f"end {brief}")  # Its answer finds no engine, and belongs to no call of the next one.
+    world.start_engine()
+    assert (world.api.completed(brief), world.api.completed(long)) == (0, 0)
+    assert world.calls.count(f"begin {brief}") == world.calls.count(f"begin {long}") == 2
+
+
+def test_a_call_of_a_killed_worker_is_made_again(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.start_engine()
+    worker = world.start_worker()
+    world.wait_for_functions()
+    slow = world.run("slow", seconds=3)
+    world.wait_for_call(f"begin {slow}")
+    worker.kill()
+    worker.wait()
+    waiting = world.run("steps")  # No worker is there, which uses up no attempt.
+    world.start_worker()
+    assert world.api.completed(waiting) == [1, 2, 3]
+    assert world.api.completed(slow) == 1, "the lost call was an attempt"
+
+
+def test_a_worker_has_no_more_calls_than_its_limit(make_world: MakeWorld) -> None:
+    world = make_world()
+    world.start_engine()
+    world.start_worker("--max-calls", "1")
+    world.wait_for_functions()
+    runs = [world.run("slow", seconds=0.3) for _ in range(4)]
+    assert [world.api.completed(run_id) for run_id in runs] == [0] * 4
+    assert [line.split()[0] for line in world.calls] == ["begin", "end"] * 4
+
+
+def test_refused_functions_end_the_worker(make_world: MakeWorld) -> None:
+    world = make_world(cloud=True)
+    world.start_engine()
+    world._environment["DURABLY_SIGNING_KEY"] = "signkey-prod-" + "b" * 64
+    worker = world.start_worker()
+    assert worker.wait(60) == 1
+    assert "refuses the connection (401)" in (world.directory / "worker.log").read_text()

@@ -1,0 +1,367 @@
+"""Tasks of a real Celery app as durable functions. Its broker does not exist."""
+
+import asyncio
+import datetime as dt
+import decimal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import celery
+import pytest
+from celery import chain, chord, group, signals
+from celery.exceptions import Ignore, TaskRevokedError
+from celery.schedules import crontab
+
+import durably
+from durably import Embedded
+from durably.comm import CommHandler
+from durably.errors import FunctionConfigInvalidError
+from durably.integrations.celery import functions
+from durably.testing import TestEngine
+from durably.testing.engine import SyncTestEngine
+
+WAIT = 20
+
+
+class Flaky(Exception):
+    pass
+
+
+def nothing() -> None: ...
+
+
+def make_app(**settings: Any) -> celery.Celery:
+    app = celery.Celery("shop", broker="amqp://nobody@127.0.0.1:1//", set_as_current=False)
+    app.conf.update(broker_connection_retry=False, broker_connection_timeout=1, **settings)
+    return app
+
+
+@contextmanager
+def served(app: celery.Celery, **options: Any) -> Iterator[SyncTestEngine]:
+    client = durably.Client(app_id="shop")
+    with TestEngine(client, functions(app, client, **options)).sync() as engine:
+        yield engine
+
+
+@pytest.fixture
+def app() -> celery.Celery:
+    app = make_app()
+
+    @app.task(shared=False, name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task(shared=False, name="total")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @app.task(shared=False, name="fail")
+    def fail(*args: Any) -> None:
+        raise ValueError("no")
+
+    return app
+
+
+def outcome(engine: SyncTestEngine, result: Any) -> Any:
+    engine.run_until_idle()
+    return result.get(timeout=WAIT)
+
+
+def test_calls_are_runs_with_their_results(app: celery.Celery) -> None:
+    with served(app) as engine:
+        assert outcome(engine, app.tasks["add"].delay(1, y=2)) == 3
+        assert outcome(engine, app.send_task("add", (3, 4))) == 7
+        result = app.tasks["add"].apply_async((5, 6), task_id="five")
+        assert (result.id, outcome(engine, result), result.state) == ("five", 11, "SUCCESS")
+        assert app.AsyncResult("five").get(timeout=WAIT) == 11
+        assert app.AsyncResult("other").state == "PENDING"
+        assert [run.steps["run"].output for run in engine.runs()] == [{"result": 3}, {"result": 7}, {"result": 11}]
+
+
+def test_an_error_is_final_and_has_its_class(app: celery.Celery) -> None:
+    with served(app) as engine:
+        result = app.tasks["fail"].delay()
+        with pytest.raises(ValueError, match="no"):
+            outcome(engine, result)
+        assert result.state == "FAILURE"
+        assert "test_celery.py" in result.traceback
+        assert len(engine.runs()) == 1
+
+
+def test_values_that_celery_encodes_arrive_as_they_are(app: celery.Celery) -> None:
+    @app.task(shared=False, name="echo")
+    def echo(*values: Any) -> Any:
+        return [type(value).__name__ for value in values], list(values)
+
+    values = [dt.datetime(2030, 1, 2, tzinfo=dt.UTC), decimal.Decimal("1.50"), "text", {"a": [1]}]
+    with served(app) as engine:
+        types, back = outcome(engine, app.tasks["echo"].delay(*values))
+        assert types == ["datetime", "Decimal", "str", "dict"]
+        assert back == values
+        with pytest.raises(Exception, match=r'arguments of the task "echo".*Pass ids'):
+            app.tasks["echo"].delay(object())
+
+
+@pytest.mark.parametrize("how", ["retry", "autoretry"])
+def test_retries_wait_as_long_as_they_ask(how: str) -> None:
+    app, attempts = make_app(), []
+    auto: dict[str, Any] = {"autoretry_for": (Flaky,), "retry_backoff": 100, "retry_jitter": False}
+
+    @app.task(shared=False, name="flaky", bind=True, max_retries=2, **(auto if how == "autoretry" else {}))
+    def flaky(self: Any, times: int) -> int:
+        attempts.append(self.request.retries)
+        if self.request.retries < times:
+            if how == "autoretry":
+                raise Flaky("again")
+            raise self.retry(countdown=100 * 2**self.request.retries, exc=Flaky("again"))
+        return int(self.request.retries)
+
+    with served(app) as engine:
+        begin = engine.now
+        assert outcome(engine, flaky.delay(2)) == 2
+        assert 299 <= (engine.now - begin).total_seconds() < 330
+        [run] = engine.runs()
+        assert list(run.steps) == ["run", "until retry 1", "retry 1", "until retry 2", "retry 2"]
+        with pytest.raises(Exception, match="again") as raised:
+            outcome(engine, flaky.delay(9))
+        assert raised.type.__name__ == "Flaky"
+    assert attempts == [0, 1, 2, 0, 1, 2]
+
+
+def test_countdown_eta_and_expires(app: celery.Celery) -> None:
+    add = app.tasks["add"]
+    with served(app) as engine:
+        begin = engine.now
+        assert outcome(engine, add.apply_async((1, 2), countdown=3600)) == 3
+        assert 3599 <= (engine.now - begin).total_seconds() < 3630
+        assert outcome(engine, add.apply_async((1, 2), eta=begin + dt.timedelta(days=2))) == 3
+        assert dt.timedelta(days=1.99) < engine.now - begin < dt.timedelta(days=2.1)
+        late = add.apply_async((1, 2), expires=dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1))
+        with pytest.raises(TaskRevokedError, match="expired"):
+            outcome(engine, late)
+        assert late.state == "REVOKED"
+        assert outcome(engine, add.apply_async((1, 2), countdown=60, expires=3600)) == 3
+
+
+def test_hooks_signals_and_requests_are_celerys(app: celery.Celery) -> None:
+    seen: list[Any] = []
+
+    class Base(celery.Task):
+        abstract = True
+
+        def on_success(self, retval: Any, *args: Any) -> None:
+            seen.append(("on_success", retval))
+
+        def on_failure(self, exc: Any, *args: Any) -> None:
+            seen.append(("on_failure", str(exc)))
+
+    @app.task(shared=False, name="hooked", base=Base, bind=True)
+    def hooked(self: Any, succeeds: bool) -> str:
+        if not succeeds:
+            raise ValueError("no")
+        return str(self.request.id)
+
+    def prerun(task_id: str, **_: Any) -> None:
+        seen.append(("prerun", task_id))
+
+    signals.task_prerun.connect(prerun, sender=hooked)
+    with served(app) as engine:
+        assert outcome(engine, hooked.apply_async((True,), task_id="one")) == "one"
+        with pytest.raises(ValueError):
+            outcome(engine, hooked.apply_async((False,), task_id="two"))
+    assert seen == [("prerun", "one"), ("on_success", "one"), ("prerun", "two"), ("on_failure", "no")]
+
+
+def test_ignored_tasks_and_results(app: celery.Celery) -> None:
+    followed: list[int] = []
+
+    @app.task(shared=False, name="quiet", ignore_result=True)
+    def quiet() -> int:
+        return 1
+
+    @app.task(shared=False, name="ignoring")
+    def ignoring() -> None:
+        raise Ignore
+
+    @app.task(shared=False, name="follow")
+    def follow(value: int) -> None:
+        followed.append(value)
+
+    with served(app) as engine:
+        quiet.apply_async(link=follow.s())
+        assert (ignoring.s() | follow.s()).delay().state == "PENDING"
+        engine.run_until_idle()
+        assert [run.output for run in engine.runs()] == [None] * 3
+    assert followed == [1]
+
+
+CANVAS: list[tuple[str, Callable[[Any, Any], Any], Any]] = [
+    ("chain", lambda add, total: chain(add.s(1, 2), add.s(3), add.s(4)), 10),
+    ("group", lambda add, total: group(add.s(i, i) for i in range(3)), [0, 2, 4]),
+    ("chord", lambda add, total: chord((add.s(i, i) for i in range(20)), total.s()), 380),
+    ("chord in a chain", lambda add, total: add.s(1, 1) | group(add.s(1), add.s(2)) | total.s() | add.s(10), 17),
+    ("chain in a chord", lambda add, total: chord([add.s(1, 1) | add.s(1), add.s(2, 2)], total.s() | add.s(1)), 8),
+    ("group at the end of a chain", lambda add, total: add.s(1, 1) | group(add.s(1), add.s(2)), [3, 4]),
+    ("chord in a chord", lambda add, total: chord([chord([add.s(1, 1)], total.s()), add.s(2, 2)], total.s()), 6),
+    ("map", lambda add, total: total.map([[1, 2], [3]]), [3, 3]),
+    ("chunks", lambda add, total: add.chunks([(1, 1), (2, 2), (3, 3)], 2).group(), [[2, 4], [6]]),
+    ("chain of 120", lambda add, total: chain(add.s(0, 0), *(add.s(1) for _ in range(120))), 120),
+]
+
+
+@asynccontextmanager
+async def running(app: celery.Celery, path: Path) -> AsyncIterator[Embedded]:
+    engine = Embedded(path / "durably.db")
+    client = durably.Client(app_id="shop", engine=engine)
+    CommHandler(client=client, framework="test", functions=functions(app, client))
+    async with engine.running():
+        yield engine
+
+
+@pytest.mark.parametrize(("name", "make", "expected"), CANVAS, ids=[name for name, _, _ in CANVAS])
+async def test_canvas(
+    name: str, make: Callable[[Any, Any], Any], expected: Any, app: celery.Celery, tmp_path: Path
+) -> None:
+    async with running(app, tmp_path):
+        result = await asyncio.to_thread(make(app.tasks["add"], app.tasks["total"]).apply_async)
+        assert await asyncio.to_thread(result.get, timeout=WAIT) == expected
+
+
+async def test_a_chord_fails_with_its_first_failed_task(app: celery.Celery, tmp_path: Path) -> None:
+    errors: list[str] = []
+
+    @app.task(shared=False, name="note")
+    def note(task_id: str) -> None:
+        errors.append(task_id)
+
+    header = [app.tasks["add"].s(1, 2), app.tasks["fail"].s(), app.tasks["add"].s(1, 2)]
+    async with running(app, tmp_path) as engine:
+        result = await asyncio.to_thread(chord(header, app.tasks["total"].s().on_error(note.s())).apply_async)
+        with pytest.raises(ValueError):
+            await asyncio.to_thread(result.get, timeout=WAIT)
+        [join] = [run for run in await engine.list_runs() if run.function_id == "shop-celery.chord"]
+        ended = await engine.wait_for_run(join.id, within=WAIT)
+        assert ended.status is durably.RunStatus.FAILED
+        [noted] = [run for run in await engine.list_runs() if run.function_id == "shop-note"]
+        await engine.wait_for_run(noted.id, within=WAIT)
+    assert errors == [result.id]
+
+
+def test_failures_in_canvas_reach_those_who_wait(app: celery.Celery) -> None:
+    errors: list[Any] = []
+
+    @app.task(shared=False, name="note")
+    def note(task_id: str) -> None:
+        errors.append(task_id)
+
+    add, fail = app.tasks["add"], app.tasks["fail"]
+    with served(app) as engine:
+        with pytest.raises(ValueError):
+            outcome(engine, (add.s(1, 2) | fail.s() | add.s(3)).apply_async())
+        failed = fail.apply_async(link_error=note.s())
+        with pytest.raises(ValueError):
+            outcome(engine, failed)
+        engine.run_until_idle()
+        assert errors == [failed.id]
+
+
+def test_tasks_send_tasks(app: celery.Celery) -> None:
+    @app.task(shared=False, name="outer", bind=True)
+    def outer(self: Any) -> str:
+        return str(app.tasks["inner"].apply_async().id)
+
+    @app.task(shared=False, name="inner", bind=True)
+    def inner(self: Any) -> list[str]:
+        return [self.request.root_id, self.request.parent_id]
+
+    with served(app) as engine:
+        result = outer.delay()
+        inner_id = outcome(engine, result)
+        assert outcome(engine, app.AsyncResult(inner_id)) == [result.id, result.id]
+
+
+def test_beat_entries_are_cron_triggers(app: celery.Celery) -> None:
+    app.conf.timezone = "Europe/Paris"
+    app.conf.beat_schedule = {
+        "hourly": {"task": "add", "schedule": 3600, "args": (1, 2)},
+        "nightly": {"task": "total", "schedule": crontab(hour=3, minute=30), "args": ([1],), "options": {"expires": 9}},
+        "weekdays": {"task": "add", "schedule": crontab(minute="*/20", day_of_week="mon-fri"), "args": (5, 5)},
+        "minutely": {"task": "add", "schedule": dt.timedelta(minutes=1), "kwargs": {"x": 1, "y": 1}},
+    }
+    client = durably.Client(app_id="shop")
+    made = functions(app, client)
+    crons = {each.local_id: each.opts.triggers[0].cron for each in made if each.opts.triggers}
+    assert crons == {
+        "beat.hourly": "0 * * * *",
+        "beat.nightly": "TZ=Europe/Paris 30 3 * * *",
+        "beat.weekdays": "TZ=Europe/Paris 0,20,40 * * * 1,2,3,4,5",
+        "beat.minutely": "*/1 * * * *",
+    }
+    with TestEngine(client, made).sync() as engine:
+        engine.advance(minutes=3)
+        outputs = [run.output for run in engine.runs() if run.function_id == "shop-add"]
+        assert outputs.count(2) == 3
+
+
+REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("time limit", {"time_limit": 5}, {}, 'task "t": time_limit=5.*ignore=."time_limit"'),
+    ("time limit of all", {}, {"task_soft_time_limit": 5}, "setting task_soft_time_limit"),
+    ("priority", {"priority": 5}, {}, 'task "t": priority=5'),
+    ("pickle", {"serializer": "pickle"}, {}, "task \"t\": serializer='pickle'"),
+    ("interval", {}, {"beat_schedule": {"b": {"task": "t", "schedule": 45}}}, 'beat entry "b".*crontab'),
+    (
+        "days",
+        {},
+        {"beat_schedule": {"b": {"task": "t", "schedule": crontab(day_of_week=1, day_of_month=1)}}},
+        'beat entry "b".*day_of_month',
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "settings", "message"), REFUSED, ids=[each[0] for each in REFUSED])
+def test_options_without_equivalent_are_refused(
+    name: str, task: dict[str, Any], settings: dict[str, Any], message: str
+) -> None:
+    app = make_app(**settings)
+    app.task(nothing, shared=False, name="t", **task)
+    with pytest.raises(FunctionConfigInvalidError, match=message):
+        functions(app, durably.Client(app_id="shop"))
+    if settings.keys() - {"task_soft_time_limit"}:
+        assert functions(app, durably.Client(app_id="shop"), exclude=["t"])
+
+
+def test_options_of_calls_are_refused_unless_ignored(app: celery.Celery) -> None:
+    with served(app), pytest.raises(FunctionConfigInvalidError, match='call of the task "add": priority=3'):
+        app.tasks["add"].apply_async((1, 2), priority=3)
+    app = make_app()
+    app.task(nothing, shared=False, name="t", time_limit=5)
+    with served(app, ignore=["time_limit", "priority"]) as engine:
+        assert outcome(engine, app.tasks["t"].apply_async(priority=3, queue="fast")) is None
+
+
+def test_excluded_tasks_go_to_the_broker(app: celery.Celery) -> None:
+    app.conf.update(broker_url="memory://", result_backend="cache+memory://")
+    with served(app, exclude=["add"]) as engine:
+        result = app.tasks["add"].delay(1, 2)
+        engine.run_until_idle()
+        assert engine.runs() == []
+        with app.connection() as connection:
+            message = connection.SimpleQueue("celery").get(timeout=WAIT)
+            assert message.headers["id"] == result.id
+        assert app.AsyncResult(result.id).state == "PENDING"
+        with pytest.raises(FunctionConfigInvalidError, match='"add" is on Celery'):
+            chord([app.tasks["add"].s(1, 2)], app.tasks["total"].s()).apply_async()
+
+
+def test_a_rate_limit_is_a_throttle() -> None:
+    app = make_app()
+    app.task(nothing, shared=False, name="limited", rate_limit="2/m")
+    with served(app) as engine:
+        begin = engine.now
+        for _ in range(6):
+            app.tasks["limited"].delay()
+        engine.run_until_idle()
+        assert len(engine.runs()) == 6
+        assert engine.now - begin >= dt.timedelta(minutes=1)
