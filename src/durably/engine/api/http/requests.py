@@ -164,6 +164,8 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
             return error_response(405, f"the method must be {allowed}, not {request.method}")
         case web.HTTPNotFound():
             return error_response(404, f"there is nothing at {request.path}")
+        case web.HTTPClientError():  # such as a request that aiohttp cannot make a WebSocket
+            return error_response(error.status, error.text or error.reason)
     # The route, not the path: the path of an event contains the event key.
     resource = request.match_info.route.resource
     _logger.error("%s %s failed", request.method, resource.canonical if resource else "(unknown)", exc_info=error)
