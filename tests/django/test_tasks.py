@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import django
 import pytest
 import urllib3
 
@@ -99,6 +100,13 @@ urlpatterns = [path("start/<name>", start), path("result/<name>/<id>", show)]
 """
 
 
+def adapted(code: str) -> str:
+    """Code for the installed Django: since version 6 it has the tasks itself."""
+    if django.VERSION < (6,):
+        return code
+    return code.replace(', "django_tasks"', "").replace("django_tasks", "django.tasks")
+
+
 class Site:
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -129,10 +137,11 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("tasks")
     code = {block.text.split("\n")[0]: block.text for block in blocks(ROOT / "docs/how-to/run-django-tasks.md")}
     make_project("Django", directory, is_installed_app=True, durable=code["# shop/durable.py"])
-    (directory / "greetings" / "tasks.py").write_text(code["# shop/tasks.py"] + TASKS)
-    (directory / "myproject" / "urls.py").write_text(URLS)
+    (directory / "greetings" / "tasks.py").write_text(adapted(code["# shop/tasks.py"] + TASKS))
+    (directory / "myproject" / "urls.py").write_text(adapted(URLS))
     settings = directory / "myproject" / "settings.py"
-    settings.write_text(settings.read_text().replace('INSTALLED_APPS += ["greetings", "durably.django"]', SETTINGS))
+    stock = 'INSTALLED_APPS += ["greetings", "durably.django"]'
+    settings.write_text(settings.read_text().replace(stock, adapted(SETTINGS)))
     for command in ("migrate", "check"):
         subprocess.run([sys.executable, "manage.py", command, "-v0"], cwd=directory, check=True, timeout=120)
     with running(SERVERS[request.param], directory, DURABLY_DEV="1") as server:

@@ -44,7 +44,7 @@ from durably.engine_client import block, execute, find_run
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 from durably.io.http_client import IO
-from durably.protocol.errors import Error, ErrorData, describe_error, error_message, format_stack
+from durably.protocol.errors import Error, ErrorCode, ErrorData, StepError, describe_error, error_message, format_stack
 from durably.protocol.events import Event, RunStatus
 from durably.protocol.options import Priority, TriggerEvent
 
@@ -223,23 +223,16 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         return self._make(task, event.id, data["args"], data["kwargs"], enqueued_at=_to_datetime(event.ts))
 
 
-class _TaskFailedError(Error):
-    """An error of a task. Its name is the path of the class."""
+class _TaskFailedError(StepError):
+    """An error of a task. Its name is the path of the class. It is retried, unlike other errors of steps."""
+
+    code = ErrorCode.UNKNOWN
+    is_retriable = True
 
     def __init__(self, raised: BaseException) -> None:
-        super().__init__(error_message(raised))
         kind = type(raised)
-        is_builtin = kind.__module__ == "builtins"
-        self._name = kind.__name__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
-        self._stack = format_stack(raised)
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def stack(self) -> str | None:
-        return self._stack
+        path = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        super().__init__(error_message(raised), path, format_stack(raised))
 
 
 def _to_error(error: ErrorData) -> Any:
