@@ -3,9 +3,11 @@
 ``tests/frameworks/test_webhooks.py`` has the endpoint in each framework.
 """
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,10 +74,19 @@ def test_the_example_of_the_service_is_verified(source: Source, headers: dict[st
         source.verify(headers, body + b"\n", now)
 
 
-@pytest.mark.parametrize("kind", [Stripe, GitHub, Slack])
-@pytest.mark.parametrize("secrets", [(), ("",), (" ",), (None,), ("right", "")])
-def test_a_missing_secret_is_refused(kind: type[Source], secrets: tuple[str, ...]) -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=rf"webhooks\.{kind.__name__} needs the secret"):
+def test_a_signature_of_slack_has_one_form() -> None:
+    """The id of a command's event is a hash of it."""
+    source, headers, body, now = EXAMPLES[1]
+    signature = headers["x-slack-signature"]
+    for form in (signature.removeprefix("v0="), signature.replace("v0", "v1"), "v0=" + signature):
+        with pytest.raises(SignatureError, match="does not match"):
+            source.verify(headers | {"x-slack-signature": form}, body, now)
+
+
+@pytest.mark.parametrize("kind", [Stripe, GitHub, Slack, functools.partial(StandardWebhooks, name="svix")])
+@pytest.mark.parametrize("secrets", [(), ("",), (" ",), (None,), ("whsec_",), ("right", ""), ("right", " whsec_ ")])
+def test_a_missing_secret_is_refused(kind: Callable[..., Source], secrets: tuple[str, ...]) -> None:
+    with pytest.raises(FunctionConfigInvalidError, match=r"durably\.webhooks\.\w+ needs the secret"):
         kind(*secrets)
 
 

@@ -54,7 +54,7 @@ class Source(ABC):
     def __init__(self, *secrets: str, name: str | None = None) -> None:
         what = f"durably.webhooks.{type(self).__name__}"
         for secret in secrets or (None,):
-            if not isinstance(secret, str) or not secret.strip():
+            if not isinstance(secret, str) or not secret.strip().removeprefix("whsec_"):
                 raise FunctionConfigInvalidError(
                     f"{what} needs the secret of the endpoint, which the service shows, and it is empty or missing: "
                     "is the environment variable with it set?"
@@ -148,8 +148,8 @@ class Slack(Source):
     def verify(self, headers: Mapping[str, str], body: bytes, now: float) -> None:
         timestamp = _header(headers, "x-slack-request-timestamp")
         _check_age(timestamp, now)
-        signature = _header(headers, "x-slack-signature").removeprefix("v0=")
-        self.check(b"v0:%b:%b" % (timestamp.encode(), body), [signature])
+        version, _, signature = _header(headers, "x-slack-signature").partition("=")
+        self.check(b"v0:%b:%b" % (timestamp.encode(), body), [signature] if version == "v0" else [])
 
     def read(self, headers: Mapping[str, str], body: bytes) -> Event | str:
         if not _is_form(headers):
@@ -286,7 +286,7 @@ def _check_age(timestamp: str, now: float) -> None:
     is_number = timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 20
     if not is_number or abs(now - int(timestamp)) > SIGNATURE_TOLERANCE.total_seconds():
         raise SignatureError(
-            "the request was signed more than 5 minutes ago, or the clocks differ: it may be a repeated one"
+            "the request was not signed within the last 5 minutes, or the clocks differ: it may be a repeated one"
         )
 
 

@@ -15,6 +15,7 @@ from durably.engine.api.interface import Engine
 from durably.engine.model.events import decode_json
 from durably.engine.model.overview import App, FunctionInfo
 from durably.engine.model.runs import FromStep, Run
+from durably.protocol.connect import CONNECT_URL
 from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
 from durably.protocol.events import RunStatus
 
@@ -192,7 +193,7 @@ def _show_app(app: App) -> dict[str, Any]:
     shown = {
         "id": app.id,
         "name": app.id,
-        "method": "SERVE",
+        "method": "CONNECT" if app.url == CONNECT_URL else "SERVE",
         "isArchived": False,
         "functionCount": app.function_count,
         "appVersion": app.version,
