@@ -222,7 +222,7 @@ class _WaitingSend(msgspec.Struct, eq=False):
 
     request: Request
     count: int
-    outcome: "asyncio.Future[tuple[str, _Answer | None]]"
+    outcome: asyncio.Future[tuple[str, _Answer | None]]
 
 
 class _SharedSends:
@@ -252,7 +252,7 @@ class _SharedSends:
         finally:
             self._ended()
 
-    def _wait_for_others(self, request: Request, count: int) -> "asyncio.Future[tuple[str, _Answer | None]]":
+    def _wait_for_others(self, request: Request, count: int) -> asyncio.Future[tuple[str, _Answer | None]]:
         loop, size = asyncio.get_running_loop(), len(request.body or b"")
         if len(self._waiting) == _MAX_SHARED_SENDS or self._bytes + size > _MAX_SHARED_BYTES:
             self._send_waiting()
@@ -297,9 +297,7 @@ class _SharedSends:
             self._ended()
 
 
-_shared_sends: "WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[App, _SharedSends]]" = (
-    WeakKeyDictionary()
-)
+_shared_sends: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[App, _SharedSends]] = WeakKeyDictionary()
 
 
 def _shared_sends_of(app: App) -> _SharedSends:
