@@ -94,7 +94,7 @@ def connect(
 class _Call:
     request: GatewayExecutorRequestData
     lease_id: str
-    outcome: "concurrent.futures.Future[CommResponse]"
+    outcome: concurrent.futures.Future[CommResponse]
 
 
 class WorkerConnection:
@@ -349,7 +349,7 @@ class WorkerConnection:
         if self._socket is not None:
             self._keep(asyncio.create_task(send(self._socket)))
 
-    def _keep(self, task: "asyncio.Task[None]") -> None:
+    def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
