@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 import durably
@@ -166,6 +167,28 @@ async def server(tmp_path: Path) -> AsyncIterator[EngineServer]:
         yield server
 
 
+async def introduce(
+    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration
+) -> aiohttp.ClientWebSocketResponse:
+    """The WebSocket of a worker that has announced an app."""
+    async with http.post("/v0/connect/start") as response:
+        started = decode(StartResponse, await response.read())
+    socket = await http.ws_connect(started.gateway_endpoint, protocols=(SUBPROTOCOL,))
+    assert decode(ConnectMessage, await socket.receive_bytes()).kind == Kind.GATEWAY_HELLO
+    hello = WorkerConnectRequestData(
+        connection_id=started.connection_id,
+        instance_id=instance_id,
+        auth_data=AuthData(started.session_token),
+        apps=[app],
+    )
+    await socket.send_bytes(frame(Kind.WORKER_CONNECT, hello))
+    return socket
+
+
+async def nothing(ctx: durably.Context) -> None:
+    """Never runs."""
+
+
 def fail_to_sync(server: EngineServer, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
     """The first syncs fail."""
     sync, left = server.engine.sync_app, list(errors)
@@ -195,22 +218,14 @@ async def test_a_failed_sync_says_whether_the_worker_may_dial_again(
     reason: str,
 ) -> None:
     fail_to_sync(server, monkeypatch, error)
-    async with aiohttp.ClientSession(server.origin) as http:
-        async with http.post("/v0/connect/start") as response:
-            started = decode(StartResponse, await response.read())
-        async with http.ws_connect(started.gateway_endpoint, protocols=(SUBPROTOCOL,)) as socket:
-            assert decode(ConnectMessage, await socket.receive_bytes()).kind == Kind.GATEWAY_HELLO
-            hello = WorkerConnectRequestData(
-                connection_id=started.connection_id,
-                instance_id="a",
-                auth_data=AuthData(started.session_token),
-                apps=[AppConfiguration("shop", functions=b"[]")],
-            )
-            await socket.send_bytes(frame(Kind.WORKER_CONNECT, hello))
-            for kind in kinds:
-                assert decode(ConnectMessage, await socket.receive_bytes()).kind == kind
-            closed = await socket.receive()
-            assert (closed.type, closed.data, closed.extra) == (aiohttp.WSMsgType.CLOSE, code, reason)
+    async with (
+        aiohttp.ClientSession(server.origin) as http,
+        await introduce(http, "a", AppConfiguration("shop", functions=b"[]")) as socket,
+    ):
+        for kind in kinds:
+            assert decode(ConnectMessage, await socket.receive_bytes()).kind == kind
+        closed = await socket.receive()
+        assert (closed.type, closed.data, closed.extra) == (aiohttp.WSMsgType.CLOSE, code, reason)
 
 
 async def test_a_worker_dials_again_after_a_sync_that_failed_for_a_time(
@@ -219,10 +234,7 @@ async def test_a_worker_dials_again_after_a_sync_that_failed_for_a_time(
     fail_to_sync(server, monkeypatch, DatabaseUnavailableError("the disk is full"))
     client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
 
-    @client.create_function(fn_id="greet", trigger=durably.TriggerEvent(event="greet"))
-    async def greet(ctx: durably.Context) -> None:
-        """Never runs."""
-
+    greet = client.create_function(fn_id="greet", trigger=durably.TriggerEvent(event="greet"))(nothing)
     connection = durably.connect([(client, [greet])])
     serving = asyncio.create_task(connection.start())
     try:
@@ -240,3 +252,36 @@ async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: p
             async with http.post("/v0/connect/start") as response:
                 statuses.append(response.status)
     assert statuses == [200, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("dialling", "registered"),
+    [
+        (["old v1", "new v2"], "v2"),
+        (["old v1", "new v2", "old v1"], "v2"),
+        (["old v1", "new v2", "new leaves", "old v1"], "v2"),
+        (["old v1", "new v2", "old v1", "new v2", "newer v2"], "v2"),
+        (["old v1", "new v2", "new leaves", "back v1"], "v1"),
+        (["old v1", "new v2", "back v1", "new v2"], "v1"),
+        (["same v1", "same v2", "same v1"], "v1"),
+    ],
+    ids=" ".join,
+)
+async def test_the_functions_are_those_of_the_worker_that_was_started_last(
+    server: EngineServer, dialling: list[str], registered: str
+) -> None:
+    """A worker of older code that only dials again changes nothing."""
+    async with aiohttp.ClientSession(server.origin) as http:
+        sockets = dict[str, aiohttp.ClientWebSocketResponse]()
+        for instance_id, version in map(str.split, dialling):
+            if instance_id in sockets:
+                await sockets.pop(instance_id).close()
+            if version == "leaves":
+                continue
+            client = durably.Client(app_id="shop", is_production=False)
+            function = client.create_function(fn_id=version, trigger=durably.TriggerEvent(event=version))(nothing)
+            app = AppConfiguration("shop", version, functions=msgspec.json.encode(function.configs("ws://connect")))
+            sockets[instance_id] = await introduce(http, instance_id, app)
+            ready = decode(ConnectMessage, await sockets[instance_id].receive_bytes())
+            assert ready.kind == Kind.GATEWAY_CONNECTION_READY
+        assert [each.id for each in await server.engine.list_functions()] == [f"shop-{registered}"]

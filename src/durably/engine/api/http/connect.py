@@ -12,6 +12,7 @@ under way, as it does over HTTP, and refuses the leases of the old ones.
 import asyncio
 import contextlib
 import functools
+import hashlib
 import hmac
 import itertools
 import secrets
@@ -79,6 +80,8 @@ _HANDSHAKE_SECONDS = 5.0
 _SESSION_SECONDS = 300.0
 _MAX_SESSIONS = 1_000
 """Of sessions that no worker has used yet."""
+_MAX_INSTANCES = 10_000
+"""Of instances that are recognised when they dial again."""
 _MAX_START_BYTES = 1024 * 1024
 _MAX_APPS = 100
 _UNLIMITED = 1_000_000
@@ -218,6 +221,11 @@ class Connect:
         self._instances: dict[str, _Instance] = {}
         self._calls: dict[str, _Call] = {}
         self._connections: set[_Connection] = set()
+        self._announced: dict[str, tuple[bytes, int]] = {}
+        """By instances: a hash of their apps, and a number that is higher for those that announced theirs later."""
+        self._numbers = itertools.count(1)
+        self._synced: dict[str, int] = {}
+        """By apps: the number of the instance that has synced their functions."""
         self.routes = (
             Route("POST", START_PATH, Access.SIGNING_KEY, self._start),
             Route("POST", FLUSH_PATH, Access.SIGNING_KEY, self._flush),
@@ -311,9 +319,17 @@ class Connect:
             raise _CloseError("connect_too_many_apps_per_connection")
         try:
             syncs = [_sync_of(hello, app) for app in hello.apps]
-            for app, each in zip(hello.apps, syncs, strict=True):
-                # Workers of the same code that dial again, or are many, change nothing.
-                if not any(app in other.hello.apps for other in self._connections):
+            announced = hashlib.sha256(encode(WorkerConnectRequestData(apps=hello.apps))).digest()
+            known, number = self._announced.pop(hello.instance_id, (b"", 0))
+            if known != announced:
+                number = next(self._numbers)
+            self._announced[hello.instance_id] = announced, number
+            if len(self._announced) > _MAX_INSTANCES:
+                del self._announced[next(iter(self._announced))]
+            for each in syncs:
+                # A worker that only dials again does not replace functions of newer code.
+                if number >= self._synced.get(each.app_id, 0):
+                    self._synced[each.app_id] = number
                     api.on_sync(AcceptedSync(each, await api.engine.sync_app(each)))
         except Exception as raised:
             error = api.engine.explain(raised)
