@@ -91,7 +91,7 @@ class _Bridge:
     def __init__(self, app: celery.Celery, client: Client, exclude: frozenset[str], ignore: frozenset[str]) -> None:
         self.app: Any = app
         self.client, self._ignore = client, ignore
-        for fixup in app._fixups:
+        for fixup in self.app._fixups:
             # The fixup sets up Django and checks the project. Django itself is doing that if it imports a durable.py.
             if isinstance(fixup, DjangoFixup) and sys.modules["django.apps"].apps.models_ready:
                 celery.signals.import_modules.disconnect(fixup.on_import_modules, sender=app)
