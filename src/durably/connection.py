@@ -9,7 +9,9 @@ import concurrent.futures
 import contextlib
 import os
 import platform
+import signal
 import socket as sockets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,19 +147,29 @@ class WorkerConnection:
         self._ended: concurrent.futures.Future[None] | None = None
 
     async def start(self) -> None:
-        """Serve the functions until ``close``. Async functions run on this event loop.
+        """Serve the functions until ``close``, or SIGTERM if the program does not handle it.
 
+        Async functions run on this event loop.
         Dials again if the connection breaks. Raises ``RegistrationFailedError`` if the engine refuses the functions or
         the signing key.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._ended = get_background_loop().submit(self._serve())
-        await asyncio.shield(asyncio.wrap_future(self._ended))
+        is_main = threading.current_thread() is threading.main_thread()
+        with contextlib.ExitStack() as stack:
+            if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(signal.SIGTERM, self._stop)
+                    stack.callback(loop.remove_signal_handler, signal.SIGTERM)
+            await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    def _stop(self) -> None:
+        get_background_loop().loop.call_soon_threadsafe(self._closing.set)
 
     async def close(self) -> None:
         """Take no more calls, wait for those under way, and disconnect when the engine has their answers."""
         if self._ended is not None:
-            get_background_loop().loop.call_soon_threadsafe(self._closing.set)
+            self._stop()
             with contextlib.suppress(RegistrationFailedError):  # ``start`` raises it.
                 await asyncio.shield(asyncio.wrap_future(self._ended))
 

@@ -54,10 +54,10 @@ class World:
         keys = KEYS if cloud else {}
         self._environment = clean_environment(CALLS_FILE=str(directory / "calls"), **settings, **keys)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, command: tuple[str, ...] = DURABLY) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self.directory / f"{arguments[0]}.log").open("ab"))
         process = subprocess.Popen(
-            [*DURABLY, *arguments], env=self._environment, stdout=log, stderr=log, cwd=Path(__file__).parent
+            [*command, *arguments], env=self._environment, stdout=log, stderr=log, cwd=Path(__file__).parent
         )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
@@ -68,6 +68,10 @@ class World:
         engine = self._start("start" if self._is_cloud else "dev", "--port", str(self.port), "--db", database)
         wait_until_listening(self.port, engine, lambda: "")
         return engine
+
+    def start_program(self) -> subprocess.Popen[bytes]:
+        """A program of its own that calls ``durably.connect``."""
+        return self._start("connected_app.py", command=(sys.executable,))
 
     def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
         return self._start("worker", "--connect", *options, "connected_app:client")
@@ -99,11 +103,11 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
         yield lambda **options: World(tmp_path, stack, **options)
 
 
-@pytest.mark.parametrize("cloud", [False, True], ids=["dev", "cloud"])
-def test_functions_run_and_a_stop_waits_for_calls(make_world: MakeWorld, cloud: bool) -> None:
+@pytest.mark.parametrize(("cloud", "is_program"), [(False, False), (False, True), (True, False)])
+def test_functions_run_and_a_stop_waits_for_calls(make_world: MakeWorld, cloud: bool, is_program: bool) -> None:
     world = make_world(cloud=cloud)
     world.start_engine()
-    worker = world.start_worker()
+    worker = world.start_program() if is_program else world.start_worker()
     world.wait_for_functions()
     assert world.api.completed(world.run("steps")) == [1, 2, 3]
     slow = world.run("slow", seconds=1)
