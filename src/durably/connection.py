@@ -67,6 +67,8 @@ from .protocol.text import printable
 _AGAIN_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Seconds before the worker dials again, by the number of failures."""
 _HANDSHAKE_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0
+"""Seconds in which the engine answers the end of a WebSocket."""
 _ACKNOWLEDGED_SECONDS = 5.0
 """Seconds after which an answer without an acknowledgement is flushed."""
 _FLUSH_TRIES = 5
@@ -215,17 +217,24 @@ class WorkerConnection:
             raise TransportError(f"the engine answered a start with {answer.status}")
         await self._flush(0)
         started = decode(StartResponse, answer.body)
-        socket = await http.ws_connect(
-            started.gateway_endpoint, protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=0
-        )
-        try:
-            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+        endpoint = started.gateway_endpoint
+        if self._client.api_origin.startswith("https:"):  # An engine behind a proxy may not know that this is so.
+            endpoint = endpoint.replace("ws://", "wss://", 1)
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            socket = await http.ws_connect(
+                endpoint,
+                protocols=(SUBPROTOCOL,),
+                max_msg_size=MAX_FRAME_BYTES,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+            )
+            try:
                 await _receive(socket, Kind.GATEWAY_HELLO)
                 await socket.send_bytes(frame(Kind.WORKER_CONNECT, self._introduction(started)))
                 payload = await _receive(socket, Kind.GATEWAY_CONNECTION_READY)
-        except BaseException:
-            await socket.close()
-            raise
+            except BaseException:
+                await socket.close()
+                raise
         return socket, decode(GatewayConnectionReadyData, payload)
 
     def _introduction(self, started: StartResponse) -> WorkerConnectRequestData:

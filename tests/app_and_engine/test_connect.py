@@ -1,6 +1,8 @@
 """``durably worker --connect``: calls over a connection, while engines and workers stop, are killed and come back."""
 
 import asyncio
+import contextlib
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +34,7 @@ from .. import wire
 from ..conformance.engine_under_test import Engine
 from ..conformance.programs import clean_environment
 from ..ports import free_port
+from ..temporal.tls import Authority
 from ..waiting import async_eventually, eventually, wait_until_listening
 from .conftest import SETTINGS
 
@@ -246,6 +249,40 @@ async def test_a_worker_dials_again_after_a_sync_that_failed_for_a_time(
     finally:
         await connection.close()
         await serving
+
+
+async def test_a_worker_keeps_to_tls_behind_a_proxy_that_does_not_tell_the_engine(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    authority, port = Authority(), int(server.origin.rpartition(":")[2])
+    certificate = authority.issue("engine")
+    files = {"ca": authority.pem, "cert": certificate.cert, "key": certificate.key}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine_reader, engine_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, engine_writer), copy(engine_reader, writer))
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=tls)
+    origin = f"https://localhost:{proxy.sockets[0].getsockname()[1]}"
+    environment = clean_environment(DURABLY_DEV=origin, SSL_CERT_FILE=str(tmp_path / "ca"))
+    command = [*DURABLY, "worker", "--connect", "connected_app:client"]
+    worker = await asyncio.create_subprocess_exec(*command, env=environment, cwd=Path(__file__).parent)
+    try:
+        await async_eventually(server.engine.list_functions, "the worker")
+    finally:
+        worker.kill()
+        await worker.wait()
+        proxy.close()
 
 
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
