@@ -26,7 +26,7 @@ from ulid import ULID
 from durably.engine.api.codec import status_of
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, CallData, build_body, job_id_of, read_answer
-from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError, WorkerSlots
+from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerSlots
 from durably.protocol.call import function_uuid
 from durably.protocol.connect import (
     CONNECT_URL,
@@ -57,7 +57,7 @@ from durably.protocol.connect import (
     encode,
     frame,
 )
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import EngineError, WorkerLostError
 from durably.protocol.headers import Header, trace_headers
 from durably.protocol.sync import SyncRequest, decode_sync
 from durably.protocol.text import get_logger
