@@ -3,6 +3,8 @@
 import asyncio
 import datetime as dt
 import decimal
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,6 +14,7 @@ from typing import Any
 
 import celery
 import pytest
+import urllib3
 from celery import chain, chord, group, signals
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from celery.schedules import crontab, schedule
@@ -24,7 +27,79 @@ from durably.integrations.celery import functions
 from durably.testing import TestEngine
 from durably.testing.engine import SyncTestEngine
 
+from ..embedded.stock import code_of, make_project
+from ..embedded.stock import running as server_running
+from ..variants import variants
+from ..waiting import eventually
+
 WAIT = 20
+SERVERS = {
+    "runserver": "python manage.py runserver {port} --noreload",
+    "gunicorn": "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2",
+}
+PROJECT = {
+    "myproject/__init__.py": "from .celery import app\n",
+    "myproject/celery.py": """
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "myproject.settings")
+app = Celery("myproject")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+""",
+    "greetings/tasks.py": """
+from celery import shared_task
+
+
+@shared_task
+def add(x, y):
+    return x + y
+
+
+@shared_task(bind=True, max_retries=2)
+def retry(self):
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return self.request.retries
+""",
+    "myproject/urls.py": """
+from celery.result import AsyncResult
+from django.db import transaction
+from django.http import JsonResponse
+from django.urls import path
+from greetings import durable, tasks
+
+
+def start(request):
+    with transaction.atomic():
+        tasks.add.delay_on_commit(1, 1)
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        tasks.add.delay_on_commit(1, 2)
+    return JsonResponse({"ids": [tasks.add.delay(3, 4).id, tasks.retry.delay().id]})
+
+
+def show(request, id):
+    result = AsyncResult(id)
+    return JsonResponse({"state": result.state, "result": result.result})
+
+
+def names(request):
+    return JsonResponse({"names": [function.local_id for function in durable.tasks]})
+
+
+urlpatterns = [path("start", start), path("result/<id>", show), path("names", names)]
+""",
+}
+"""The files of Celery's own introduction to Django."""
+SETTINGS = """
+from celery.schedules import crontab
+
+CELERY_BROKER_URL = CELERY_RESULT_BACKEND = "redis://127.0.0.1:1/0"
+CELERY_BEAT_SCHEDULE = {"yearly": {"task": "greetings.tasks.add", "schedule": crontab(0, 0, "*", 1, 1)}}
+"""
 
 
 class Flaky(Exception):
@@ -405,7 +480,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("pickle", {"serializer": "pickle"}, {}, "task \"t\": serializer='pickle'"),
     ("own schedule", {}, {"beat_schedule": {"b": {"task": "t", "schedule": OwnSchedule(60)}}}, 'beat entry "b"'),
     ("strategy", {"Strategy": "shop:Strategy"}, {}, 'task "t": its own Strategy'),
-    ("interval", {}, {"beat_schedule": {"b": {"task": "t", "schedule": 45}}}, 'beat entry "b".*crontab'),
+    ("interval", {}, {"beat_schedule": {"b": {"task": "t", "schedule": 30.0}}}, 'beat entry "b".*crontab'),
     (
         "days",
         {},
@@ -432,7 +507,8 @@ def test_options_of_calls_are_refused_unless_ignored(app: celery.Celery) -> None
         app.tasks["add"].apply_async((1, 2), priority=3)
     app = make_app()
     app.task(nothing, shared=False, name="t", time_limit=5)
-    with served(app, ignore=["time_limit", "priority"]) as engine:
+    app.conf.task_soft_time_limit = 5
+    with served(app, ignore=["time_limit", "task_soft_time_limit", "priority"]) as engine:
         routing = {"queue": "fast", "routing_key": "a", "exchange": "b", "compression": "zlib", "retry": False}
         assert outcome(engine, app.tasks["t"].apply_async(priority=3, retry_policy={}, **routing)) is None
 
@@ -455,6 +531,13 @@ def test_excluded_tasks_go_to_the_broker(app: celery.Celery) -> None:
             chord([app.tasks["add"].s(1, 2)], app.tasks["total"].s()).apply_async()
 
 
+def test_a_task_that_is_registered_later_is_refused(app: celery.Celery) -> None:
+    with served(app):
+        app.task(nothing, shared=False, name="late")
+        with pytest.raises(FunctionConfigInvalidError, match=f'"late" was registered after.*import {__name__}'):
+            app.tasks["late"].delay()
+
+
 def test_a_rate_limit_is_a_throttle() -> None:
     app = make_app()
     app.task(nothing, shared=False, name="limited", rate_limit="2/m")
@@ -465,3 +548,39 @@ def test_a_rate_limit_is_a_throttle() -> None:
         engine.run_until_idle()
         assert len(engine.runs()) == 6
         assert engine.now - begin >= dt.timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("command", variants(SERVERS.values(), [SERVERS["gunicorn"]]))
+def test_celerys_own_layout_of_a_django_project_runs(tmp_path: Path, command: str) -> None:
+    client = code_of("run-django-tasks.md", "Its client is in the `durable.py`")
+    tasks = code_of("migrate-from-celery.md", "## Run the tasks that you have").replace("shop.", "myproject.")
+    durable = client + tasks[: tasks.index("client =")] + tasks[tasks.index("tasks =") :]
+    make_project("Django", tmp_path, is_installed_app=True, durable=durable)
+    for name, code in PROJECT.items():
+        (tmp_path / name).write_text(code)
+    with (tmp_path / "myproject" / "settings.py").open("a") as settings:
+        settings.write(SETTINGS)
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.PIPE, text=True).stdout
+
+    run("manage.py", "check")
+    run("manage.py", "migrate")
+    with server_running(command, tmp_path, DURABLY_DEV="1") as server:
+
+        def get(path: str) -> Any:
+            answer = urllib3.request("GET", f"{server.origin}{path}", timeout=60)
+            assert answer.status == 200, server.log()
+            return answer.json()
+
+        eventually(lambda: server.get("/names") == 200, "the server answers")
+        add, retry = "greetings.tasks.add", "greetings.tasks.retry"
+        assert {add, retry, "beat.yearly"} < set(get("/names")["names"])
+        ids = get("/start")["ids"]
+        expected = [{"state": "SUCCESS", "result": 7}, {"state": "SUCCESS", "result": 2}]
+        eventually(lambda: [get(f"/result/{each}") for each in ids], "tasks end", is_right=lambda it: it == expected)
+        started = server.query("SELECT function_id FROM runs")
+        assert sorted(started) == [f"shop-{add}", f"shop-{add}", f"shop-{retry}"]
+    worker = "from myproject import app; app.loader.init_worker(); from greetings.durable import tasks; print(tasks)"
+    assert run("-c", worker).strip() == "[]"
