@@ -9,13 +9,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 import durably
+from durably.comm import CommRequest
 from durably.errors import FunctionConfigInvalidError, SignatureError
-from durably.webhooks import GitHub, Slack, Source, StandardWebhooks, Stripe, mount_webhook
+from durably.protocol.limits import MAX_EVENT_BYTES
+from durably.webhooks import GitHub, Receiver, Slack, Source, StandardWebhooks, Stripe, mount_webhook
 
 from .docs.pages import ROOT, blocks
 from .frameworks.webhooks import SECRET, payload_of, signed
@@ -106,6 +109,29 @@ def test_a_wrong_mount_is_refused() -> None:
         mount_webhook(client, Stripe(SECRET), "https://example.com/x", "webhook")
     with pytest.raises(FunctionConfigInvalidError, match="name"):
         Stripe(SECRET, name="a b")
+
+
+async def test_a_webhook_beyond_the_limit_of_events_is_413_unless_a_source_selects_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GITHUB_WEBHOOK_SECRET", SECRET)
+    [code] = [block.text for block in blocks(ROOT / "docs/how-to/receive-webhooks.md") if "SmallPushes" in block.text]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    engine = durably.Embedded(tmp_path / "durably.db")
+    client = durably.Client(app_id="shop", engine=engine, is_production=False)
+    body = b'{"ref": "main", "commits": "%b"}' % (b"x" * MAX_EVENT_BYTES)
+    headers = {name.lower(): value for name, value in signed("github", body).items()}
+    request = CommRequest(body=body, headers=headers, query_params={}, raw_request=None, request_url="")
+    await engine.start()
+    try:
+        answers = [
+            await Receiver(client, source).handle("POST", request) for source in (GitHub(SECRET), names["source"])
+        ]
+    finally:
+        await engine.stop()
+    assert [answer.status_code for answer in answers] == [413, 200]
+    assert "max_event_bytes" in caplog.text
 
 
 def test_the_app_of_the_docs_starts_one_run_for_a_webhook_that_arrives_twice(tmp_path: Path) -> None:

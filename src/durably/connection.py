@@ -94,7 +94,7 @@ def connect(
 class _Call:
     request: GatewayExecutorRequestData
     lease_id: str
-    outcome: "concurrent.futures.Future[bytes]"
+    outcome: concurrent.futures.Future[bytes]
 
 
 class WorkerConnection:

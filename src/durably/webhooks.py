@@ -27,6 +27,7 @@ from .errors import (
     Error,
     FunctionConfigInvalidError,
     MethodUnsupportedError,
+    SendEventsError,
     SignatureError,
 )
 from .events import Event
@@ -218,6 +219,14 @@ def mount_webhook(client: Client, source: Source, path: str | None, caller: str)
     return Mount("/" + check_serve_path(path, f"{caller}(path=…)").strip("/"), Receiver(client, source), check_size)
 
 
+_NOT_STORED = {
+    HTTPStatus.BAD_REQUEST: "the engine refuses the event as invalid: see the app's log",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the event is larger than the engine accepts: see the app's log",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the event could not be stored: see the app's log",
+}
+"""The answers for events that are not stored. The engine's own message is not for strangers."""
+
+
 class Receiver:
     """Answers the requests of a source. A service repeats a delivery until the answer is 200."""
 
@@ -257,8 +266,10 @@ class Receiver:
         try:
             await send(received)
         except Exception as error:
-            self._log("could not be stored", error)  # The message is about the engine, and not for strangers.
-            return _text_response("the event could not be stored: see the app's log", HTTPStatus.SERVICE_UNAVAILABLE)
+            self._log("could not be stored", error)
+            refusal = error.refusal if isinstance(error, SendEventsError) else None
+            status = HTTPStatus(refusal or HTTPStatus.SERVICE_UNAVAILABLE)
+            return _text_response(_NOT_STORED[status], status)
         return _text_response("")
 
     def _log(self, outcome: str, error: Exception) -> None:
@@ -291,7 +302,7 @@ def _check_age(timestamp: str, now: float) -> None:
 
 
 def _is_form(headers: Mapping[str, str]) -> bool:
-    return headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    return headers.get("content-type", "").lower().startswith("application/x-www-form-urlencoded")
 
 
 def _form(body: bytes) -> dict[str, str]:

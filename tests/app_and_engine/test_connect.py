@@ -1,19 +1,39 @@
 """``durably worker --connect``: calls over a connection, while engines and workers stop, are killed and come back."""
 
+import asyncio
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import msgspec
 import pytest
+
+import durably
+from durably.engine.api.http.server import EngineServer
+from durably.engine.sqlite.server import serve_database
+from durably.protocol.connect import (
+    SUBPROTOCOL,
+    AppConfiguration,
+    AuthData,
+    ConnectMessage,
+    Kind,
+    StartResponse,
+    WorkerConnectRequestData,
+    decode,
+    frame,
+)
+from durably.protocol.engine_errors import ConfigInvalidError, DatabaseUnavailableError, EngineClosedError
 
 from .. import wire
 from ..conformance.engine_under_test import Engine
 from ..conformance.programs import clean_environment
 from ..ports import free_port
-from ..waiting import eventually, wait_until_listening
+from ..waiting import async_eventually, eventually, wait_until_listening
+from .conftest import SETTINGS
 
 DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
 KEYS = {"DURABLY_SIGNING_KEY": wire.SIGNING_KEY, "DURABLY_EVENT_KEY": wire.EVENT_KEY}
@@ -139,3 +159,129 @@ def test_refused_functions_end_the_worker(make_world: MakeWorld) -> None:
     worker = world.start_worker()
     assert worker.wait(60) == 1
     assert "refuses the connection (401)" in (world.directory / "worker.log").read_text()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[EngineServer]:
+    async with await serve_database(tmp_path / "engine.db", SETTINGS, port=0) as server:
+        yield server
+
+
+async def introduce(
+    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration
+) -> aiohttp.ClientWebSocketResponse:
+    """The WebSocket of a worker that has announced an app."""
+    async with http.post("/v0/connect/start") as response:
+        started = decode(StartResponse, await response.read())
+    socket = await http.ws_connect(started.gateway_endpoint, protocols=(SUBPROTOCOL,))
+    assert decode(ConnectMessage, await socket.receive_bytes()).kind == Kind.GATEWAY_HELLO
+    hello = WorkerConnectRequestData(
+        connection_id=started.connection_id,
+        instance_id=instance_id,
+        auth_data=AuthData(started.session_token),
+        apps=[app],
+    )
+    await socket.send_bytes(frame(Kind.WORKER_CONNECT, hello))
+    return socket
+
+
+async def nothing(ctx: durably.Context) -> None:
+    """Never runs."""
+
+
+def fail_to_sync(server: EngineServer, monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> None:
+    """The first syncs fail."""
+    sync, left = server.engine.sync_app, list(errors)
+
+    async def sync_app(*arguments: Any, **options: Any) -> Any:
+        if left:
+            raise left.pop(0)
+        return await sync(*arguments, **options)
+
+    monkeypatch.setattr(server.engine, "sync_app", sync_app)
+
+
+@pytest.mark.parametrize(
+    ("error", "kinds", "code", "reason"),
+    [
+        (DatabaseUnavailableError("the disk is full"), [], 1011, "connect_internal_error"),
+        (EngineClosedError("the engine closes"), [], 1011, "connect_internal_error"),
+        (ConfigInvalidError("no such option"), [Kind.SYNC_FAILED], 1008, "connect_invalid_function_config"),
+    ],
+)
+async def test_a_failed_sync_says_whether_the_worker_may_dial_again(
+    server: EngineServer,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kinds: list[Kind],
+    code: int,
+    reason: str,
+) -> None:
+    fail_to_sync(server, monkeypatch, error)
+    async with (
+        aiohttp.ClientSession(server.origin) as http,
+        await introduce(http, "a", AppConfiguration("shop", functions=b"[]")) as socket,
+    ):
+        for kind in kinds:
+            assert decode(ConnectMessage, await socket.receive_bytes()).kind == kind
+        closed = await socket.receive()
+        assert (closed.type, closed.data, closed.extra) == (aiohttp.WSMsgType.CLOSE, code, reason)
+
+
+async def test_a_worker_dials_again_after_a_sync_that_failed_for_a_time(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_to_sync(server, monkeypatch, DatabaseUnavailableError("the disk is full"))
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+
+    greet = client.create_function(fn_id="greet", trigger=durably.TriggerEvent(event="greet"))(nothing)
+    connection = durably.connect([(client, [greet])])
+    serving = asyncio.create_task(connection.start())
+    try:
+        await async_eventually(server.engine.list_functions, "the worker")
+    finally:
+        await connection.close()
+        await serving
+
+
+async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durably.engine.api.http.connect._MAX_SESSIONS", 2)
+    async with aiohttp.ClientSession(server.origin) as http:
+        statuses = []
+        for _ in range(3):
+            async with http.post("/v0/connect/start") as response:
+                statuses.append(response.status)
+    assert statuses == [200, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("dialling", "registered"),
+    [
+        (["old v1", "new v2"], "v2"),
+        (["old v1", "new v2", "old v1"], "v2"),
+        (["old v1", "new v2", "new leaves", "old v1"], "v2"),
+        (["old v1", "new v2", "old v1", "new v2", "newer v2"], "v2"),
+        (["old v1", "new v2", "new leaves", "back v1"], "v1"),
+        (["old v1", "new v2", "back v1", "new v2"], "v1"),
+        (["same v1", "same v2", "same v1"], "v1"),
+    ],
+    ids=" ".join,
+)
+async def test_the_functions_are_those_of_the_worker_that_was_started_last(
+    server: EngineServer, dialling: list[str], registered: str
+) -> None:
+    """A worker of older code that only dials again changes nothing."""
+    async with aiohttp.ClientSession(server.origin) as http:
+        sockets = dict[str, aiohttp.ClientWebSocketResponse]()
+        for instance_id, version in map(str.split, dialling):
+            if instance_id in sockets:
+                await sockets.pop(instance_id).close()
+            if version == "leaves":
+                continue
+            client = durably.Client(app_id="shop", is_production=False)
+            function = client.create_function(fn_id=version, trigger=durably.TriggerEvent(event=version))(nothing)
+            app = AppConfiguration("shop", version, functions=msgspec.json.encode(function.configs("ws://connect")))
+            sockets[instance_id] = await introduce(http, instance_id, app)
+            ready = decode(ConnectMessage, await sockets[instance_id].receive_bytes())
+            assert ready.kind == Kind.GATEWAY_CONNECTION_READY
+        assert [each.id for each in await server.engine.list_functions()] == [f"shop-{registered}"]

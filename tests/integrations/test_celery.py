@@ -3,6 +3,8 @@
 import asyncio
 import datetime as dt
 import decimal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import celery
 import pytest
+import urllib3
 from celery import chain, chord, group, signals
 from celery.exceptions import Ignore, TaskRevokedError
 from celery.schedules import crontab
@@ -22,7 +25,79 @@ from durably.integrations.celery import functions
 from durably.testing import TestEngine
 from durably.testing.engine import SyncTestEngine
 
+from ..embedded.stock import code_of, make_project
+from ..embedded.stock import running as server_running
+from ..variants import variants
+from ..waiting import eventually
+
 WAIT = 20
+SERVERS = {
+    "runserver": "python manage.py runserver {port} --noreload",
+    "gunicorn": "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2",
+}
+PROJECT = {
+    "myproject/__init__.py": "from .celery import app\n",
+    "myproject/celery.py": """
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "myproject.settings")
+app = Celery("myproject")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+""",
+    "greetings/tasks.py": """
+from celery import shared_task
+
+
+@shared_task
+def add(x, y):
+    return x + y
+
+
+@shared_task(bind=True, max_retries=2)
+def retry(self):
+    if self.request.retries < 2:
+        raise self.retry(countdown=0)
+    return self.request.retries
+""",
+    "myproject/urls.py": """
+from celery.result import AsyncResult
+from django.db import transaction
+from django.http import JsonResponse
+from django.urls import path
+from greetings import durable, tasks
+
+
+def start(request):
+    with transaction.atomic():
+        tasks.add.delay_on_commit(1, 1)
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        tasks.add.delay_on_commit(1, 2)
+    return JsonResponse({"ids": [tasks.add.delay(3, 4).id, tasks.retry.delay().id]})
+
+
+def show(request, id):
+    result = AsyncResult(id)
+    return JsonResponse({"state": result.state, "result": result.result})
+
+
+def names(request):
+    return JsonResponse({"names": [function.local_id for function in durable.tasks]})
+
+
+urlpatterns = [path("start", start), path("result/<id>", show), path("names", names)]
+""",
+}
+"""The files of Celery's own introduction to Django."""
+SETTINGS = """
+from celery.schedules import crontab
+
+CELERY_BROKER_URL = CELERY_RESULT_BACKEND = "redis://127.0.0.1:1/0"
+CELERY_BEAT_SCHEDULE = {"yearly": {"task": "greetings.tasks.add", "schedule": crontab(0, 0, "*", 1, 1)}}
+"""
 
 
 class Flaky(Exception):
@@ -365,3 +440,39 @@ def test_a_rate_limit_is_a_throttle() -> None:
         engine.run_until_idle()
         assert len(engine.runs()) == 6
         assert engine.now - begin >= dt.timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("command", variants(SERVERS.values(), [SERVERS["gunicorn"]]))
+def test_celerys_own_layout_of_a_django_project_runs(tmp_path: Path, command: str) -> None:
+    client = code_of("run-django-tasks.md", "Its client is in the `durable.py`")
+    tasks = code_of("migrate-from-celery.md", "## Run the tasks that you have").replace("shop.", "myproject.")
+    durable = client + tasks[: tasks.index("client =")] + tasks[tasks.index("tasks =") :]
+    make_project("Django", tmp_path, is_installed_app=True, durable=durable)
+    for name, code in PROJECT.items():
+        (tmp_path / name).write_text(code)
+    with (tmp_path / "myproject" / "settings.py").open("a") as settings:
+        settings.write(SETTINGS)
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, timeout=120, stdout=subprocess.PIPE, text=True).stdout
+
+    run("manage.py", "check")
+    run("manage.py", "migrate")
+    with server_running(command, tmp_path, DURABLY_DEV="1") as server:
+
+        def get(path: str) -> Any:
+            answer = urllib3.request("GET", f"{server.origin}{path}", timeout=60)
+            assert answer.status == 200, server.log()
+            return answer.json()
+
+        eventually(lambda: server.get("/names") == 200, "the server answers")
+        add, retry = "greetings.tasks.add", "greetings.tasks.retry"
+        assert {add, retry, "beat.yearly"} < set(get("/names")["names"])
+        ids = get("/start")["ids"]
+        expected = [{"state": "SUCCESS", "result": 7}, {"state": "SUCCESS", "result": 2}]
+        eventually(lambda: [get(f"/result/{each}") for each in ids], "tasks end", is_right=lambda it: it == expected)
+        started = server.query("SELECT function_id FROM runs")
+        assert sorted(started) == [f"shop-{add}", f"shop-{add}", f"shop-{retry}"]
+    worker = "from myproject import app; app.loader.init_worker(); from greetings.durable import tasks; print(tasks)"
+    assert run("-c", worker).strip() == "[]"

@@ -133,6 +133,7 @@ class LogNode(Node):
                 if follower is not None:
                     await follower.lose()
                     continue
+                began = self.loop.time()
             self._check_holder(waited)
             await asyncio.sleep(_LOOK_SECONDS)
             waited += _LOOK_SECONDS
@@ -152,6 +153,8 @@ class LogNode(Node):
                 finally:
                     watching.cancel()
         except (TimeoutError, EngineMovedError) as error:
+            if patience.expired():  # It no longer leads, so it does not matter why it does not answer.
+                return None
             why = str(error) or "it does not answer"
             raise EngineMovedError(
                 f"the leader at {leader.address} cannot be reached ({why}): if it runs, let this machine connect to "

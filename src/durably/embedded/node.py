@@ -350,7 +350,7 @@ class Node:
         return leader
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # It is no mistake if nothing waits for it.

@@ -5,7 +5,7 @@ takes messages (``app.send_task``) and what has results (``app.backend``). Celer
 those that follow, and a chord a group whose tasks have the signature of its body. A run does what a worker does after
 its task: each continuation is a step that starts a run with the id of its task, once.
 
-Private part of Celery (checked with 5.7): ``app._backend``, the cache of ``app.backend``.
+Private parts of Celery (checked with 5.7): ``app._backend``, the cache of ``app.backend``, and ``app._fixups``.
 """
 
 import builtins
@@ -23,9 +23,11 @@ except ImportError as error:
 
 import celery.exceptions
 import celery.schedules
+import celery.signals
 from celery.app.trace import build_tracer
 from celery.backends.base import BaseBackend
 from celery.canvas import Signature
+from celery.fixups.django import DjangoFixup
 from celery.result import AsyncResult, GroupResult
 from celery.utils.time import maybe_make_aware, rate
 from kombu.exceptions import EncodeError
@@ -72,7 +74,7 @@ def functions(
     """A durable function for each task and each beat entry of a Celery app, for ``serve``.
 
     From then on, ``delay``, ``apply_async``, ``send_task`` and canvas start runs in this process, and ``AsyncResult``
-    reads them. Call it in the module that serves, not in the one that Celery's workers import.
+    reads them. In Celery's workers and beat it changes nothing and returns no functions.
 
     - ``exclude``: Names of tasks that stay on Celery: they go to its broker, as tasks of other apps do.
     - ``ignore``: Options without an equivalent that shall have no effect: ``time_limit``, ``soft_time_limit``,
@@ -80,6 +82,8 @@ def functions(
 
     Raises ``FunctionConfigInvalidError``, which names the task or the entry, the option, and the remedy.
     """
+    if app.loader.worker_initialized:
+        return []
     return _Bridge(app, client, frozenset(exclude), frozenset(ignore)).make_functions()
 
 
@@ -87,6 +91,10 @@ class _Bridge:
     def __init__(self, app: celery.Celery, client: Client, exclude: frozenset[str], ignore: frozenset[str]) -> None:
         self.app: Any = app
         self.client, self._ignore = client, ignore
+        for fixup in app._fixups:
+            # The fixup sets up Django and checks the project. Django itself is doing that if it imports a durable.py.
+            if isinstance(fixup, DjangoFixup) and sys.modules["django.apps"].apps.models_ready:
+                celery.signals.import_modules.disconnect(fixup.on_import_modules, sender=app)
         app.loader.import_default_modules()
         app.finalize()
         if unknown := (exclude - set(app.tasks)) | (ignore - (_REFUSED.keys() - {"serializer"})):

@@ -205,6 +205,8 @@ class FrameInvalidError(ValueError):
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MOST_BITS = 64
+_MOST_FIELDS = 256
+"""Fields of a message. A frame is decoded before its sender is known, and may have a field in every two bytes."""
 
 
 def frame(kind: Kind, message: Message | bytes = b"") -> bytes:
@@ -249,9 +251,11 @@ def decode(kind: type[M], data: bytes) -> M:
     """The message in ``data``. Unknown fields are dropped. Raises ``FrameInvalidError``."""
     values: dict[str, Any] = {}
     value: Any
-    fields, at = _fields(kind), 0
+    fields, at, count = _fields(kind), 0, 0
     try:
         while at < len(data):
+            if (count := count + 1) > _MOST_FIELDS:
+                raise FrameInvalidError(f"{kind.__name__} has more than {_MOST_FIELDS} fields")
             tag, at = _read_varint(data, at)
             number, wire_type = tag >> 3, tag & 7
             if wire_type == _VARINT:
