@@ -9,7 +9,9 @@ import concurrent.futures
 import contextlib
 import os
 import platform
+import signal
 import socket as sockets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,6 +67,8 @@ from .protocol.text import printable
 _AGAIN_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Seconds before the worker dials again, by the number of failures."""
 _HANDSHAKE_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0
+"""Seconds in which the engine answers the end of a WebSocket."""
 _ACKNOWLEDGED_SECONDS = 5.0
 """Seconds after which an answer without an acknowledgement is flushed."""
 _FLUSH_TRIES = 5
@@ -144,19 +148,29 @@ class WorkerConnection:
         self._ended: concurrent.futures.Future[None] | None = None
 
     async def start(self) -> None:
-        """Serve the functions until ``close``. Async functions run on this event loop.
+        """Serve the functions until ``close``, or SIGTERM if the program does not handle it.
 
+        Async functions run on this event loop.
         Dials again if the connection breaks. Raises ``RegistrationFailedError`` if the engine refuses the functions or
         the signing key.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._ended = get_background_loop().submit(self._serve())
-        await asyncio.shield(asyncio.wrap_future(self._ended))
+        is_main = threading.current_thread() is threading.main_thread()
+        with contextlib.ExitStack() as stack:
+            if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(signal.SIGTERM, self._stop)
+                    stack.callback(loop.remove_signal_handler, signal.SIGTERM)
+            await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    def _stop(self) -> None:
+        get_background_loop().loop.call_soon_threadsafe(self._closing.set)
 
     async def close(self) -> None:
         """Take no more calls, wait for those under way, and disconnect when the engine has their answers."""
         if self._ended is not None:
-            get_background_loop().loop.call_soon_threadsafe(self._closing.set)
+            self._stop()
             with contextlib.suppress(RegistrationFailedError):  # ``start`` raises it.
                 await asyncio.shield(asyncio.wrap_future(self._ended))
 
@@ -204,17 +218,25 @@ class WorkerConnection:
             raise TransportError(f"the engine answered a start with {answer.status}")
         await self._flush(0)
         started = decode(StartResponse, answer.body)
+        endpoint = started.gateway_endpoint
+        if self._client.api_origin.startswith("https:"):  # An engine behind a proxy may not know that this is so.
+            endpoint = endpoint.replace("ws://", "wss://", 1)
         async with asyncio.timeout(_HANDSHAKE_SECONDS):
             socket = await http.ws_connect(
-                started.gateway_endpoint, protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=0
+                endpoint,
+                protocols=(SUBPROTOCOL,),
+                max_msg_size=MAX_FRAME_BYTES,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
             )
             try:
                 await _receive(socket, Kind.GATEWAY_HELLO)
                 await socket.send_bytes(frame(Kind.WORKER_CONNECT, self._introduction(started)))
-                return socket, decode(GatewayConnectionReadyData, await _receive(socket, Kind.GATEWAY_CONNECTION_READY))
+                payload = await _receive(socket, Kind.GATEWAY_CONNECTION_READY)
             except BaseException:
                 await socket.close()
                 raise
+        return socket, decode(GatewayConnectionReadyData, payload)
 
     def _introduction(self, started: StartResponse) -> WorkerConnectRequestData:
         apps = []

@@ -1,6 +1,8 @@
 """``durably worker --connect``: calls over a connection, while engines and workers stop, are killed and come back."""
 
 import asyncio
+import contextlib
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +34,7 @@ from .. import wire
 from ..conformance.engine_under_test import Engine
 from ..conformance.programs import clean_environment
 from ..ports import free_port
+from ..temporal.tls import Authority
 from ..waiting import async_eventually, eventually, wait_until_listening
 from .conftest import SETTINGS
 
@@ -51,10 +54,10 @@ class World:
         keys = KEYS if cloud else {}
         self._environment = clean_environment(CALLS_FILE=str(directory / "calls"), **settings, **keys)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str, command: tuple[str, ...] = DURABLY) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self.directory / f"{arguments[0]}.log").open("ab"))
         process = subprocess.Popen(
-            [*DURABLY, *arguments], env=self._environment, stdout=log, stderr=log, cwd=Path(__file__).parent
+            [*command, *arguments], env=self._environment, stdout=log, stderr=log, cwd=Path(__file__).parent
         )
         self._stack.callback(process.wait)
         self._stack.callback(process.kill)
@@ -65,6 +68,10 @@ class World:
         engine = self._start("start" if self._is_cloud else "dev", "--port", str(self.port), "--db", database)
         wait_until_listening(self.port, engine, lambda: "")
         return engine
+
+    def start_program(self) -> subprocess.Popen[bytes]:
+        """A program of its own that calls ``durably.connect``."""
+        return self._start("connected_app.py", command=(sys.executable,))
 
     def start_worker(self, *options: str) -> subprocess.Popen[bytes]:
         return self._start("worker", "--connect", *options, "connected_app:client")
@@ -96,11 +103,11 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
         yield lambda **options: World(tmp_path, stack, **options)
 
 
-@pytest.mark.parametrize("cloud", [False, True], ids=["dev", "cloud"])
-def test_functions_run_and_a_stop_waits_for_calls(make_world: MakeWorld, cloud: bool) -> None:
+@pytest.mark.parametrize(("cloud", "is_program"), [(False, False), (False, True), (True, False)])
+def test_functions_run_and_a_stop_waits_for_calls(make_world: MakeWorld, cloud: bool, is_program: bool) -> None:
     world = make_world(cloud=cloud)
     world.start_engine()
-    worker = world.start_worker()
+    worker = world.start_program() if is_program else world.start_worker()
     world.wait_for_functions()
     assert world.api.completed(world.run("steps")) == [1, 2, 3]
     slow = world.run("slow", seconds=1)
@@ -242,6 +249,40 @@ async def test_a_worker_dials_again_after_a_sync_that_failed_for_a_time(
     finally:
         await connection.close()
         await serving
+
+
+async def test_a_worker_keeps_to_tls_behind_a_proxy_that_does_not_tell_the_engine(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    authority, port = Authority(), int(server.origin.rpartition(":")[2])
+    certificate = authority.issue("engine")
+    files = {"ca": authority.pem, "cert": certificate.cert, "key": certificate.key}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine_reader, engine_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, engine_writer), copy(engine_reader, writer))
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=tls)
+    origin = f"https://localhost:{proxy.sockets[0].getsockname()[1]}"
+    environment = clean_environment(DURABLY_DEV=origin, SSL_CERT_FILE=str(tmp_path / "ca"))
+    command = [*DURABLY, "worker", "--connect", "connected_app:client"]
+    worker = await asyncio.create_subprocess_exec(*command, env=environment, cwd=Path(__file__).parent)
+    try:
+        await async_eventually(server.engine.list_functions, "the worker")
+    finally:
+        worker.kill()
+        await worker.wait()
+        proxy.close()
 
 
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:

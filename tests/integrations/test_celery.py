@@ -385,7 +385,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("time limit of all", {}, {"task_soft_time_limit": 5}, "setting task_soft_time_limit"),
     ("priority", {"priority": 5}, {}, 'task "t": priority=5'),
     ("pickle", {"serializer": "pickle"}, {}, "task \"t\": serializer='pickle'"),
-    ("interval", {}, {"beat_schedule": {"b": {"task": "t", "schedule": 45}}}, 'beat entry "b".*crontab'),
+    ("interval", {}, {"beat_schedule": {"b": {"task": "t", "schedule": 30.0}}}, 'beat entry "b".*crontab'),
     (
         "days",
         {},
@@ -412,7 +412,8 @@ def test_options_of_calls_are_refused_unless_ignored(app: celery.Celery) -> None
         app.tasks["add"].apply_async((1, 2), priority=3)
     app = make_app()
     app.task(nothing, shared=False, name="t", time_limit=5)
-    with served(app, ignore=["time_limit", "priority"]) as engine:
+    app.conf.task_soft_time_limit = 5
+    with served(app, ignore=["time_limit", "task_soft_time_limit", "priority"]) as engine:
         assert outcome(engine, app.tasks["t"].apply_async(priority=3, queue="fast")) is None
 
 
@@ -428,6 +429,13 @@ def test_excluded_tasks_go_to_the_broker(app: celery.Celery) -> None:
         assert app.AsyncResult(result.id).state == "PENDING"
         with pytest.raises(FunctionConfigInvalidError, match='"add" is on Celery'):
             chord([app.tasks["add"].s(1, 2)], app.tasks["total"].s()).apply_async()
+
+
+def test_a_task_that_is_registered_later_is_refused(app: celery.Celery) -> None:
+    with served(app):
+        app.task(nothing, shared=False, name="late")
+        with pytest.raises(FunctionConfigInvalidError, match=f'"late" was registered after.*import {__name__}'):
+            app.tasks["late"].delay()
 
 
 def test_a_rate_limit_is_a_throttle() -> None:

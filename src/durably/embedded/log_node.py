@@ -145,8 +145,9 @@ class LogNode(Node):
             self._silent_socket = None  # It may only have paused.
             return await self._follow()
         remote = RemoteLeader(leader.node, leader.address, self._log.key, self._network.client_tls)
+        patience = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as patience:
+            async with patience:
                 watching = self.loop.create_task(self._end_patience(patience, leader.node))
                 try:
                     return await self._connect(remote)

@@ -77,21 +77,23 @@ def functions(
     reads them. In Celery's workers and beat it changes nothing and returns no functions.
 
     - ``exclude``: Names of tasks that stay on Celery: they go to its broker, as tasks of other apps do.
-    - ``ignore``: Options without an equivalent that shall have no effect: ``time_limit``, ``soft_time_limit``,
-      ``priority``.
+    - ``ignore``: Options without an equivalent that shall have no effect: ``time_limit``, ``soft_time_limit`` (with
+      or without ``task_``), ``priority``.
 
     Raises ``FunctionConfigInvalidError``, which names the task or the entry, the option, and the remedy.
     """
     if app.loader.worker_initialized:
         return []
-    return _Bridge(app, client, frozenset(exclude), frozenset(ignore)).make_functions()
+    return _Bridge(
+        app, client, frozenset(exclude), frozenset(name.removeprefix("task_") for name in ignore)
+    ).make_functions()
 
 
 class _Bridge:
     def __init__(self, app: celery.Celery, client: Client, exclude: frozenset[str], ignore: frozenset[str]) -> None:
         self.app: Any = app
         self.client, self._ignore = client, ignore
-        for fixup in app._fixups:
+        for fixup in self.app._fixups:
             # The fixup sets up Django and checks the project. Django itself is doing that if it imports a durable.py.
             if isinstance(fixup, DjangoFixup) and sys.modules["django.apps"].apps.models_ready:
                 celery.signals.import_modules.disconnect(fixup.on_import_modules, sender=app)
@@ -102,7 +104,8 @@ class _Bridge:
                 f"durably.integrations.celery.functions: {sorted(unknown)} is no task of {app!r} to exclude, or no "
                 "option to ignore"
             )
-        self._tasks = {name: task for name, task in app.tasks.items() if name not in exclude | _OF_CELERY}
+        self._on_celery = exclude | _OF_CELERY
+        self._tasks = {name: task for name, task in app.tasks.items() if name not in self._on_celery}
         self._functions: dict[str, Function[Any]] = {}
         self._send_to_broker = app.send_task
         self._broker_results = app.backend if exclude else None
@@ -164,6 +167,11 @@ class _Bridge:
     ) -> AsyncResult:
         """``Celery.send_task``, which starts a run."""
         function = self._functions.get(name)
+        if function is None and name in self.app.tasks and name not in self._on_celery:
+            raise FunctionConfigInvalidError(
+                f'task "{name}" was registered after functions(app, client), so Durably does not serve it: import '
+                f"{self.app.tasks[name].__module__} before that call, or name it in Celery's setting imports"
+            )
         if function is None:
             if options.get("chord") is not None:
                 raise FunctionConfigInvalidError(
@@ -444,6 +452,7 @@ def _cron(name: str, entry: Mapping[str, Any], app: celery.Celery) -> str:
         if not rest and minutes and minutes % 60 == 0 and 24 % (minutes // 60) == 0:
             return f"TZ={app.timezone} 0 {f'*/{minutes // 60}' if minutes < 1440 else '0'} * * *"
     raise FunctionConfigInvalidError(
-        f'beat entry "{name}": its schedule {schedule!r} has no cron expression, which divides hours or days into '
-        "whole minutes or hours. Write a crontab(…), or leave its task on Celery: functions(…, exclude=[…])"
+        f'beat entry "{name}": its schedule {schedule!r} has no cron expression. Write a crontab(…), or a number of '
+        "minutes that divides an hour or of hours that divides a day. For shorter intervals take the entry out of "
+        "beat_schedule, and write a function with a trigger each minute, which sleeps between its calls of the task"
     )

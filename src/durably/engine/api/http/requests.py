@@ -393,8 +393,8 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
     if not _is_one_of(token.strip(), tokens):
         raise ApiError(
             401,
-            "the bearer token is not the hash of one of the engine's signing keys: give both sides the same "
-            "DURABLY_SIGNING_KEY",
+            "the bearer token is not the hash of one of the engine's signing keys (the key's prefix, then the SHA-256 "
+            "of the rest): give both sides the same DURABLY_SIGNING_KEY",
         )
 
 
