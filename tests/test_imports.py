@@ -37,6 +37,7 @@ ON_OTHERS = {
     "django": (
         "durably.context",
         "durably.engine_client",
+        "durably.events",
         "durably.io.http_client",
         "durably.protocol.errors",
         "durably.protocol.options",

@@ -66,6 +66,7 @@ from .protocol.text import printable
 
 _AGAIN_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Seconds before the worker dials again, by the number of failures."""
+_CONNECT_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
 _CLOSE_SECONDS = 1.0
 """Seconds in which the engine answers the end of a WebSocket."""
@@ -73,7 +74,6 @@ _ACKNOWLEDGED_SECONDS = 5.0
 """Seconds after which an answer without an acknowledgement is flushed."""
 _FLUSH_TRIES = 5
 _STATUS = {200: ReplyStatus.DONE, 206: ReplyStatus.NOT_COMPLETED}
-_IO = AsyncIO()
 
 
 def connect(
@@ -270,7 +270,7 @@ class WorkerConnection:
         helpers = [asyncio.create_task(part) for part in parts]
         try:
             while True:
-                received = await socket.receive(timeout=2 * heartbeat + pause)
+                received = await socket.receive(timeout=2 * heartbeat)
                 if received.type is not aiohttp.WSMsgType.BINARY:
                     return
                 message = decode(ConnectMessage, received.data)
@@ -375,7 +375,24 @@ class WorkerConnection:
         client = self._client
         headers = client.headers("connect") | {Header.CONTENT_TYPE.value: "application/protobuf"}
         request = Request("POST", client.api_origin + path, headers, body, client.request_timeout)
-        return await request_with_keys(_IO, request, client.signing_keys)
+        return await request_with_keys(_FreshIO(), request, client.signing_keys)
+
+
+class _FreshIO(AsyncIO):
+    """Opens a connection for each request: a network that has lost the WebSocket has lost those kept open, too."""
+
+    async def request(self, request: Request) -> Response:
+        timeout = aiohttp.ClientTimeout(request.timeout, sock_connect=_CONNECT_SECONDS)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as http,
+                http.request(
+                    request.method, request.url, headers=request.headers, data=request.body, allow_redirects=False
+                ) as answer,
+            ):
+                return Response(answer.status, await answer.read())
+        except (aiohttp.ClientError, OSError) as error:  # also ``TimeoutError``
+            raise TransportError(f"cannot reach the engine: {error or 'it did not answer in time'}") from None
 
 
 async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> bytes:

@@ -53,13 +53,16 @@ URLS = """
 import datetime
 import json
 
+import durably
 from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.http import JsonResponse
 from django.urls import path
 from django.utils import timezone
 from django_tasks.exceptions import TaskResultDoesNotExist, TaskResultMismatch
+from durably.django.models import OutboxEvent
 from greetings import tasks
+from greetings.durable import client
 
 
 def start(request, name):
@@ -96,7 +99,27 @@ def show(request, name, id):
     })
 
 
-urlpatterns = [path("start/<name>", start), path("result/<name>/<id>", show)]
+def forge(request, how):
+    with transaction.atomic():  # This event is not sent.
+        task_id = tasks.add.enqueue(1, b=2.0).id
+        fields = json.loads(OutboxEvent.objects.get(event__contains=task_id).event)
+        transaction.set_rollback(True)
+    event = durably.Event(name=fields["name"], id=fields["id"], data=fields["data"])
+    if how == "id":
+        event.id += "2"
+    elif how == "backend":
+        event.name = "django/tasks.retried"
+    elif how == "unsigned":
+        del event.data["signature"]
+    elif how == "empty":
+        event.data = {}
+    elif how != "genuine":
+        event.data[how] = json.loads(request.GET["value"])
+    client.send_sync(event)
+    return JsonResponse({"id": event.id})
+
+
+urlpatterns = [path("start/<name>", start), path("result/<name>/<id>", show), path("forge/<how>", forge)]
 """
 
 
@@ -190,3 +213,21 @@ def test_a_task_of_a_transaction_that_is_rolled_back_does_not_exist(site: Site) 
     assert site.result("add", result_id) == {"error": "TaskResultDoesNotExist"}
     assert site.result("add", "unknown") == {"error": "TaskResultDoesNotExist"}
     assert site.result("fail", site.start("add", "?args=[1]")) == {"error": "TaskResultMismatch"}
+
+
+FORGED = ["unsigned", "empty", "id", "backend", 'task?value="greetings.views"', "args?value=[3]", "kwargs?value={}"]
+FORGED += ["priority?value=9", 'queue?value="mail"', 'run_after?value="never"', 'signature?value="a"']
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_an_event_that_the_project_has_not_signed_runs_no_task(site: Site, how: str) -> None:
+    event_id = site.get(f"/forge/{how}")["id"]
+    ended = f"SELECT status || output FROM runs JOIN events ON event_key = events.key WHERE sender_id = '{event_id}'"
+    [outcome] = eventually(lambda: site.server.query(f"{ended} AND runs.ended_at IS NOT NULL"), "the run ends")
+    assert outcome.startswith("Failed")
+    assert "no valid signature" in outcome
+    assert site.result("add", event_id) == {"error": "TaskResultDoesNotExist"}
+
+
+def test_a_signed_event_runs_its_task(site: Site) -> None:
+    assert site.finished("add", site.get("/forge/genuine")["id"])["value"] == 3

@@ -1,7 +1,8 @@
 """The backend of Django's tasks: ``TASKS = {"default": {"BACKEND": "durably.django.TaskBackend"}}``.
 
 ``enqueue`` writes an event into the outbox, as a part of the current transaction. Each backend has a durable function
-with one step, which runs the task. The event's id is the id of the result, which is read from the engine.
+with one step, which runs the task. The event's id is the id of the result, which is read from the engine. The project's
+``SECRET_KEY`` signs the event: others who may send events cannot run tasks or import modules.
 """
 
 import builtins
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, cast
 
+from django.core.signing import BadSignature, Signer
 from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -41,7 +43,8 @@ import durably.errors
 from durably.client import Client
 from durably.context import ContextSync
 from durably.engine_client import block, execute, find_run
-from durably.errors import FunctionConfigInvalidError
+from durably.errors import FunctionConfigInvalidError, NonRetriableError
+from durably.events import encode_event
 from durably.functions.function import Function
 from durably.io.http_client import IO
 from durably.protocol.errors import Error, ErrorCode, ErrorData, StepError, describe_error, error_message, format_stack
@@ -76,6 +79,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         self._function_options = dict(self.options)
         self._using: str = self._function_options.pop("using", DEFAULT_DB_ALIAS)
         self._event_name = f"django/tasks.{alias}"
+        self._signer = Signer(salt=f"durably.{self._event_name}")
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Enqueue a task when the current transaction commits. Raises the errors of ``durably.django.send``."""
@@ -84,7 +88,9 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         run_after = None if task.run_after is None else task.run_after.astimezone(dt.UTC).isoformat()
         data = {"task": task.module_path, "args": result.args, "kwargs": result.kwargs, "queue": task.queue_name}
         data |= {"priority": task.priority, "run_after": run_after}
-        send(Event(name=self._event_name, id=result.id, data=data), using=self._using)
+        event = Event(name=self._event_name, id=result.id, data=data)
+        data["signature"] = self._signer.signature(_signed_text(event))
+        send(event, using=self._using)
         task_enqueued.send(type(self), task_result=result)
         return result
 
@@ -107,6 +113,13 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         options |= self._function_options
 
         def run_task(ctx: ContextSync) -> Any:
+            try:
+                self._verify(ctx.event)
+            except BadSignature:
+                raise NonRetriableError(
+                    f"the event {ctx.event.id} has no valid signature of a task: another program has sent it, its id "
+                    "or data were changed, or SECRET_KEY differs (keep former keys in SECRET_KEY_FALLBACKS)"
+                ) from None
             if (run_after := ctx.event.data["run_after"]) is not None:
                 ctx.step.sleep_until(_RUN_AFTER, dt.datetime.fromisoformat(run_after))
             return ctx.step.run(_STEP, self._run, ctx)
@@ -122,8 +135,12 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
             )
         return relays[self._using].client
 
+    def _verify(self, event: Event) -> None:
+        """Raises ``BadSignature`` unless a backend with this alias has made the event."""
+        self._signer.unsign(f"{_signed_text(event)}:{event.data.get('signature')}")
+
     def _task(self, data: Mapping[str, Any]) -> Any:
-        """The task of an event. Raises ``ImportError``, and ``TypeError`` for something else than a task."""
+        """The task of a verified event. Raises ``ImportError``, and ``TypeError`` for something else than a task."""
         task = import_string(data["task"])
         if not isinstance(task, Task):
             raise TypeError(f"{data['task']} is not a task")
@@ -176,7 +193,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         if event.id != result_id or event.name != self._event_name:
             return None
         result = self._make_of(event)
-        if waiting.error:
+        if result is not None and waiting.error:
             refused = ErrorData(name="SendEventsError", message=waiting.error)
             _set(result, status=TaskResultStatus.FAILED, errors=[_to_error(refused)])
         return result
@@ -189,7 +206,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         if stored is None:
             return None
         result = self._make_of(Event(name=stored.name, data=stored.data, id=result_id, ts=stored.ts))
-        if not stored.runs:
+        if result is None or not stored.runs:
             return result
         run = await find_run(client, stored.runs[0].id, io)
         steps = await execute(client, "run_steps", {"run_id": run.id}, io)
@@ -219,7 +236,12 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         return result
 
     def _make_of(self, event: Event) -> Any:
-        task, data = self._task(event.data), event.data
+        """A result that is ready. ``None`` if the event is not of a task, or its task does not exist any more."""
+        try:
+            self._verify(event)
+            task, data = self._task(event.data), event.data
+        except (BadSignature, ImportError, TypeError):
+            return None
         return self._make(task, event.id, data["args"], data["kwargs"], enqueued_at=_to_datetime(event.ts))
 
 
@@ -233,6 +255,20 @@ class _TaskFailedError(StepError):
         kind = type(raised)
         path = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         super().__init__(error_message(raised), path, format_stack(raised))
+
+
+def _signed_text(event: Event) -> str:
+    """The text that a signature covers. It does not depend on how an engine writes numbers.
+
+    Raises ``EventUnserializableError``.
+    """
+
+    def to_number(text: str) -> int | float:
+        return int(number) if (number := float(text)).is_integer() else number
+
+    wire = json.loads(encode_event(event, now=event.ts), parse_float=to_number)
+    data = wire.get("data") or {}
+    return json.dumps([event.id, {**data, "signature": None}], sort_keys=True)
 
 
 def _to_error(error: ErrorData) -> Any:

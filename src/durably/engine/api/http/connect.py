@@ -69,13 +69,16 @@ from .syncs import AcceptedSync
 M = TypeVar("M", bound=Message)
 
 SOCKET_PATH = "/v0/connect"
-HEARTBEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 5
 """A worker that sends nothing for so many heartbeats is disconnected."""
 EXTEND_SECONDS = 5
 """Seconds between two renewals of a lease."""
-LEASE_SECONDS = 20.0
-"""Seconds after which a call without a renewal is lost. A worker dials again within ten."""
+LEASE_SECONDS = 45.0
+"""Seconds after which a call without a renewal is lost. A worker notices after ten that nothing arrives any more, and
+has time to dial more than once."""
+RETURN_SECONDS = 20.0
+"""The same after the engine has noticed that the WebSocket is broken, and for the acknowledgement of a call."""
 _HANDSHAKE_SECONDS = 5.0
 _SESSION_SECONDS = 300.0
 _MAX_SESSIONS = 1_000
@@ -109,9 +112,9 @@ class _Call:
         """While the engine waits for the answer."""
         self.reply: asyncio.Future[SDKResponse] = asyncio.get_running_loop().create_future()
 
-    def renew(self) -> None:
-        if self.lease is not None and not self.reply.done():
-            self.lease.reschedule(asyncio.get_running_loop().time() + LEASE_SECONDS)
+    def renew(self, seconds: float = LEASE_SECONDS) -> None:
+        if self.lease is not None and not self.lease.expired() and not self.reply.done():
+            self.lease.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class _Connection:
@@ -149,7 +152,7 @@ class _Instance:
         call = self._send(connection, app_id, data)
         connection.under_way += 1
         try:
-            async with asyncio.timeout(LEASE_SECONDS) as call.lease:
+            async with asyncio.timeout(RETURN_SECONDS) as call.lease:
                 reply = await call.reply
         except TimeoutError:
             if call.is_acknowledged:
@@ -366,6 +369,7 @@ class Connect:
                 call = self._calls.get(decode(WorkerRequestAckData, payload).request_id)
                 if call is not None:
                     call.is_acknowledged = True
+                    call.renew()
             elif kind is Kind.WORKER_REPLY:
                 self._accept(decode(SDKResponse, payload), connection)
             elif kind is Kind.WORKER_REQUEST_EXTEND_LEASE:
@@ -391,6 +395,9 @@ class Connect:
         self._update(instance_id)
         unreceived = CallReturnedError("the connection to the worker broke before it acknowledged the call")
         self._fail_calls_of(connection, unreceived, only_unacknowledged=True)
+        for call in self._calls.values():
+            if call.connection is connection:
+                call.renew(RETURN_SECONDS)
         _logger.info("the worker %s has disconnected", ascii(instance_id))
 
     def _update(self, instance_id: str) -> None:
