@@ -23,9 +23,13 @@ from durably.protocol.connect import (
     AppConfiguration,
     AuthData,
     ConnectMessage,
+    GatewayExecutorRequestData,
     Kind,
+    ReplyStatus,
+    SDKResponse,
     StartResponse,
     WorkerConnectRequestData,
+    WorkerRequestAckData,
     decode,
     frame,
 )
@@ -202,7 +206,7 @@ class Relay:
 
 
 async def introduce(
-    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration
+    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration, *, limit: int = 0
 ) -> aiohttp.ClientWebSocketResponse:
     """The WebSocket of a worker that has announced an app."""
     async with http.post("/v0/connect/start") as response:
@@ -214,6 +218,7 @@ async def introduce(
         instance_id=instance_id,
         auth_data=AuthData(started.session_token),
         apps=[app],
+        max_worker_concurrency=limit,
     )
     await socket.send_bytes(frame(Kind.WORKER_CONNECT, hello))
     return socket
@@ -336,6 +341,36 @@ async def test_a_connection_that_falls_silent_ends_no_call(
     await connection.close()
     await serving
     network.close()
+
+
+async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer) -> None:
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    function = client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))(nothing)
+    app = AppConfiguration("shop", functions=msgspec.json.encode(function.configs("ws://connect")))
+
+    async def next_call(socket: aiohttp.ClientWebSocketResponse) -> GatewayExecutorRequestData:
+        while True:
+            message = decode(ConnectMessage, await socket.receive_bytes())
+            if message.kind == Kind.GATEWAY_EXECUTOR_REQUEST:
+                return decode(GatewayExecutorRequestData, message.payload)
+            assert message.kind == Kind.GATEWAY_CONNECTION_READY
+
+    async with aiohttp.ClientSession(server.origin) as http:
+        socket = await introduce(http, "one", app, limit=1)
+        await async_eventually(server.engine.list_functions, "the worker")
+        await client.send([durably.Event(name="a"), durably.Event(name="a")])
+        call = await next_call(socket)
+        await socket.send_bytes(frame(Kind.WORKER_REQUEST_ACK, WorkerRequestAckData(call.request_id)))
+        await socket.close()
+        socket = await introduce(http, "one", app, limit=1)
+        # The engine answers the heartbeat before it makes a call.
+        for _ in range(2):
+            await socket.send_bytes(frame(Kind.WORKER_HEARTBEAT))
+        kinds = [decode(ConnectMessage, await socket.receive_bytes()).kind for _ in range(3)]
+        assert kinds == [Kind.GATEWAY_CONNECTION_READY, Kind.GATEWAY_HEARTBEAT, Kind.GATEWAY_HEARTBEAT]
+        reply = SDKResponse(call.request_id, status=ReplyStatus.DONE, body=b"null", run_id=call.run_id)
+        await socket.send_bytes(frame(Kind.WORKER_REPLY, reply))
+        assert (await next_call(socket)).run_id != call.run_id
 
 
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
