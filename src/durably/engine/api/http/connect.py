@@ -130,7 +130,7 @@ class _Connection:
         self.under_way = 0
         self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
 
-    def send(self, kind: Kind, message: Message | None = None) -> None:
+    def send(self, kind: Kind, message: Message | bytes = b"") -> None:
         self._unsent.put_nowait(frame(kind, message))
 
     async def write(self) -> None:
