@@ -227,7 +227,7 @@ class WorkerConnection:
                 protocols=(SUBPROTOCOL,),
                 max_msg_size=MAX_FRAME_BYTES,
                 compress=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),  # pyright: ignore[reportCallIssue]
             )
             try:
                 await _receive(socket, Kind.GATEWAY_HELLO)
