@@ -16,15 +16,18 @@ import pytest
 
 import durably
 from durably.engine.api.http.server import EngineServer
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.server import serve_database
 from durably.protocol.connect import (
     SUBPROTOCOL,
     AppConfiguration,
     AuthData,
     ConnectMessage,
+    GatewayExecutorRequestData,
     Kind,
     StartResponse,
     WorkerConnectRequestData,
+    WorkerRequestAckData,
     decode,
     frame,
 )
@@ -174,8 +177,34 @@ async def server(tmp_path: Path) -> AsyncIterator[EngineServer]:
         yield server
 
 
+class Relay:
+    """Passes bytes on to an engine. After ``hang``, connections that are open get nothing, and stay open."""
+
+    def __init__(self, server: EngineServer) -> None:
+        self._port, self._generation = int(server.origin.rpartition(":")[2]), 0
+
+    def hang(self) -> None:
+        self._generation += 1
+
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        generation = self._generation
+        engine_reader, engine_writer = await asyncio.open_connection("127.0.0.1", self._port)
+
+        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    if self._generation == generation:
+                        target.write(data)
+            if self._generation == generation:
+                target.close()
+
+        await asyncio.gather(copy(reader, engine_writer), copy(engine_reader, writer))
+        writer.close()
+        engine_writer.close()
+
+
 async def introduce(
-    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration
+    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration, *, limit: int = 0
 ) -> aiohttp.ClientWebSocketResponse:
     """The WebSocket of a worker that has announced an app."""
     async with http.post("/v0/connect/start") as response:
@@ -187,6 +216,7 @@ async def introduce(
         instance_id=instance_id,
         auth_data=AuthData(started.session_token),
         apps=[app],
+        max_worker_concurrency=limit,
     )
     await socket.send_bytes(frame(Kind.WORKER_CONNECT, hello))
     return socket
@@ -254,7 +284,7 @@ async def test_a_worker_dials_again_after_a_sync_that_failed_for_a_time(
 async def test_a_worker_keeps_to_tls_behind_a_proxy_that_does_not_tell_the_engine(
     server: EngineServer, tmp_path: Path
 ) -> None:
-    authority, port = Authority(), int(server.origin.rpartition(":")[2])
+    authority = Authority()
     certificate = authority.issue("engine")
     files = {"ca": authority.pem, "cert": certificate.cert, "key": certificate.key}
     for name, content in files.items():
@@ -262,17 +292,7 @@ async def test_a_worker_keeps_to_tls_behind_a_proxy_that_does_not_tell_the_engin
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(tmp_path / "cert", tmp_path / "key")
 
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-        writer.close()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        engine_reader, engine_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(copy(reader, engine_writer), copy(engine_reader, writer))
-
-    proxy = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=tls)
+    proxy = await asyncio.start_server(Relay(server).forward, "127.0.0.1", 0, ssl=tls)
     origin = f"https://localhost:{proxy.sockets[0].getsockname()[1]}"
     environment = clean_environment(DURABLY_DEV=origin, SSL_CERT_FILE=str(tmp_path / "ca"))
     command = [*DURABLY, "worker", "--connect", "connected_app:client"]
@@ -283,6 +303,66 @@ async def test_a_worker_keeps_to_tls_behind_a_proxy_that_does_not_tell_the_engin
         worker.kill()
         await worker.wait()
         proxy.close()
+
+
+async def test_a_connection_that_falls_silent_ends_no_call(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durably.engine.api.http.connect.HEARTBEAT_SECONDS", 1)
+    relay = Relay(server)
+    network = await asyncio.start_server(relay.forward, "127.0.0.1", 0)
+    origin = f"http://127.0.0.1:{network.sockets[0].getsockname()[1]}"
+    client = durably.Client(app_id="shop", is_production=False, engine=origin)
+    sender = durably.Client(app_id="web", is_production=False, engine=server.origin)
+    may_end, attempts = asyncio.Event(), list[int]()
+
+    @client.create_function(fn_id="slow", trigger=durably.TriggerEvent(event="begun"))
+    async def slow(ctx: durably.Context) -> str:
+        attempts.append(ctx.attempt)
+        await may_end.wait()
+        return "done"
+
+    connection = durably.connect([(client, [slow])])
+    serving = asyncio.create_task(connection.start())
+    await async_eventually(server.engine.list_functions, "the worker")
+    [event_id] = await sender.send(durably.Event(name="begun"))
+    await async_eventually(lambda: attempts, "the call")
+    relay.hang()
+    may_end.set()
+
+    async def has_ended() -> bool:
+        [run] = await server.engine.event_runs(event_id)
+        return run.status is RunStatus.COMPLETED
+
+    await async_eventually(has_ended, "the run")
+    assert attempts == [0]
+    await connection.close()
+    await serving
+    network.close()
+
+
+async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer) -> None:
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    function = client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))(nothing)
+    app = AppConfiguration("shop", functions=msgspec.json.encode(function.configs("ws://connect")))
+
+    async with aiohttp.ClientSession(server.origin) as http:
+        socket = await introduce(http, "one", app, limit=1)
+        await async_eventually(server.engine.list_functions, "the worker")
+        await client.send(durably.Event(name="a"))
+        message = ConnectMessage()
+        while message.kind != Kind.GATEWAY_EXECUTOR_REQUEST:
+            message = decode(ConnectMessage, await socket.receive_bytes())
+        call = decode(GatewayExecutorRequestData, message.payload)
+        await socket.send_bytes(frame(Kind.WORKER_REQUEST_ACK, WorkerRequestAckData(call.request_id)))
+        await socket.close()
+        socket = await introduce(http, "one", app, limit=1)
+        await socket.send_bytes(frame(Kind.WORKER_HEARTBEAT))
+        kinds = [decode(ConnectMessage, await socket.receive_bytes()).kind for _ in range(2)]
+        assert kinds == [Kind.GATEWAY_CONNECTION_READY, Kind.GATEWAY_HEARTBEAT]
+        assert server.engine.connected is not None
+        [slots] = server.engine.connected._workers
+        assert (slots.under_way, slots.capacity.max_calls) == (1, 1)
 
 
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,10 @@
 """The backend of Django's tasks, in a stock project with the code of the docs, on real servers."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import django
@@ -144,9 +146,31 @@ def adapted(code: str) -> str:
     return code.replace(', "django_tasks"', "").replace("django_tasks", "django.tasks")
 
 
+WITHOUT_TIME_ZONES = """
+import django
+from myproject import settings
+
+settings.USE_TZ = False
+settings.TASKS["elsewhere"] = {"BACKEND": settings.BACKEND, "OPTIONS": {"using": "elsewhere"}}
+django.setup()
+
+from django.core.checks import run_checks
+from django.utils import timezone
+from greetings import tasks
+
+assert [error.id for error in run_checks()] == ["durably.E001"]
+result = tasks.add.enqueue(1)
+again = tasks.add.get_result(result.id)
+assert again.enqueued_at == result.enqueued_at
+while not again.is_finished:
+    again.refresh()
+assert again.enqueued_at <= again.started_at <= again.finished_at <= timezone.now()
+"""
+
+
 class Site:
-    def __init__(self, server: Server, command: str) -> None:
-        self.server, self.command = server, command
+    def __init__(self, server: Server, directory: Path, command: str) -> None:
+        self.server, self.directory, self.command = server, directory, command
 
     def get(self, path: str) -> Any:
         answer = urllib3.request("GET", f"{self.server.origin}{path}", timeout=60)
@@ -183,7 +207,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         subprocess.run([sys.executable, "manage.py", command, "-v0"], cwd=directory, check=True, timeout=120)
     with running(SERVERS[request.param], directory, DURABLY_DEV="1") as server:
         eventually(lambda: server.get("/") == 404, server.log)
-        yield Site(server, SERVERS[request.param])
+        yield Site(server, directory, SERVERS[request.param])
 
 
 @pytest.mark.parametrize("query", ["?args=[1,2]", "?args=[1,2]&async"])
@@ -237,6 +261,12 @@ def test_a_task_of_a_transaction_that_is_rolled_back_does_not_exist(site: Site) 
     assert site.result("add", result_id) == {"error": "TaskResultDoesNotExist"}
     assert site.result("add", "unknown") == {"error": "TaskResultDoesNotExist"}
     assert site.result("fail", site.start("add", "?args=[1]")) == {"error": "TaskResultMismatch"}
+
+
+def test_times_are_as_the_projects_and_a_backend_without_a_client_is_reported(site: Site) -> None:
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "myproject.settings", "DURABLY_DEV": "1"}
+    command = [sys.executable, "-c", WITHOUT_TIME_ZONES]
+    subprocess.run(command, cwd=site.directory, check=True, timeout=60, env=environment)
 
 
 FORGED = ["unsigned", "empty", "id", "backend", 'task?value="greetings.views"', "args?value=[3]", "kwargs?value={}"]

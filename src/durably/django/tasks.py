@@ -8,11 +8,14 @@ with one step, which runs the task. The event's id is the id of the result, whic
 import builtins
 import datetime as dt
 import json
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
+from django.conf import settings
+from django.core import checks
 from django.core.signing import BadSignature, Signer
 from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
@@ -81,14 +84,22 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         self._event_name = f"django/tasks.{alias}"
         self._signer = Signer(salt=f"durably.{self._event_name}")
 
+    def check(self, **kwargs: Any) -> Iterator[Any]:
+        yield from super().check(**kwargs)
+        try:
+            self._client()
+        except FunctionConfigInvalidError as error:
+            yield checks.Error(str(error), id="durably.E001")
+
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Enqueue a task when the current transaction commits. Raises the errors of ``durably.django.send``."""
         self.validate_task(task)
-        result = self._make(task, str(uuid.uuid4()), args, kwargs, enqueued_at=timezone.now())
+        ts = int(time.time() * 1000)
+        result = self._make(task, str(uuid.uuid4()), args, kwargs, enqueued_at=_to_datetime(ts))
         run_after = None if task.run_after is None else task.run_after.astimezone(dt.UTC).isoformat()
         data = {"task": task.module_path, "args": result.args, "kwargs": result.kwargs, "queue": task.queue_name}
         data |= {"priority": task.priority, "run_after": run_after}
-        event = Event(name=self._event_name, id=result.id, data=data)
+        event = Event(name=self._event_name, id=result.id, data=data, ts=ts)
         data["signature"] = self._signer.signature(_signed_text(event))
         send(event, using=self._using)
         task_enqueued.send(type(self), task_result=result)
@@ -144,7 +155,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         task = import_string(data["task"])
         if not isinstance(task, Task):
             raise TypeError(f"{data['task']} is not a task")
-        run_after = None if data["run_after"] is None else dt.datetime.fromisoformat(data["run_after"])
+        run_after = None if data["run_after"] is None else _local(dt.datetime.fromisoformat(data["run_after"]))
         return task.using(priority=data["priority"], queue_name=data["queue"], run_after=run_after, backend=self.alias)
 
     def _make(self, task: Any, result_id: str, args: Any, kwargs: Any, **fields: Any) -> Any:
@@ -233,9 +244,9 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         _set(
             result,
             status=_status_of(run, is_running=is_running),
-            started_at=begun[0] if begun else None,
-            last_attempted_at=begun[-1] if begun else None,
-            finished_at=run.ended_at,
+            started_at=_local(begun[0]) if begun else None,
+            last_attempted_at=_local(begun[-1]) if begun else None,
+            finished_at=None if run.ended_at is None else _local(run.ended_at),
             errors=[_to_error(error) for error in errors],
             worker_ids=[run.id] * max(len(begun), len(errors)),
             _return_value=run.decode_output() if run.status is RunStatus.COMPLETED else None,
@@ -303,7 +314,12 @@ def _status_of(run: Any, *, is_running: bool) -> Any:
 
 
 def _to_datetime(milliseconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    return _local(dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC))
+
+
+def _local(at: dt.datetime) -> dt.datetime:
+    """A time as Django has it: without a zone if the project has none."""
+    return at if settings.USE_TZ else timezone.make_naive(at)
 
 
 def _set(result: Any, **fields: Any) -> None:

@@ -24,6 +24,7 @@ except ImportError as error:
 import celery.exceptions
 import celery.schedules
 import celery.signals
+from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.backends.base import BaseBackend
 from celery.canvas import Signature
@@ -107,7 +108,7 @@ class _Bridge:
         self._on_celery = exclude | _OF_CELERY
         self._tasks = {name: task for name, task in app.tasks.items() if name not in self._on_celery}
         self._functions: dict[str, Function[Any]] = {}
-        self._send_to_broker = app.send_task
+        self._send_to_broker, self._revoke_at_broker = app.send_task, self.app.control.revoke
         self._broker_results = app.backend if exclude else None
 
     def make_functions(self) -> list[Function[Any]]:
@@ -120,6 +121,7 @@ class _Bridge:
                     f'task "{task.name}": its own Strategy or Request belongs to Celery\'s worker: remove it, or '
                     f'leave the task on Celery: functions(…, exclude=["{task.name}"])'
                 )
+            task.replace = partial(_replace, task.replace)
             limit = None if task.rate_limit is None else _throttle(task.rate_limit)
             create = self.client.create_function(fn_id=task.name, trigger=[], throttle=limit)
             self._functions[task.name] = create(partial(self._run, task, self._tracer(task)))
@@ -131,7 +133,7 @@ class _Bridge:
             for name, entry in self.app.conf.beat_schedule.items()
             if entry["task"] in self._tasks
         ]
-        self.app.send_task = self.send_task
+        self.app.send_task, self.app.control.revoke = self.send_task, self.revoke
         self.app._backend = _Backend(self)
         return [*self._functions.values(), self._chords, *entries]
 
@@ -189,17 +191,25 @@ class _Bridge:
             options["parent_id"] = options.get("parent_id") or parent.request.id
         message = {
             "id": task_id,
-            "args": args or (),
-            "kwargs": kwargs or {},
             "retries": options.get("retries") or 0,
-            "countdown": countdown,
             "eta": self._time(eta),
             "expires": self._time(expires),
             **{key: options[key] for key in _HEADERS if options.get(key) is not None},
-            **{key: _listed(options.get(key)) for key in ("link", "link_error", "chain")},
-            "chord": options.get("chord"),
         }
+        following: dict[str, Any] = {key: _listed(options.get(key)) for key in ("link", "link_error", "chain")}
+        following["chord"] = options.get("chord")
+        custom = message.pop("headers", {})
+        published = {**message, "lang": "py", "task": name, **custom}
+        body = (args or (), kwargs or {}, following)
+        sent = {"sender": name, "headers": published, "body": body, "exchange": "", "routing_key": ""}
+        celery.signals.before_task_publish.send(
+            declare=[], properties={"correlation_id": task_id}, retry_policy={}, **sent
+        )
+        # The receivers may add headers.
+        custom = {key: published[key] for key in published.keys() - {*message, "lang", "task"}}
+        message |= {"args": body[0], "kwargs": body[1], "countdown": countdown, "headers": custom or None, **following}
         self._start(function, _encode(f'the arguments of the task "{name}"', message), task_id)
+        celery.signals.after_task_publish.send(**sent)
         result = (result_cls or self.app.AsyncResult)(task_id)
         result.ignored = bool(options.get("ignore_result"))
         if add_to_parent and parent:
@@ -208,6 +218,15 @@ class _Bridge:
 
     def _start(self, function: Function[Any], data: Any, task_id: str) -> None:
         block(self.client, lambda io: start_run(self.client, function, data, task_id, io, id_seed(task_id)))
+
+    def revoke(self, task_id: str | Collection[str], *args: Any, **options: Any) -> None:
+        """``Control.revoke``, which cancels runs."""
+        for each in [task_id] if isinstance(task_id, str) else task_id:
+            try:
+                self.handle(each).cancel_sync()
+            except RunNotFoundError:
+                if self._broker_results is not None:
+                    self._revoke_at_broker(each, *args, **options)
 
     def handle(self, task_id: str) -> RunHandle[Any]:
         return self.client.run(seeded_id(id_seed(task_id)))
@@ -255,11 +274,10 @@ class _Bridge:
     def _attempt(self, task: celery.Task, tracer: Callable[..., Any], message: dict[str, Any]) -> dict[str, Any]:
         """Call the task as a worker does. Returns its result, or the message of its retry."""
         expires = message["expires"]
-        if expires is not None and dt.datetime.fromisoformat(expires) <= self.app.now():
-            raise StepError(f'task "{task.name}" has expired: it had to run before {expires}', "TaskRevokedError", None)
         args, kwargs = _decode([message["args"], message["kwargs"]])
         headers = {key: message.get(key) for key in _HEADERS}
         request = {
+            **(message.get("headers") or {}),
             **{key: value for key, value in headers.items() if value is not None},
             "id": message["id"],
             "root_id": headers["root_id"] or message["id"],
@@ -272,6 +290,11 @@ class _Bridge:
             "eta": message["eta"],
             "expires": expires,
         }
+        if expires is not None and dt.datetime.fromisoformat(expires) <= self.app.now():
+            celery.signals.task_revoked.send(
+                task, request=Context(request), terminated=False, signum=None, expired=True
+            )
+            raise StepError(f'task "{task.name}" has expired: it had to run before {expires}', "TaskRevokedError", None)
         traced = tracer(message["id"], args, kwargs, request)
         value: Any = traced.retval if traced.info is None else traced.info.retval
         if isinstance(value, celery.exceptions.Retry):
@@ -282,6 +305,8 @@ class _Bridge:
             return {"retry": _encode("a retry", retry)}
         if traced.info is None:
             return {"result": _encode(f'the result of the task "{task.name}"', value)}
+        if isinstance(value, _Replaced):
+            return {"result": _encode(f'the result of the task "{task.name}"', *value.args)}
         if isinstance(value, celery.exceptions.Ignore) or (
             isinstance(value, celery.exceptions.Reject) and not value.requeue
         ):
@@ -341,6 +366,15 @@ class _Bridge:
         except celery.exceptions.ChordError:
             self.app.backend.chord_error_from_stack(Signature.from_dict(_decode(body), app=self.app))
         raise StepError(problem, "ChordError", None)
+
+
+class _Replaced(celery.exceptions.Ignore):  # type: ignore[misc]
+    """Its argument is the result of the task that has replaced another."""
+
+
+def _replace(replace: Callable[[Any], Any], signature: Any) -> None:
+    """``Task.replace``, which raises in a worker, and returns in eager tasks. Tasks may ``raise`` what it returns."""
+    raise _Replaced(replace(signature))
 
 
 class _Backend(BaseBackend):  # type: ignore[misc]

@@ -209,22 +209,21 @@ _MOST_FIELDS = 256
 """Fields of a message. A frame is decoded before its sender is known, and may have a field in every two bytes."""
 
 
-def frame(kind: Kind, message: Message | None = None) -> bytes:
-    """The frame of a message."""
-    return encode(ConnectMessage(kind=kind, payload=b"" if message is None else encode(message)))
+def frame(kind: Kind, message: Message | bytes = b"") -> bytes:
+    """The frame of a message, which may be encoded."""
+    return encode(ConnectMessage(kind, message if isinstance(message, bytes) else encode(message)))
 
 
 def encode(message: Message) -> bytes:
     encoded = bytearray()
-    for number, name in enumerate(message.__struct_fields__, 1):
-        value = getattr(message, name)
-        for each in value if isinstance(value, list) else [value] if value else ():
+    for number, value in enumerate(msgspec.structs.astuple(message), 1):
+        for each in value if isinstance(value, list) else (value,) if value else ():
             if isinstance(each, int):
-                _add_varint(encoded, number << 3 | _VARINT)
+                encoded.append(number << 3 | _VARINT)  # One byte: the numbers of all fields are below 16.
                 _add_varint(encoded, each)
                 continue
             content = each.encode() if isinstance(each, str) else encode(each) if isinstance(each, Message) else each
-            _add_varint(encoded, number << 3 | _LENGTH)
+            encoded.append(number << 3 | _LENGTH)
             _add_varint(encoded, len(content))
             encoded += content
     return bytes(encoded)

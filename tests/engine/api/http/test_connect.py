@@ -12,6 +12,7 @@ from durably.connection import WorkerConnection
 from durably.engine.model.runs import RunStatus, UpdateKind
 from durably.engine.model.settings import Durability, EngineSettings
 
+from ....ports import Wire, free_port
 from ....waiting import async_eventually
 from .conftest import Harness, OpenServer, client_of
 
@@ -42,57 +43,10 @@ async def dial() -> AsyncIterator[Dial]:
         await task
 
 
-class Relay:
-    """Forwards to the engine's port. ``cut`` breaks its WebSockets, but for requests."""
-
-    def __init__(self, port: int) -> None:
-        self._port, self._tasks = port, set[asyncio.Task[None]]()
-        self.sockets: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
-        """WebSockets that were opened, broken ones too."""
-        self.is_open = asyncio.Event()
-        self.is_open.set()
-
-    async def start(self) -> str:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-
-    def cut(self) -> None:
-        for writer in (writer for pair in self.sockets for writer in pair):
-            writer.transport.abort()
-
-    async def close(self) -> None:
-        self._server.close()
-        self.cut()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        own_task = asyncio.current_task()
-        assert own_task is not None
-        self._tasks.add(own_task)
-        begin = await reader.readuntil(b"\r\n")
-        if begin.startswith(b"GET /v0/connect "):
-            await self.is_open.wait()
-        engine_reader, engine_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        if begin.startswith(b"GET /v0/connect "):
-            self.sockets.append((writer, engine_writer))
-        engine_writer.write(begin)
-        await asyncio.gather(_forward(reader, engine_writer), _forward(engine_reader, writer))
-
-
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
-
-
-async def until_served(harness: Harness) -> None:
+async def until_served(harness: Harness, is_served: bool = True) -> None:
     dispatcher = harness.engine.connected
     assert dispatcher is not None
-    await async_eventually(lambda: dispatcher.takes_calls, "a worker is connected")
+    await async_eventually(lambda: dispatcher.takes_calls is is_served, f"a worker is connected: {is_served}")
 
 
 async def test_waiting_runs_continue_when_a_worker_connects(patient: Harness, dial: Dial) -> None:
@@ -117,34 +71,36 @@ async def test_waiting_runs_continue_when_a_worker_connects(patient: Harness, di
     assert (run.status, run.decode_output()) == (RunStatus.COMPLETED, "hello")
 
 
-@pytest.mark.parametrize("ends", ["while the connection is broken", "after the worker has dialled again"])
-async def test_a_broken_connection_ends_no_call(patient: Harness, dial: Dial, ends: str) -> None:
-    relay = Relay(int(patient.server.origin.rpartition(":")[2]))
-    origin = await relay.start()
-    client = client_of(patient, api_base_url=origin)
-    may_end, attempts = asyncio.Event(), list[int]()
+@pytest.mark.parametrize("ends_away", [True, False], ids=["ended-meanwhile", "ended-later"])
+async def test_a_broken_connection_ends_no_call(patient: Harness, dial: Dial, ends_away: bool) -> None:
+    wire, engine_port = Wire(free_port()), int(patient.server.origin.rpartition(":")[2])
+    wire.target = engine_port
+    await wire.start()
+    client = client_of(patient, api_base_url=f"http://127.0.0.1:{wire.port}")
+    may_end, attempts, ended = asyncio.Event(), list[int](), asyncio.Event()
 
     @client.create_function(fn_id="slow", trigger=durably.TriggerEvent(event="begun"))
     async def slow(ctx: durably.Context) -> str:
         attempts.append(ctx.attempt)
         await may_end.wait()
+        ended.set()
         return "done"
 
     connection = dial(client, [slow])
     await until_served(patient)
     event_id = await patient.send("begun")
     await async_eventually(lambda: attempts, "the call")
-    if ends == "while the connection is broken":
-        relay.is_open.clear()
-        relay.cut()
+    wire.target = free_port()
+    wire.cut()
+    await until_served(patient, False)
+    if ends_away:
         may_end.set()
-    else:
-        relay.cut()
-        await async_eventually(lambda: len(relay.sockets) == 2, "the worker dials again")
-        may_end.set()
+        await ended.wait()
+    wire.target = engine_port
+    await until_served(patient)
+    may_end.set()
     run = await patient.ended((await patient.run_of(event_id)).id)
     assert (run.status, run.decode_output()) == (RunStatus.COMPLETED, "done")
     assert attempts == [0]
-    relay.is_open.set()
     await connection.close()
-    await relay.close()
+    wire.close()

@@ -17,6 +17,7 @@ import hmac
 import itertools
 import secrets
 import time
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -69,13 +70,16 @@ from .syncs import AcceptedSync
 M = TypeVar("M", bound=Message)
 
 SOCKET_PATH = "/v0/connect"
-HEARTBEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 5
 """A worker that sends nothing for so many heartbeats is disconnected."""
 EXTEND_SECONDS = 5
 """Seconds between two renewals of a lease."""
-LEASE_SECONDS = 20.0
-"""Seconds after which a call without a renewal is lost. A worker dials again within ten."""
+LEASE_SECONDS = 45.0
+"""Seconds after which a call without a renewal is lost. A worker notices after ten that nothing arrives any more, and
+has time to dial more than once."""
+RETURN_SECONDS = 20.0
+"""The same after the engine has noticed that the WebSocket is broken, and for the acknowledgement of a call."""
 _HANDSHAKE_SECONDS = 5.0
 _SESSION_SECONDS = 300.0
 _MAX_SESSIONS = 1_000
@@ -109,9 +113,9 @@ class _Call:
         """While the engine waits for the answer."""
         self.reply: asyncio.Future[SDKResponse] = asyncio.get_running_loop().create_future()
 
-    def renew(self) -> None:
-        if self.lease is not None and not self.reply.done():
-            self.lease.reschedule(asyncio.get_running_loop().time() + LEASE_SECONDS)
+    def renew(self, seconds: float = LEASE_SECONDS) -> None:
+        if self.lease is not None and not self.lease.expired() and not self.reply.done():
+            self.lease.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class _Connection:
@@ -126,7 +130,7 @@ class _Connection:
         self.under_way = 0
         self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
 
-    def send(self, kind: Kind, message: Message | None = None) -> None:
+    def send(self, kind: Kind, message: Message | bytes = b"") -> None:
         self._unsent.put_nowait(frame(kind, message))
 
     async def write(self) -> None:
@@ -137,19 +141,24 @@ class _Connection:
 
 
 class _Instance:
-    """The connections of one instance of an app, which share its capacity. It is a ``dispatcher.Worker``."""
+    """The connections of one instance of an app, which share its capacity. It is a ``dispatcher.Worker``.
 
-    def __init__(self, calls: dict[str, _Call]) -> None:
+    It outlives them until its calls have ended, which count when the instance dials again.
+    """
+
+    def __init__(self, calls: dict[str, _Call], on_end: Callable[[], None]) -> None:
         self.connections: list[_Connection] = []
         self.slots: WorkerSlots | None = None
-        self._calls = calls
+        self.under_way = 0
+        self._calls, self._on_end = calls, on_end
 
     async def run(self, app_id: str, data: CallData) -> Answer:
         connection = self._best(app_id, data.function_id)
         call = self._send(connection, app_id, data)
         connection.under_way += 1
+        self.under_way += 1
         try:
-            async with asyncio.timeout(LEASE_SECONDS) as call.lease:
+            async with asyncio.timeout(RETURN_SECONDS) as call.lease:
                 reply = await call.reply
         except TimeoutError:
             if call.is_acknowledged:
@@ -160,6 +169,9 @@ class _Instance:
         finally:
             self._calls.pop(data.request_id, None)
             connection.under_way -= 1
+            self.under_way -= 1
+            if not self.connections:
+                self._on_end()
         # The task that makes the call stores its answer, so the worker may forget the answer when the task has ended.
         if call.connection is not None and (task := asyncio.current_task()) is not None:
             acknowledgement = WorkerReplyAckData(request_id=data.request_id)
@@ -366,6 +378,7 @@ class Connect:
                 call = self._calls.get(decode(WorkerRequestAckData, payload).request_id)
                 if call is not None:
                     call.is_acknowledged = True
+                    call.renew()
             elif kind is Kind.WORKER_REPLY:
                 self._accept(decode(SDKResponse, payload), connection)
             elif kind is Kind.WORKER_REQUEST_EXTEND_LEASE:
@@ -379,7 +392,9 @@ class Connect:
     def _add(self, connection: _Connection) -> None:
         self._connections.add(connection)
         instance_id = connection.hello.instance_id
-        self._instances.setdefault(instance_id, _Instance(self._calls)).connections.append(connection)
+        if instance_id not in self._instances:
+            self._instances[instance_id] = _Instance(self._calls, functools.partial(self._update, instance_id))
+        self._instances[instance_id].connections.append(connection)
         self._update(instance_id)
         apps = ", ".join(sorted({*connection.app_of.values()}))
         _logger.info("the worker %s of %s has connected", ascii(instance_id), ascii(apps))
@@ -391,6 +406,9 @@ class Connect:
         self._update(instance_id)
         unreceived = CallReturnedError("the connection to the worker broke before it acknowledged the call")
         self._fail_calls_of(connection, unreceived, only_unacknowledged=True)
+        for call in self._calls.values():
+            if call.connection is connection:
+                call.renew(RETURN_SECONDS)
         _logger.info("the worker %s has disconnected", ascii(instance_id))
 
     def _update(self, instance_id: str) -> None:
@@ -398,13 +416,13 @@ class Connect:
         instance = self._instances[instance_id]
         taking = [each for each in instance.connections if each.takes_calls]
         functions = frozenset(itertools.chain.from_iterable(each.app_of for each in taking))
-        limit = instance.connections[-1].hello.max_worker_concurrency if instance.connections else 0
-        capacity = Capacity(0, functions, limit or _UNLIMITED)
+        limit = instance.connections[-1].hello.max_worker_concurrency or _UNLIMITED if instance.connections else 0
+        capacity = Capacity(0, functions, limit)
         if instance.slots is None:
             instance.slots = self._dispatcher.add(instance, capacity)
         else:
             self._dispatcher.change(instance.slots, capacity)
-        if not instance.connections:
+        if not instance.connections and not instance.under_way:
             self._dispatcher.remove(instance.slots)
             del self._instances[instance_id]
 
