@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import subprocess
 import sys
@@ -339,6 +340,40 @@ async def test_a_connection_that_falls_silent_ends_no_call(
     await connection.close()
     await serving
     network.close()
+
+
+@pytest.mark.parametrize(("megabytes", "error"), [(11, "OutputTooLargeError"), (40, "AnswerTooLargeError")])
+async def test_an_answer_that_is_too_large_fails_the_run_and_cuts_no_connection(
+    server: EngineServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    megabytes: int,
+    error: str,
+) -> None:
+    monkeypatch.setattr("durably.engine.api.http.connect.EXTEND_SECONDS", 1)
+    caplog.set_level(logging.INFO, "durably.engine")
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    attempts = list[int]()
+
+    @client.create_function(fn_id="large", trigger=durably.TriggerEvent(event="large"))
+    async def large(ctx: durably.Context) -> str:
+        attempts.append(ctx.attempt)
+        return "x" * megabytes * 1_000_000
+
+    connection = durably.connect([(client, [large])])
+    serving = asyncio.create_task(connection.start())
+    await async_eventually(server.engine.list_functions, "the worker")
+    [event_id] = await client.send(durably.Event(name="large"))
+
+    async def has_failed() -> bool:
+        [run] = await server.engine.event_runs(event_id)
+        return run.status is RunStatus.FAILED and error.encode() in bytes(run.output or b"")
+
+    await async_eventually(has_failed, error)
+    assert attempts == [0]
+    assert "has disconnected" not in caplog.text
+    await connection.close()
+    await serving
 
 
 async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer) -> None:
