@@ -47,6 +47,7 @@ from .runs import RunHandle, start_run, wait_for_output
 from .settings import check_serve_path
 
 _ASYNC_IO = AsyncIO()
+_HEADERS = {"content-type": "application/json", "cache-control": "no-store"}
 
 
 def check_size(size: int) -> None:
@@ -116,7 +117,9 @@ class DurableEndpoint:
 
     def refuse(self, error: Exception) -> CommResponse:
         """The response to a request that is not accepted."""
-        return CommResponse.from_error(error)
+        response = CommResponse.from_error(error)
+        response.headers |= _HEADERS
+        return response
 
     async def _answer(self, method: str, request: CommRequest, io: IO, call_blocking: CallBlocking) -> CommResponse:
         try:
@@ -215,5 +218,4 @@ def _error(status: HTTPStatus, message: str, **headers: str) -> CommResponse:
 
 
 def _json(status: HTTPStatus, value: Any, **headers: str) -> CommResponse:
-    sent = {"content-type": "application/json", "cache-control": "no-store", **headers}
-    return CommResponse.from_json(value, headers=sent, status_code=status)
+    return CommResponse.from_json(value, headers={**_HEADERS, **headers}, status_code=status)
