@@ -139,7 +139,7 @@ class DurableEndpoint:
                     raise MethodUnsupportedError(f"an endpoint answers POST and GET, not {method}", "GET, POST")
         except StreamTokenError:
             return _error(HTTPStatus.UNAUTHORIZED, "the link is not valid, or has expired")
-        except (BodyInvalidError, MethodUnsupportedError, URLInvalidError) as error:
+        except (BodyInvalidError, BodyTooLargeError, MethodUnsupportedError, URLInvalidError) as error:
             return self.refuse(error)
         except EventInvalidError as error:
             is_too_large = isinstance(error, EventTooLargeError)
@@ -192,13 +192,14 @@ class DurableEndpoint:
 
 
 def _read_data(request: CommRequest) -> dict[str, Any]:
-    """Raises ``BodyInvalidError``.
+    """Raises ``BodyInvalidError`` and ``BodyTooLargeError``.
 
     A page of another site cannot send this content type without the app's permission (CORS), so the cookies of visitors
     do not start runs for it.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BodyInvalidError("the body must be JSON, with the header content-type: application/json")
+    check_size(len(request.body))
     try:
         return msgspec.json.decode(request.body or b"{}", type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
