@@ -3,11 +3,13 @@
 What is measured is written once, as functions of a client, and served either way.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import fastapi
 
 import durably
@@ -35,21 +37,40 @@ async def in_process(
 
 @asynccontextmanager
 async def over_http(
-    directory: Path, make_functions: MakeFunctions, *, engine_in: str = "engine"
+    directory: Path, make_functions: MakeFunctions, *, engine_in: str = "engine", dials: bool = False
 ) -> AsyncIterator[tuple[durably.Client, Settle]]:
     with Child("benchmarks.engine_process", directory / engine_in) as engine:
-        async with served(engine.ready["origin"], make_functions) as client:
+        serve_functions = connected if dials else served
+        async with serve_functions(engine.ready["origin"], make_functions) as client:
             yield client, lambda: wait_settled(directory / engine_in)
+
+
+@asynccontextmanager
+async def connected(engine_origin: str, make_functions: MakeFunctions) -> AsyncIterator[durably.Client]:
+    """An app with these functions, which dials an engine that is there."""
+    client = _client(engine_origin)
+    connection = durably.connect([(client, make_functions(client))])
+    serving = asyncio.create_task(connection.start())
+    async with aiohttp.ClientSession(engine_origin) as http:
+        while (await http.get("/v1/apps/benchmark/functions")).status != 200:
+            await asyncio.sleep(0.01)
+    yield client
+    await connection.close()
+    await serving
 
 
 @asynccontextmanager
 async def served(engine_origin: str, make_functions: MakeFunctions) -> AsyncIterator[durably.Client]:
     """An app with these functions, synced with an engine that is there."""
-    client = durably.Client(
-        app_id="benchmark", is_production=False, api_base_url=engine_origin, event_api_base_url=engine_origin
-    )
+    client = _client(engine_origin)
     app = fastapi.FastAPI()
     durably.fast_api.serve(app, client, make_functions(client))
     async with serve_app(app) as origin:
         await sync_app(origin)
         yield client
+
+
+def _client(engine_origin: str) -> durably.Client:
+    return durably.Client(
+        app_id="benchmark", is_production=False, api_base_url=engine_origin, event_api_base_url=engine_origin
+    )

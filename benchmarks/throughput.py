@@ -35,6 +35,7 @@ ALL_OBJECTS = Contender(
     "Durably in process, the collector visits old objects", "durably_in_process", 800, ("all-objects",)
 )
 HTTP = Contender("Durably over HTTP", "durably_http", 400)
+CONNECTED = Contender("Durably over a connection that the app dials", "durably_http", 400, ("connect",))
 HTTP_EACH = Contender("Durably over HTTP, checkpoint after each step", "durably_http", 400, ("1",))
 HTTP_BUFFERED = Contender("Durably over HTTP, checkpoint of three steps", "durably_http", 400, ("3",))
 EXCHANGES = Contender("bare HTTP exchanges of the same bodies", "exchanges", 800)
@@ -48,6 +49,7 @@ CONTENDERS = (
     IN_PROCESS,
     ALL_OBJECTS,
     HTTP,
+    CONNECTED,
     EXCHANGES,
     HTTP_EACH,
     EXCHANGES_EACH,
@@ -63,6 +65,7 @@ _AIMS = (
     ("in process, against DBOS", IN_PROCESS, DBOS, 45),
     ("in process, against the floor", IN_PROCESS, FLOOR, 0.9),
     ("over HTTP, against DBOS", HTTP, DBOS, 12),
+    ("over a connection, against HTTP", CONNECTED, HTTP, 1),
     ("over HTTP with checkpoints, against DBOS", HTTP_BUFFERED, DBOS, 12),
     ("over HTTP, against bare exchanges", HTTP, EXCHANGES, 0.7),
     ("over HTTP with a checkpoint after each step, against bare exchanges", HTTP_EACH, EXCHANGES_EACH, 0.7),

@@ -37,6 +37,7 @@ ON_OTHERS = {
     "django": (
         "durably.context",
         "durably.engine_client",
+        "durably.events",
         "durably.io.http_client",
         "durably.protocol.errors",
         "durably.protocol.options",
@@ -367,8 +368,8 @@ OTHER_PRIVATE_PARTS = {
         "getattr(getattr(module, '__spec__', None), '_initializing', False)",
         "getattr(threading, '_register_atexit', atexit.register)",
     },
-    # Celery makes its result backend from a name; tested in tests/integrations/test_celery.py.
-    "integrations/celery.py": {"self.app._backend"},
+    # Celery makes its result backend and its fixups from names; tested in tests/integrations/test_celery.py.
+    "integrations/celery.py": {"self.app._backend", "self.app._fixups"},
     # LangGraph has no public names of what it gives to a node; tested in tests/integrations/test_langgraph.py.
     "integrations/langgraph.py": {
         f"langgraph._internal._constants.{name}"

@@ -3,17 +3,22 @@
 ``tests/frameworks/test_webhooks.py`` has the endpoint in each framework.
 """
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 import durably
+from durably.comm import CommRequest
 from durably.errors import FunctionConfigInvalidError, SignatureError
-from durably.webhooks import GitHub, Slack, Source, StandardWebhooks, Stripe, mount_webhook
+from durably.protocol.limits import MAX_EVENT_BYTES
+from durably.webhooks import GitHub, Receiver, Slack, Source, StandardWebhooks, Stripe, mount_webhook
 
 from .docs.pages import ROOT, blocks
 from .frameworks.webhooks import SECRET, payload_of, signed
@@ -72,10 +77,19 @@ def test_the_example_of_the_service_is_verified(source: Source, headers: dict[st
         source.verify(headers, body + b"\n", now)
 
 
-@pytest.mark.parametrize("kind", [Stripe, GitHub, Slack])
-@pytest.mark.parametrize("secrets", [(), ("",), (" ",), (None,), ("right", "")])
-def test_a_missing_secret_is_refused(kind: type[Source], secrets: tuple[str, ...]) -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=rf"webhooks\.{kind.__name__} needs the secret"):
+def test_a_signature_of_slack_has_one_form() -> None:
+    """The id of a command's event is a hash of it."""
+    source, headers, body, now = EXAMPLES[1]
+    signature = headers["x-slack-signature"]
+    for form in (signature.removeprefix("v0="), signature.replace("v0", "v1"), "v0=" + signature):
+        with pytest.raises(SignatureError, match="does not match"):
+            source.verify(headers | {"x-slack-signature": form}, body, now)
+
+
+@pytest.mark.parametrize("kind", [Stripe, GitHub, Slack, functools.partial(StandardWebhooks, name="svix")])
+@pytest.mark.parametrize("secrets", [(), ("",), (" ",), (None,), ("whsec_",), ("right", ""), ("right", " whsec_ ")])
+def test_a_missing_secret_is_refused(kind: Callable[..., Source], secrets: tuple[str, ...]) -> None:
+    with pytest.raises(FunctionConfigInvalidError, match=r"durably\.webhooks\.\w+ needs the secret"):
         kind(*secrets)
 
 
@@ -95,6 +109,29 @@ def test_a_wrong_mount_is_refused() -> None:
         mount_webhook(client, Stripe(SECRET), "https://example.com/x", "webhook")
     with pytest.raises(FunctionConfigInvalidError, match="name"):
         Stripe(SECRET, name="a b")
+
+
+async def test_a_webhook_beyond_the_limit_of_events_is_413_unless_a_source_selects_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GITHUB_WEBHOOK_SECRET", SECRET)
+    [code] = [block.text for block in blocks(ROOT / "docs/how-to/receive-webhooks.md") if "SmallPushes" in block.text]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    engine = durably.Embedded(tmp_path / "durably.db")
+    client = durably.Client(app_id="shop", engine=engine, is_production=False)
+    body = b'{"ref": "main", "commits": "%b"}' % (b"x" * MAX_EVENT_BYTES)
+    headers = {name.lower(): value for name, value in signed("github", body).items()}
+    request = CommRequest(body=body, headers=headers, query_params={}, raw_request=None, request_url="")
+    await engine.start()
+    try:
+        answers = [
+            await Receiver(client, source).handle("POST", request) for source in (GitHub(SECRET), names["source"])
+        ]
+    finally:
+        await engine.stop()
+    assert [answer.status_code for answer in answers] == [413, 200]
+    assert "max_event_bytes" in caplog.text
 
 
 def test_the_app_of_the_docs_starts_one_run_for_a_webhook_that_arrives_twice(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import concurrent.futures
 import contextlib
 import os
 import platform
+import signal
 import socket as sockets
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +26,7 @@ except ImportError as error:
 
 from .client import Client
 from .comm.handler import CommHandler
-from .comm.requests import CommRequest, CommResponse
+from .comm.requests import CommRequest
 from .errors import FunctionConfigInvalidError, RegistrationFailedError, TransportError
 from .functions.function import Function
 from .io.background_loop import get_background_loop
@@ -64,12 +66,14 @@ from .protocol.text import printable
 
 _AGAIN_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 """Seconds before the worker dials again, by the number of failures."""
+_CONNECT_SECONDS = 5.0
 _HANDSHAKE_SECONDS = 10.0
+_CLOSE_SECONDS = 1.0
+"""Seconds in which the engine answers the end of a WebSocket."""
 _ACKNOWLEDGED_SECONDS = 5.0
 """Seconds after which an answer without an acknowledgement is flushed."""
 _FLUSH_TRIES = 5
 _STATUS = {200: ReplyStatus.DONE, 206: ReplyStatus.NOT_COMPLETED}
-_IO = AsyncIO()
 
 
 def connect(
@@ -94,7 +98,7 @@ def connect(
 class _Call:
     request: GatewayExecutorRequestData
     lease_id: str
-    outcome: "concurrent.futures.Future[CommResponse]"
+    outcome: concurrent.futures.Future[bytes]
 
 
 class WorkerConnection:
@@ -135,27 +139,38 @@ class WorkerConnection:
         self._calls: dict[str, _Call] = {}
         self._kept: dict[str, tuple[bytes, float]] = {}
         """Answers without an acknowledgement, and when they were sent."""
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._unsent: asyncio.Queue[bytes] | None = None
+        """Frames for the WebSocket, if there is one."""
         self._closing = asyncio.Event()
-        self._calls_ended = asyncio.Event()
+        self._changed = asyncio.Event()
+        """Set when a call has ended or its answer is acknowledged."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: concurrent.futures.Future[None] | None = None
 
     async def start(self) -> None:
-        """Serve the functions until ``close``. Async functions run on this event loop.
+        """Serve the functions until ``close``, or SIGTERM if the program does not handle it.
 
+        Async functions run on this event loop.
         Dials again if the connection breaks. Raises ``RegistrationFailedError`` if the engine refuses the functions or
         the signing key.
         """
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._ended = get_background_loop().submit(self._serve())
-        await asyncio.shield(asyncio.wrap_future(self._ended))
+        is_main = threading.current_thread() is threading.main_thread()
+        with contextlib.ExitStack() as stack:
+            if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(signal.SIGTERM, self._stop)
+                    stack.callback(loop.remove_signal_handler, signal.SIGTERM)
+            await asyncio.shield(asyncio.wrap_future(self._ended))
+
+    def _stop(self) -> None:
+        get_background_loop().loop.call_soon_threadsafe(self._closing.set)
 
     async def close(self) -> None:
         """Take no more calls, wait for those under way, and disconnect when the engine has their answers."""
         if self._ended is not None:
-            get_background_loop().loop.call_soon_threadsafe(self._closing.set)
+            self._stop()
             with contextlib.suppress(RegistrationFailedError):  # ``start`` raises it.
                 await asyncio.shield(asyncio.wrap_future(self._ended))
 
@@ -180,7 +195,7 @@ class WorkerConnection:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
                         await self._closing.wait()
-                        await self._wait_for_calls()
+                        await self._until(lambda: not self._calls)
         for attempt in range(_FLUSH_TRIES):
             if await self._flush(0):
                 return
@@ -203,17 +218,24 @@ class WorkerConnection:
             raise TransportError(f"the engine answered a start with {answer.status}")
         await self._flush(0)
         started = decode(StartResponse, answer.body)
-        socket = await http.ws_connect(
-            started.gateway_endpoint, protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=0
-        )
-        try:
-            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+        endpoint = started.gateway_endpoint
+        if self._client.api_origin.startswith("https:"):  # An engine behind a proxy may not know that this is so.
+            endpoint = endpoint.replace("ws://", "wss://", 1)
+        async with asyncio.timeout(_HANDSHAKE_SECONDS):
+            socket = await http.ws_connect(
+                endpoint,
+                protocols=(SUBPROTOCOL,),
+                max_msg_size=MAX_FRAME_BYTES,
+                compress=0,
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+            )
+            try:
                 await _receive(socket, Kind.GATEWAY_HELLO)
                 await socket.send_bytes(frame(Kind.WORKER_CONNECT, self._introduction(started)))
                 payload = await _receive(socket, Kind.GATEWAY_CONNECTION_READY)
-        except BaseException:
-            await socket.close()
-            raise
+            except BaseException:
+                await socket.close()
+                raise
         return socket, decode(GatewayConnectionReadyData, payload)
 
     def _introduction(self, started: StartResponse) -> WorkerConnectRequestData:
@@ -239,14 +261,16 @@ class WorkerConnection:
 
     async def _use(self, socket: aiohttp.ClientWebSocketResponse, ready: GatewayConnectionReadyData) -> None:
         """Serve calls until the WebSocket is closed."""
-        self._socket = socket
+        unsent: asyncio.Queue[bytes] = asyncio.Queue()
+        self._unsent = unsent
         heartbeat = _seconds(ready.heartbeat_interval, 10.0)
         pause = min(heartbeat, _seconds(ready.extend_lease_interval, 5.0))
         self._logger.info("connected to the engine, as %s", self._instance_id)
-        helpers = [asyncio.create_task(self._beat(socket, pause)), asyncio.create_task(self._drain(socket))]
+        parts = self._write(socket, unsent), self._beat(pause), self._drain(socket)
+        helpers = [asyncio.create_task(part) for part in parts]
         try:
             while True:
-                received = await socket.receive(timeout=2 * heartbeat + pause)
+                received = await socket.receive(timeout=2 * heartbeat)
                 if received.type is not aiohttp.WSMsgType.BINARY:
                     return
                 message = decode(ConnectMessage, received.data)
@@ -256,40 +280,44 @@ class WorkerConnection:
                     self._renewed(decode(WorkerRequestExtendLeaseAckData, message.payload))
                 elif message.kind == Kind.WORKER_REPLY_ACK:
                     self._kept.pop(decode(WorkerReplyAckData, message.payload).request_id, None)
+                    self._changed.set()
                 elif message.kind == Kind.GATEWAY_CLOSING:
                     return
         finally:
-            self._socket = None
+            self._unsent = None
             for helper in helpers:
                 helper.cancel()
             await asyncio.gather(*helpers, return_exceptions=True)
             await socket.close()
 
-    async def _beat(self, socket: aiohttp.ClientWebSocketResponse, pause: float) -> None:
+    async def _write(self, socket: aiohttp.ClientWebSocketResponse, unsent: asyncio.Queue[bytes]) -> None:
+        while True:
+            await socket.send_bytes(await unsent.get())
+
+    async def _beat(self, pause: float) -> None:
         """Send heartbeats, renew leases, and flush answers that were not acknowledged."""
         while True:
-            await socket.send_bytes(frame(Kind.WORKER_HEARTBEAT))
-            for call in list(self._calls.values()):
+            self._send(Kind.WORKER_HEARTBEAT)
+            for call in self._calls.values():
                 renewal = _of_call(WorkerRequestExtendLeaseData, call.request, lease_id=call.lease_id)
-                await socket.send_bytes(frame(Kind.WORKER_REQUEST_EXTEND_LEASE, renewal))
-            with contextlib.suppress(TransportError):
-                await self._flush(_ACKNOWLEDGED_SECONDS)
+                self._send(Kind.WORKER_REQUEST_EXTEND_LEASE, renewal)
+            await self._flush(_ACKNOWLEDGED_SECONDS)
             await asyncio.sleep(pause)
 
     async def _drain(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         """On ``close``: end the calls, wait for the acknowledgements of their answers, and disconnect."""
         await self._closing.wait()
-        await socket.send_bytes(frame(Kind.WORKER_PAUSE))
-        await self._wait_for_calls()
-        ends = time.monotonic() + _ACKNOWLEDGED_SECONDS
-        while self._kept and time.monotonic() < ends:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        self._send(Kind.WORKER_PAUSE)
+        await self._until(lambda: not self._calls)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ACKNOWLEDGED_SECONDS):
+                await self._until(lambda: not self._kept)
         await socket.close(code=1000, message=SHUTDOWN_REASON.encode())
 
-    async def _wait_for_calls(self) -> None:
-        while self._calls:
-            self._calls_ended.clear()
-            await self._calls_ended.wait()
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        while not is_so():
+            self._changed.clear()
+            await self._changed.wait()
 
     # calls
 
@@ -298,37 +326,19 @@ class WorkerConnection:
         if (handler := self._handlers.get(request.app_name)) is None or self._closing.is_set():
             return
         assert self._loop is not None
+        own_loop = asyncio.get_running_loop()
         self._send(Kind.WORKER_REQUEST_ACK, _of_call(WorkerRequestAckData, request))
         outcome = asyncio.run_coroutine_threadsafe(_answer(handler, request), self._loop)
-        self._calls[request.request_id] = call = _Call(request, request.lease_id, outcome)
-        self._keep(asyncio.create_task(self._finish(call)))
+        self._calls[request.request_id] = _Call(request, request.lease_id, outcome)
+        outcome.add_done_callback(lambda _: own_loop.call_soon_threadsafe(self._finish, request.request_id))
 
-    async def _finish(self, call: _Call) -> None:
-        request = call.request
-        try:
-            response = await asyncio.wrap_future(call.outcome)
-            reply = encode(
-                SDKResponse(
-                    request_id=request.request_id,
-                    account_id=request.account_id,
-                    env_id=request.env_id,
-                    app_id=request.app_id,
-                    status=_STATUS.get(response.status_code, ReplyStatus.ERROR),
-                    body=response.body,
-                    no_retry=response.no_retry,
-                    retry_after=response.retry_after or "",
-                    sdk_version=response.sdk_version or "",
-                    request_version=response.request_version or 0,
-                    system_trace_ctx=request.system_trace_ctx or b"{}",
-                    user_trace_ctx=request.user_trace_ctx,
-                    run_id=request.run_id,
-                )
-            )
-            self._kept[request.request_id] = reply, time.monotonic()
+    def _finish(self, request_id: str) -> None:
+        call = self._calls.pop(request_id)
+        self._changed.set()
+        if not call.outcome.cancelled():
+            reply = call.outcome.result()
+            self._kept[request_id] = reply, time.monotonic()
             self._send(Kind.WORKER_REPLY, reply)
-        finally:
-            del self._calls[request.request_id]
-            self._calls_ended.set()
 
     def _renewed(self, answer: WorkerRequestExtendLeaseAckData) -> None:
         if (call := self._calls.get(answer.request_id)) is None:
@@ -339,19 +349,9 @@ class WorkerConnection:
             self._logger.warning("run %s: the engine has given this call up, so it stops", call.request.run_id)
             call.outcome.cancel()
 
-    def _send(self, kind: Kind, message: Message | bytes) -> None:
-        payload = message if isinstance(message, bytes) else encode(message)
-
-        async def send(socket: aiohttp.ClientWebSocketResponse) -> None:
-            with contextlib.suppress(ConnectionError):
-                await socket.send_bytes(encode(ConnectMessage(kind, payload)))
-
-        if self._socket is not None:
-            self._keep(asyncio.create_task(send(self._socket)))
-
-    def _keep(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _send(self, kind: Kind, message: Message | bytes = b"") -> None:
+        if self._unsent is not None:
+            self._unsent.put_nowait(frame(kind, message))
 
     # HTTP
 
@@ -375,17 +375,34 @@ class WorkerConnection:
         client = self._client
         headers = client.headers("connect") | {Header.CONTENT_TYPE.value: "application/protobuf"}
         request = Request("POST", client.api_origin + path, headers, body, client.request_timeout)
-        return await request_with_keys(_IO, request, client.signing_keys)
+        return await request_with_keys(_FreshIO(), request, client.signing_keys)
 
 
-async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> CommResponse:
-    """Run a call, on the event loop of the app."""
+class _FreshIO(AsyncIO):
+    """Opens a connection for each request: a network that has lost the WebSocket has lost those kept open, too."""
+
+    async def request(self, request: Request) -> Response:
+        timeout = aiohttp.ClientTimeout(request.timeout, sock_connect=_CONNECT_SECONDS)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as http,
+                http.request(
+                    request.method, request.url, headers=request.headers, data=request.body, allow_redirects=False
+                ) as answer,
+            ):
+                return Response(answer.status, await answer.read())
+        except (aiohttp.ClientError, OSError) as error:  # also ``TimeoutError``
+            raise TransportError(f"cannot reach the engine: {error or 'it did not answer in time'}") from None
+
+
+async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> bytes:
+    """Run a call, on the event loop of the app. Returns the encoded answer."""
     headers = {Header.CONTENT_TYPE.value: "application/json", Header.REQUEST_ID.value: request.request_id}
     if request.job_id:
         headers[Header.JOB_ID.value] = request.job_id
     with contextlib.suppress(msgspec.DecodeError):
         headers |= msgspec.json.decode(request.user_trace_ctx or b"{}", type=dict[str, str])
-    return await handler.post(
+    response = await handler.post(
         CommRequest(
             body=request.request_payload,
             headers=headers,
@@ -393,6 +410,23 @@ async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> 
             raw_request=request,
             request_url=CONNECT_URL,
             is_connect=True,
+        )
+    )
+    return encode(
+        SDKResponse(
+            request_id=request.request_id,
+            account_id=request.account_id,
+            env_id=request.env_id,
+            app_id=request.app_id,
+            status=_STATUS.get(response.status_code, ReplyStatus.ERROR),
+            body=response.body,
+            no_retry=response.no_retry,
+            retry_after=response.retry_after or "",
+            sdk_version=response.sdk_version or "",
+            request_version=response.request_version or 0,
+            system_trace_ctx=request.system_trace_ctx or b"{}",
+            user_trace_ctx=request.user_trace_ctx,
+            run_id=request.run_id,
         )
     )
 

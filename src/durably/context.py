@@ -77,8 +77,8 @@ class _RunContext:
     job_id: str | None = None
     max_attempts: int | None = None
     function_id: str = ""
-    _publisher: "Publisher | None" = None
-    _defers: "Defers | None" = None
+    _publisher: Publisher | None = None
+    _defers: Defers | None = None
 
     def progress(self, fraction: float, message: str = "") -> None:
         """Report how far the run is, from 0 to 1, with a short message.
@@ -225,7 +225,7 @@ class DurableTimeout:
         self._clock.add_done_callback(self._expire)
         return self
 
-    def _expire(self, clock: "asyncio.Future[Any]") -> None:
+    def _expire(self, clock: asyncio.Future[Any]) -> None:
         if not clock.cancelled() and clock.exception() is None and self._owner is not None:
             self._has_expired = True
             self._owner.cancel()

@@ -250,13 +250,19 @@ class AskTimeoutError(Error, TimeoutError):
 
 
 class SendEventsError(Error):
-    """Events were not accepted. ``ids`` are those of the accepted events."""
+    """Events were not accepted.
+
+    ``ids`` are those of the accepted events. ``refusal`` is the engine's status of events that it will never accept:
+    413 if they are too large, 400 if they are invalid. Otherwise it is ``None``.
+    """
 
     code = ErrorCode.SEND_EVENT_FAILED
 
-    def __init__(self, message: str, ids: list[str]) -> None:
+    def __init__(self, message: str, ids: list[str], refusal: int | None = None) -> None:
         super().__init__(message)
-        self.ids = ids
+        self.ids, self.refusal = ids, refusal
+        if refusal is not None:
+            self.is_retriable = False
 
 
 class EventUnserializableError(SendEventsError):
@@ -265,10 +271,8 @@ class EventUnserializableError(SendEventsError):
     A retry does not help.
     """
 
-    is_retriable = False
-
     def __init__(self, message: str, ids: list[str] | None = None) -> None:
-        super().__init__(message, ids or [])
+        super().__init__(message, ids or [], 400)
 
 
 class SyncTooSoonError(Error):

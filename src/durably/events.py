@@ -24,7 +24,7 @@ import msgspec
 from durably.functions.diagnostics import find_unserved, is_triggered_by, warn_of_unserved
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
 from durably.io.http_client import IO, AsyncIO, Request, Response
-from durably.protocol.engine_errors import EventInvalidError
+from durably.protocol.engine_errors import EventInvalidError, EventTooLargeError
 from durably.protocol.events import Event
 from durably.protocol.headers import Header, ServerKind, trace_headers
 from durably.protocol.options import TriggerEvent
@@ -115,13 +115,13 @@ _MAX_SHARED_SENDS, _MAX_SHARED_BYTES = 100, 256 * 1024
 class _Answer(msgspec.Struct):
     """The fields of an engine's answer that are read.
 
-    ``error`` is set if not all events were accepted, ``is_final`` if the engine will never accept them.
+    ``error`` is set if not all events were accepted, ``refusal`` is the status if the engine will never accept them.
     """
 
     ids: list[str] | None = None
     error: str | None = None
     unmatched: Any = None
-    is_final: bool = False
+    refusal: int | None = None
 
 
 async def send_events(
@@ -181,7 +181,8 @@ async def _send(app: App, events: list[Event], io: IO, seed: str | None, tracepa
                 app.in_process.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent)
             )
         except Error as error:
-            raise _make_error(error.message, [], is_final=isinstance(error, EventInvalidError)) from None
+            status = 413 if isinstance(error, EventTooLargeError) else 400
+            raise SendEventsError(error.message, [], status if isinstance(error, EventInvalidError) else None) from None
         _warn(app, receipt.unmatched)
         return receipt.ids
     request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
@@ -190,7 +191,7 @@ async def _send(app: App, events: list[Event], io: IO, seed: str | None, tracepa
     if answer.error is not None:
         # An engine may quote the requested path.
         message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
-        raise _make_error(message, answer.ids or [], is_final=answer.is_final)
+        raise SendEventsError(message, answer.ids or [], answer.refusal)
     _warn(app, answer.unmatched if isinstance(answer.unmatched, dict) else {})
     return answer.ids or []
 
@@ -221,7 +222,7 @@ class _WaitingSend(msgspec.Struct, eq=False):
 
     request: Request
     count: int
-    outcome: "asyncio.Future[tuple[str, _Answer | None]]"
+    outcome: asyncio.Future[tuple[str, _Answer | None]]
 
 
 class _SharedSends:
@@ -251,7 +252,7 @@ class _SharedSends:
         finally:
             self._ended()
 
-    def _wait_for_others(self, request: Request, count: int) -> "asyncio.Future[tuple[str, _Answer | None]]":
+    def _wait_for_others(self, request: Request, count: int) -> asyncio.Future[tuple[str, _Answer | None]]:
         loop, size = asyncio.get_running_loop(), len(request.body or b"")
         if len(self._waiting) == _MAX_SHARED_SENDS or self._bytes + size > _MAX_SHARED_BYTES:
             self._send_waiting()
@@ -296,9 +297,7 @@ class _SharedSends:
             self._ended()
 
 
-_shared_sends: "WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[App, _SharedSends]]" = (
-    WeakKeyDictionary()
-)
+_shared_sends: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakKeyDictionary[App, _SharedSends]] = WeakKeyDictionary()
 
 
 def _shared_sends_of(app: App) -> _SharedSends:
@@ -322,18 +321,11 @@ async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
             answer = _Answer(error=f"{error}{advice}")
             continue
         answer = _read(response)
-        answer.is_final = response.status in _FINAL_STATUSES
+        answer.refusal = response.status if response.status in _FINAL_STATUSES else None
         if response.status < 500:
             return answer
     answer.error = f"events not sent after {MAX_ATTEMPTS} attempts: {answer.error}"
     return answer
-
-
-def _make_error(message: str, ids: list[str], *, is_final: bool) -> SendEventsError:
-    error = SendEventsError(message, ids)
-    if is_final:
-        error.is_retriable = False
-    return error
 
 
 def encode_event(event: Event, *, now: int) -> bytes:

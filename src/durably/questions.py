@@ -31,7 +31,7 @@ from durably.values.outputs import encode_as, to_json
 
 from .app import App
 from .errors import DurationInvalidError, FunctionConfigInvalidError, MemoInvalidError, StepError
-from .execution import AsyncCall, StepRequest, SyncCall
+from .execution import AsyncCall, StepRequest, SyncCall, drive
 
 T = TypeVar("T")
 Steps = Generator[StepRequest, Any, T]
@@ -154,7 +154,7 @@ class RunQuestions:
         return self._call.group(name, partial(self.run, steps))
 
     async def run(self, steps: Steps[T]) -> T:
-        """Make steps of an async function."""
+        """Make steps. In a sync function it never suspends."""
         answer = partial(next, steps)
         while True:
             try:
@@ -162,22 +162,14 @@ class RunQuestions:
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             try:
-                answer = partial(steps.send, await self._call.step(request))
+                result = self._call.step(request)
+                answer = partial(steps.send, await result if isinstance(self._call, AsyncCall) else result)
             except StepError as error:
                 answer = partial(steps.throw, error)
 
     def run_sync(self, steps: Steps[T]) -> T:
-        """Make steps of a sync function."""
-        answer = partial(next, steps)
-        while True:
-            try:
-                request = answer()
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            try:
-                answer = partial(steps.send, self._call.step(request))
-            except StepError as error:
-                answer = partial(steps.throw, error)
+        """``run`` for sync functions."""
+        return drive(self.run(steps))
 
 
 def _codec(name: str, typ: Any, app: App) -> Codec | None:

@@ -325,7 +325,7 @@ _warned: set[str] = set()
 _warned_apps: set[str] = set()
 
 
-def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+def warn_of_unused_signing_key(app_id: str, logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
     """Warn that an app in development mode has a signing key.
 
     The warning is given once per process and app. An app that was meant for production would accept unsigned calls. A
@@ -345,9 +345,7 @@ def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.Lo
     )
 
 
-def warn_of_short_signing_keys(
-    keys: Sequence[str | None], logger: "logging.Logger | logging.LoggerAdapter[Any]"
-) -> None:
+def warn_of_short_signing_keys(keys: Sequence[str | None], logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
     """Warn of signing keys that could be guessed, once per process."""
     if any(map(is_short_signing_key, keys)) and SIGNING_KEY.name not in _warned:
         _warned.add(SIGNING_KEY.name)

@@ -27,6 +27,7 @@ from .errors import (
     Error,
     FunctionConfigInvalidError,
     MethodUnsupportedError,
+    SendEventsError,
     SignatureError,
 )
 from .events import Event
@@ -54,7 +55,7 @@ class Source(ABC):
     def __init__(self, *secrets: str, name: str | None = None) -> None:
         what = f"durably.webhooks.{type(self).__name__}"
         for secret in secrets or (None,):
-            if not isinstance(secret, str) or not secret.strip():
+            if not isinstance(secret, str) or not secret.strip().removeprefix("whsec_"):
                 raise FunctionConfigInvalidError(
                     f"{what} needs the secret of the endpoint, which the service shows, and it is empty or missing: "
                     "is the environment variable with it set?"
@@ -148,8 +149,8 @@ class Slack(Source):
     def verify(self, headers: Mapping[str, str], body: bytes, now: float) -> None:
         timestamp = _header(headers, "x-slack-request-timestamp")
         _check_age(timestamp, now)
-        signature = _header(headers, "x-slack-signature").removeprefix("v0=")
-        self.check(b"v0:%b:%b" % (timestamp.encode(), body), [signature])
+        version, _, signature = _header(headers, "x-slack-signature").partition("=")
+        self.check(b"v0:%b:%b" % (timestamp.encode(), body), [signature] if version == "v0" else [])
 
     def read(self, headers: Mapping[str, str], body: bytes) -> Event | str:
         if not _is_form(headers):
@@ -218,6 +219,14 @@ def mount_webhook(client: Client, source: Source, path: str | None, caller: str)
     return Mount("/" + check_serve_path(path, f"{caller}(path=…)").strip("/"), Receiver(client, source), check_size)
 
 
+_NOT_STORED = {
+    HTTPStatus.BAD_REQUEST: "the engine refuses the event as invalid: see the app's log",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the event is larger than the engine accepts: see the app's log",
+    HTTPStatus.SERVICE_UNAVAILABLE: "the event could not be stored: see the app's log",
+}
+"""The answers for events that are not stored. The engine's own message is not for strangers."""
+
+
 class Receiver:
     """Answers the requests of a source. A service repeats a delivery until the answer is 200."""
 
@@ -257,8 +266,10 @@ class Receiver:
         try:
             await send(received)
         except Exception as error:
-            self._log("could not be stored", error)  # The message is about the engine, and not for strangers.
-            return _text_response("the event could not be stored: see the app's log", HTTPStatus.SERVICE_UNAVAILABLE)
+            self._log("could not be stored", error)
+            refusal = error.refusal if isinstance(error, SendEventsError) else None
+            status = HTTPStatus(refusal or HTTPStatus.SERVICE_UNAVAILABLE)
+            return _text_response(_NOT_STORED[status], status)
         return _text_response("")
 
     def _log(self, outcome: str, error: Exception) -> None:
@@ -286,12 +297,12 @@ def _check_age(timestamp: str, now: float) -> None:
     is_number = timestamp.isascii() and timestamp.isdigit() and len(timestamp) < 20
     if not is_number or abs(now - int(timestamp)) > SIGNATURE_TOLERANCE.total_seconds():
         raise SignatureError(
-            "the request was signed more than 5 minutes ago, or the clocks differ: it may be a repeated one"
+            "the request was not signed within the last 5 minutes, or the clocks differ: it may be a repeated one"
         )
 
 
 def _is_form(headers: Mapping[str, str]) -> bool:
-    return headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    return headers.get("content-type", "").lower().startswith("application/x-www-form-urlencoded")
 
 
 def _form(body: bytes) -> dict[str, str]:

@@ -31,3 +31,7 @@ def slow(ctx: durably.ContextSync) -> int:
     time.sleep(float(str(ctx.event.data["seconds"])))
     note(f"end {ctx.run_id}")
     return ctx.attempt
+
+
+if __name__ == "__main__":
+    asyncio.run(durably.connect([(client, [steps, slow])]).start())

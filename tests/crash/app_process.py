@@ -1,6 +1,7 @@
 """The app of the crash tests: functions of all kinds of steps, and a diary of each execution of one.
 
-``python -m tests.crash.app_process PORT DIARY``, with ``DURABLY_DEV`` naming the engine. The diary is appended to, one
+``python -m tests.crash.app_process PORT DIARY``, with ``DURABLY_DEV`` naming the engine. It dials the engine if PORT is
+"connect". The diary is appended to, one
 line of JSON an execution, so that it survives the process. Each execution returns a token of its own: a step's memo
 decides which of its executions counts.
 """
@@ -33,6 +34,7 @@ from durably import (
     TriggerCron,
     TriggerEvent,
 )
+from durably.cli.service import run_until_stopped
 
 NAP = dt.timedelta(milliseconds=150)
 SLEEP = dt.timedelta(seconds=4)
@@ -206,13 +208,21 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
     return [child, answer, journey, voyage, walk, doze, batch, settle, doomed, tick, tock]
 
 
-async def main(port: int, diary: Diary) -> None:
+async def main(port: str, diary: Diary) -> None:
     client = durably.Client(app_id="crash", is_production=False)
+    if port == "connect":
+        connection = durably.connect([(client, define(client, diary))])
+        try:
+            await connection.start()
+        finally:
+            await connection.close()
+        return
     app = tornado.web.Application()
     durably.tornado.serve(app, client, define(client, diary))
-    app.listen(port, "127.0.0.1")
+    app.listen(int(port), "127.0.0.1")
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), Diary(Path(sys.argv[2]))))
+    run = run_until_stopped if sys.argv[1] == "connect" else asyncio.run
+    run(main(sys.argv[1], Diary(Path(sys.argv[2]))))

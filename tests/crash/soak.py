@@ -1,5 +1,6 @@
-"""A long storm: ``python -m tests.crash.soak [--log [postgres|s3]] [--blows 300] [--seed N] [--directory DIR]``.
+"""A long storm: ``python -m tests.crash.soak [--connect] [--log [postgres|s3]] [--blows 300] [--seed N]``.
 
+With ``--connect``, the app dials the engine, and connections are cut too.
 With ``--log``, three engines have a commit log in PostgreSQL, or in moto's S3 server, which is struck too.
 
 Storms of 50 blows follow one another, each on a database of its own, until as many were struck as wanted. Exits with 1,
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--log", nargs="?", const="postgres", choices=("postgres", "s3"), help="three engines with a commit log"
     )
+    parser.add_argument("--connect", action="store_true", help="the app dials the engine, and connections are cut")
     arguments = parser.parse_args()
     seed = random.randrange(1_000_000) if arguments.seed is None else arguments.seed
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="durably-soak-"))
@@ -42,7 +44,9 @@ def main() -> None:
         blows = min(left, _BLOWS_PER_STORM)
         place = directory / str(seed)
         place.mkdir(parents=True)
-        storm = LogStorm(place, seed, store=arguments.log) if arguments.log else Storm(place, seed)
+        storm = (
+            LogStorm(place, seed, store=arguments.log) if arguments.log else Storm(place, seed, dials=arguments.connect)
+        )
         if not asyncio.run(_storm(storm, blows)):
             sys.exit(1)
         if arguments.directory is None:

@@ -16,7 +16,7 @@ import aiohttp
 
 from durably.engine.sqlite.maintenance import check_database
 
-from ..ports import free_port
+from ..ports import Wire, free_port
 from ..waiting import async_eventually
 from .engine_process import LEASE
 from .processes import Victim, until_succeeded
@@ -36,13 +36,15 @@ _LONGEST_STOP = 2 * LEASE.total_seconds()
 @dataclass
 class Storm:
     """``accepted`` are the ids, the senders' own, of the events that the engine has acknowledged, with their names;
-    ``blows`` is what was done to whom, ``faults`` what a crash left behind that should not be."""
+    ``blows`` is what was done to whom, ``faults`` what a crash left behind that should not be. If it ``dials``, the app
+    gets its calls over a connection, which is cut at times."""
 
     directory: Path
     seed: int
     accepted: dict[str, str] = field(default_factory=dict)
     blows: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    dials: bool = False
     clock_was_set: bool = False
 
     def __post_init__(self) -> None:
@@ -51,16 +53,20 @@ class Storm:
         self.engine_url, self.app_url = f"http://127.0.0.1:{engine_port}", f"http://127.0.0.1:{app_port}/api/inngest"
         self.database, self.diary = self.directory / "engine.db", self.directory / "diary.jsonl"
         self.engine = Victim("engine", self.directory / "engine.log", str(engine_port), str(self.database))
-        self.app = Victim(
-            "app", self.directory / "app.log", str(app_port), str(self.diary), DURABLY_DEV=self.engine_url
-        )
+        place, origin = str(app_port), self.engine_url
+        self.wire = Wire(app_port)
+        self.wire.target = engine_port
+        if self.dials:
+            place, origin = "connect", f"http://127.0.0.1:{app_port}"
+            self.app_url = f"{self.engine_url}/v1/apps/crash/functions"
+        self.app = Victim("app", self.directory / "app.log", place, str(self.diary), DURABLY_DEV=origin)
         self._is_over = False
         self._sent = 0
 
     async def rage(self, blows: int) -> None:
         """Strike ``blows`` times while events are sent, and wait until all that was begun has ended."""
         async with self._running(), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as http:
-            await until_succeeded(http.put, self.app_url)
+            await until_succeeded(http.get if self.dials else http.put, self.app_url)
             async with asyncio.TaskGroup() as senders:
                 for _ in range(_SENDERS):
                     senders.create_task(self._send_events(http))
@@ -81,11 +87,14 @@ class Storm:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
+        if self.dials:
+            await self.wire.start()
         self.engine.start()
         self.app.start()
         try:
             yield
         finally:
+            self.wire.close()
             self.engine.kill()
             self.app.kill()
 
@@ -108,6 +117,10 @@ class Storm:
             await asyncio.sleep(_PACE_SECONDS)
 
     async def _strike(self) -> None:
+        if self.dials and self._random.random() < 0.4:
+            self.blows.append("cut")
+            self.wire.cut()
+            return
         victims = self._random.choice([[self.engine], [self.app], [self.engine, self.app]])
         blow = self._random.choices(["kill", "stop", "terminate"], [5, 3, 1])[0]
         self.blows.append(f"{blow} {' and '.join(victim.name for victim in victims)}")

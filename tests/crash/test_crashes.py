@@ -14,14 +14,15 @@ BLOWS = 12
 PATIENCE_SECONDS = 250
 
 
-async def test_nothing_is_lost_in_a_storm(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dials", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["called", "dials"])
+async def test_nothing_is_lost_in_a_storm(dials: bool, tmp_path: Path) -> None:
     seed = int(os.environ.get("CRASH_SEED", "1"))
     print(f"CRASH_SEED={seed}")
-    storm = Storm(tmp_path, seed)
+    storm = Storm(tmp_path, seed, dials=dials)
     async with asyncio.timeout(PATIENCE_SECONDS):
         await storm.rage(BLOWS)
     verdict = Verdict(storm.database, storm.diary, storm.accepted)
-    assert storm.faults + verdict.faults == []
+    assert storm.faults + verdict.faults == [], storm.blows
     assert set(storm.accepted.values()) == set(EVENTS)
 
 

@@ -1,10 +1,13 @@
 """The backend of Django's tasks, in a stock project with the code of the docs, on real servers."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import django
 import pytest
 import urllib3
 
@@ -52,13 +55,16 @@ URLS = """
 import datetime
 import json
 
+import durably
 from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.http import JsonResponse
 from django.urls import path
 from django.utils import timezone
 from django_tasks.exceptions import TaskResultDoesNotExist, TaskResultMismatch
+from durably.django.models import OutboxEvent
 from greetings import tasks
+from greetings.durable import client
 
 
 def start(request, name):
@@ -95,13 +101,62 @@ def show(request, name, id):
     })
 
 
-urlpatterns = [path("start/<name>", start), path("result/<name>/<id>", show)]
+def forge(request, how):
+    with transaction.atomic():  # This event is not sent.
+        task_id = tasks.add.enqueue(1, b=2.0).id
+        fields = json.loads(OutboxEvent.objects.get(event__contains=task_id).event)
+        transaction.set_rollback(True)
+    event = durably.Event(name=fields["name"], id=fields["id"], data=fields["data"])
+    if how == "id":
+        event.id += "2"
+    elif how == "backend":
+        event.name = "django/tasks.retried"
+    elif how == "unsigned":
+        del event.data["signature"]
+    elif how == "empty":
+        event.data = {}
+    elif how != "genuine":
+        event.data[how] = json.loads(request.GET["value"])
+    client.send_sync(event)
+    return JsonResponse({"id": event.id})
+
+
+urlpatterns = [path("start/<name>", start), path("result/<name>/<id>", show), path("forge/<how>", forge)]
+"""
+
+
+def adapted(code: str) -> str:
+    """Code for the installed Django: since version 6 it has the tasks itself."""
+    if django.VERSION < (6,):
+        return code
+    return code.replace(', "django_tasks"', "").replace("django_tasks", "django.tasks")
+
+
+WITHOUT_TIME_ZONES = """
+import django
+from myproject import settings
+
+settings.USE_TZ = False
+settings.TASKS["elsewhere"] = {"BACKEND": settings.BACKEND, "OPTIONS": {"using": "elsewhere"}}
+django.setup()
+
+from django.core.checks import run_checks
+from django.utils import timezone
+from greetings import tasks
+
+assert [error.id for error in run_checks()] == ["durably.E001"]
+result = tasks.add.enqueue(1)
+again = tasks.add.get_result(result.id)
+assert again.enqueued_at == result.enqueued_at
+while not again.is_finished:
+    again.refresh()
+assert again.enqueued_at <= again.started_at <= again.finished_at <= timezone.now()
 """
 
 
 class Site:
-    def __init__(self, server: Server) -> None:
-        self.server = server
+    def __init__(self, server: Server, directory: Path) -> None:
+        self.server, self.directory = server, directory
 
     def get(self, path: str) -> Any:
         answer = urllib3.request("GET", f"{self.server.origin}{path}", timeout=60)
@@ -129,15 +184,16 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     directory = tmp_path_factory.mktemp("tasks")
     code = {block.text.split("\n")[0]: block.text for block in blocks(ROOT / "docs/how-to/run-django-tasks.md")}
     make_project("Django", directory, is_installed_app=True, durable=code["# shop/durable.py"])
-    (directory / "greetings" / "tasks.py").write_text(code["# shop/tasks.py"] + TASKS)
-    (directory / "myproject" / "urls.py").write_text(URLS)
+    (directory / "greetings" / "tasks.py").write_text(adapted(code["# shop/tasks.py"] + TASKS))
+    (directory / "myproject" / "urls.py").write_text(adapted(URLS))
     settings = directory / "myproject" / "settings.py"
-    settings.write_text(settings.read_text().replace('INSTALLED_APPS += ["greetings", "durably.django"]', SETTINGS))
+    stock = 'INSTALLED_APPS += ["greetings", "durably.django"]'
+    settings.write_text(settings.read_text().replace(stock, adapted(SETTINGS)))
     for command in ("migrate", "check"):
         subprocess.run([sys.executable, "manage.py", command, "-v0"], cwd=directory, check=True, timeout=120)
     with running(SERVERS[request.param], directory, DURABLY_DEV="1") as server:
         eventually(lambda: server.get("/") == 404, server.log)
-        yield Site(server)
+        yield Site(server, directory)
 
 
 @pytest.mark.parametrize("query", ["?args=[1,2]", "?args=[1,2]&async"])
@@ -181,3 +237,27 @@ def test_a_task_of_a_transaction_that_is_rolled_back_does_not_exist(site: Site) 
     assert site.result("add", result_id) == {"error": "TaskResultDoesNotExist"}
     assert site.result("add", "unknown") == {"error": "TaskResultDoesNotExist"}
     assert site.result("fail", site.start("add", "?args=[1]")) == {"error": "TaskResultMismatch"}
+
+
+def test_times_are_as_the_projects_and_a_backend_without_a_client_is_reported(site: Site) -> None:
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "myproject.settings", "DURABLY_DEV": "1"}
+    command = [sys.executable, "-c", WITHOUT_TIME_ZONES]
+    subprocess.run(command, cwd=site.directory, check=True, timeout=60, env=environment)
+
+
+FORGED = ["unsigned", "empty", "id", "backend", 'task?value="greetings.views"', "args?value=[3]", "kwargs?value={}"]
+FORGED += ["priority?value=9", 'queue?value="mail"', 'run_after?value="never"', 'signature?value="a"']
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_an_event_that_the_project_has_not_signed_runs_no_task(site: Site, how: str) -> None:
+    event_id = site.get(f"/forge/{how}")["id"]
+    ended = f"SELECT status || output FROM runs JOIN events ON event_key = events.key WHERE sender_id = '{event_id}'"
+    [outcome] = eventually(lambda: site.server.query(f"{ended} AND runs.ended_at IS NOT NULL"), "the run ends")
+    assert outcome.startswith("Failed")
+    assert "no valid signature" in outcome
+    assert site.result("add", event_id) == {"error": "TaskResultDoesNotExist"}
+
+
+def test_a_signed_event_runs_its_task(site: Site) -> None:
+    assert site.finished("add", site.get("/forge/genuine")["id"])["value"] == 3

@@ -14,7 +14,7 @@ from .servers import Server
 from .webhooks import OLD_SECRET, SECRET, SOURCES, payload_of, signed
 
 EVENTS = f"/e/{app_calls.EVENT_KEY}"
-FORM = "application/x-www-form-urlencoded"
+FORM = "Application/X-WWW-Form-urlencoded"
 
 
 def send(server: Server, source: str, body: bytes, headers: dict[str, str], method: str = "POST") -> app_calls.Answer:
@@ -117,11 +117,16 @@ def test_other_methods_are_405(server: Server, engine: FakeEngine) -> None:
     assert engine.to(EVENTS) == []
 
 
-def test_a_service_repeats_a_webhook_that_the_engine_has_not_stored(server: Server, engine: FakeEngine) -> None:
-    engine.answers[EVENTS] = 400, {"error": f"nothing at {EVENTS}"}
-    for source in ("stripe", "away"):
-        body, _, _ = payload_of(source)
-        answer = send(server, source, body, signed(source, body))
-        assert answer.status == 503
-        assert app_calls.EVENT_KEY.encode() not in answer.body
-        assert b"127.0.0.1" not in answer.body
+@pytest.mark.parametrize(
+    ("source", "engines", "status"),
+    [("stripe", 401, 503), ("away", 0, 503), ("stripe", 400, 400), ("stripe", 413, 413)],
+)
+def test_a_service_repeats_a_webhook_that_the_engine_may_store_later(
+    server: Server, engine: FakeEngine, source: str, engines: int, status: int
+) -> None:
+    engine.answers[EVENTS] = engines, {"error": f"nothing at {EVENTS}"}
+    body, _, _ = payload_of(source)
+    answer = send(server, source, body, signed(source, body))
+    assert answer.status == status
+    assert app_calls.EVENT_KEY.encode() not in answer.body
+    assert b"127.0.0.1" not in answer.body

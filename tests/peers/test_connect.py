@@ -64,7 +64,7 @@ def test_an_error_fails_the_run(app: PeerApp) -> None:
 
 
 def test_a_call_may_last_longer_than_its_lease(app: PeerApp) -> None:
-    app.start(["slow"], seconds=21)
+    app.start(["slow"], seconds=46)
     assert app.output("slow") == "done"
     (run_id,) = (app.run_id("slow"),)
     assert not any(step["attempt"] for step in app.steps("slow")), run_id

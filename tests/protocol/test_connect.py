@@ -70,8 +70,16 @@ def test_unknown_fields_are_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x0a\x05ab", b"\x0a", b"\x08\x01", b"\x0a\x01\xff", b"\x0b", b"\x08" + b"\xff" * 11]
+    "data",
+    [b"\x0a\x05ab", b"\x0a", b"\x08\x01", b"\x0a\x01\xff", b"\x0b", b"\x08" + b"\xff" * 11, b"\xf8\x07\x01" * 300],
 )
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(FrameInvalidError):
         decode(connect.AppConfiguration, data)
+
+
+def test_many_fields_are_refused_before_they_are_decoded() -> None:
+    apps = encode(connect.WorkerConnectRequestData(apps=[connect.AppConfiguration("app")] * 100))
+    assert len(decode(connect.WorkerConnectRequestData, apps).apps) == 100
+    with pytest.raises(FrameInvalidError, match="fields"):
+        decode(connect.WorkerConnectRequestData, apps * 3)

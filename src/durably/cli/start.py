@@ -31,6 +31,7 @@ from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseLostError, DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.headers import ServerKind
+from durably.protocol.limits import MAX_EVENT_BYTES
 from durably.protocol.text import get_logger, is_name, redact_url
 from durably.settings import (
     DASHBOARD_KEY,
@@ -153,6 +154,14 @@ def _address(text: str) -> tuple[str, int]:
     help="The dashboard's address as people reach it. Its path is a prefix that a proxy removes.",
 )
 @click.option(
+    "--max-event-bytes",
+    default=MAX_EVENT_BYTES,
+    show_default=True,
+    type=click.IntRange(1),
+    metavar="N",
+    help="The largest size of an event, as JSON. On Temporal it is at most 1,000,000.",
+)
+@click.option(
     "--retention",
     type=read_age,
     metavar="AGE",
@@ -201,6 +210,7 @@ def start(otel: bool, **given: Any) -> None:
             unsigned_apps=frozenset(options.unsigned_apps),
             backoff=standard_backoff,
             allow_private_addresses=options.allow_private_addresses,
+            max_event_bytes=options.max_event_bytes,
             max_steps=options.max_steps,
             max_depth=options.max_depth,
             retention=options.retention,
@@ -243,6 +253,7 @@ class StartOptions(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval: float
     max_connections: int
     allow_private_addresses: bool
+    max_event_bytes: int
     max_steps: int
     max_depth: int
     unsigned_apps: tuple[str, ...]

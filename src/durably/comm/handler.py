@@ -466,7 +466,7 @@ class CommHandler:
             self.client.logger.error(RAISED_MESSAGE, printable(source), type(error).__name__, exc_info=error)
 
 
-_over_http: "weakref.WeakSet[CommHandler]" = weakref.WeakSet()
+_over_http: weakref.WeakSet[CommHandler] = weakref.WeakSet()
 
 
 def functions_of(client: App) -> list[Function[Any]]:

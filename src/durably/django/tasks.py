@@ -1,17 +1,22 @@
 """The backend of Django's tasks: ``TASKS = {"default": {"BACKEND": "durably.django.TaskBackend"}}``.
 
 ``enqueue`` writes an event into the outbox, as a part of the current transaction. Each backend has a durable function
-with one step, which runs the task. The event's id is the id of the result, which is read from the engine.
+with one step, which runs the task. The event's id is the id of the result, which is read from the engine. The project's
+``SECRET_KEY`` signs the event: others who may send events cannot run tasks or import modules.
 """
 
 import builtins
 import datetime as dt
 import json
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
+from django.conf import settings
+from django.core import checks
+from django.core.signing import BadSignature, Signer
 from django.db import DEFAULT_DB_ALIAS
 from django.utils import timezone
 from django.utils.module_loading import import_string
@@ -41,10 +46,11 @@ import durably.errors
 from durably.client import Client
 from durably.context import ContextSync
 from durably.engine_client import block, execute, find_run
-from durably.errors import FunctionConfigInvalidError
+from durably.errors import FunctionConfigInvalidError, NonRetriableError
+from durably.events import encode_event
 from durably.functions.function import Function
 from durably.io.http_client import IO
-from durably.protocol.errors import Error, ErrorData, describe_error, error_message, format_stack
+from durably.protocol.errors import Error, ErrorCode, ErrorData, StepError, describe_error, error_message, format_stack
 from durably.protocol.events import Event, RunStatus
 from durably.protocol.options import Priority, TriggerEvent
 
@@ -76,15 +82,26 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         self._function_options = dict(self.options)
         self._using: str = self._function_options.pop("using", DEFAULT_DB_ALIAS)
         self._event_name = f"django/tasks.{alias}"
+        self._signer = Signer(salt=f"durably.{self._event_name}")
+
+    def check(self, **kwargs: Any) -> Iterator[Any]:
+        yield from super().check(**kwargs)
+        try:
+            self._client()
+        except FunctionConfigInvalidError as error:
+            yield checks.Error(str(error), id="durably.E001")
 
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Enqueue a task when the current transaction commits. Raises the errors of ``durably.django.send``."""
         self.validate_task(task)
-        result = self._make(task, str(uuid.uuid4()), args, kwargs, enqueued_at=timezone.now())
+        ts = int(time.time() * 1000)
+        result = self._make(task, str(uuid.uuid4()), args, kwargs, enqueued_at=_to_datetime(ts))
         run_after = None if task.run_after is None else task.run_after.astimezone(dt.UTC).isoformat()
         data = {"task": task.module_path, "args": result.args, "kwargs": result.kwargs, "queue": task.queue_name}
         data |= {"priority": task.priority, "run_after": run_after}
-        send(Event(name=self._event_name, id=result.id, data=data), using=self._using)
+        event = Event(name=self._event_name, id=result.id, data=data, ts=ts)
+        data["signature"] = self._signer.signature(_signed_text(event))
+        send(event, using=self._using)
         task_enqueued.send(type(self), task_result=result)
         return result
 
@@ -107,6 +124,13 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         options |= self._function_options
 
         def run_task(ctx: ContextSync) -> Any:
+            try:
+                self._verify(ctx.event)
+            except BadSignature:
+                raise NonRetriableError(
+                    f"the event {ctx.event.id} has no valid signature of a task: another program has sent it, its id "
+                    "or data were changed, or SECRET_KEY differs (keep former keys in SECRET_KEY_FALLBACKS)"
+                ) from None
             if (run_after := ctx.event.data["run_after"]) is not None:
                 ctx.step.sleep_until(_RUN_AFTER, dt.datetime.fromisoformat(run_after))
             return ctx.step.run(_STEP, self._run, ctx)
@@ -122,12 +146,16 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
             )
         return relays[self._using].client
 
+    def _verify(self, event: Event) -> None:
+        """Raises ``BadSignature`` unless a backend with this alias has made the event."""
+        self._signer.unsign(f"{_signed_text(event)}:{event.data.get('signature')}")
+
     def _task(self, data: Mapping[str, Any]) -> Any:
-        """The task of an event. Raises ``ImportError``, and ``TypeError`` for something else than a task."""
+        """The task of a verified event. Raises ``ImportError``, and ``TypeError`` for something else than a task."""
         task = import_string(data["task"])
         if not isinstance(task, Task):
             raise TypeError(f"{data['task']} is not a task")
-        run_after = None if data["run_after"] is None else dt.datetime.fromisoformat(data["run_after"])
+        run_after = None if data["run_after"] is None else _local(dt.datetime.fromisoformat(data["run_after"]))
         return task.using(priority=data["priority"], queue_name=data["queue"], run_after=run_after, backend=self.alias)
 
     def _make(self, task: Any, result_id: str, args: Any, kwargs: Any, **fields: Any) -> Any:
@@ -176,7 +204,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         if event.id != result_id or event.name != self._event_name:
             return None
         result = self._make_of(event)
-        if waiting.error:
+        if result is not None and waiting.error:
             refused = ErrorData(name="SendEventsError", message=waiting.error)
             _set(result, status=TaskResultStatus.FAILED, errors=[_to_error(refused)])
         return result
@@ -189,7 +217,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         if stored is None:
             return None
         result = self._make_of(Event(name=stored.name, data=stored.data, id=result_id, ts=stored.ts))
-        if not stored.runs:
+        if result is None or not stored.runs:
             return result
         run = await find_run(client, stored.runs[0].id, io)
         steps = await execute(client, "run_steps", {"run_id": run.id}, io)
@@ -209,9 +237,9 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         _set(
             result,
             status=_status_of(run, is_running=is_running),
-            started_at=begun[0] if begun else None,
-            last_attempted_at=begun[-1] if begun else None,
-            finished_at=run.ended_at,
+            started_at=_local(begun[0]) if begun else None,
+            last_attempted_at=_local(begun[-1]) if begun else None,
+            finished_at=None if run.ended_at is None else _local(run.ended_at),
             errors=[_to_error(error) for error in errors],
             worker_ids=[run.id] * max(len(begun), len(errors)),
             _return_value=run.decode_output() if run.status is RunStatus.COMPLETED else None,
@@ -219,27 +247,39 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         return result
 
     def _make_of(self, event: Event) -> Any:
-        task, data = self._task(event.data), event.data
+        """A result that is ready. ``None`` if the event is not of a task, or its task does not exist any more."""
+        try:
+            self._verify(event)
+            task, data = self._task(event.data), event.data
+        except (BadSignature, ImportError, TypeError):
+            return None
         return self._make(task, event.id, data["args"], data["kwargs"], enqueued_at=_to_datetime(event.ts))
 
 
-class _TaskFailedError(Error):
-    """An error of a task. Its name is the path of the class."""
+class _TaskFailedError(StepError):
+    """An error of a task. Its name is the path of the class. It is retried, unlike other errors of steps."""
+
+    code = ErrorCode.UNKNOWN
+    is_retriable = True
 
     def __init__(self, raised: BaseException) -> None:
-        super().__init__(error_message(raised))
         kind = type(raised)
-        is_builtin = kind.__module__ == "builtins"
-        self._name = kind.__name__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
-        self._stack = format_stack(raised)
+        path = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        super().__init__(error_message(raised), path, format_stack(raised))
 
-    @property
-    def name(self) -> str:
-        return self._name
 
-    @property
-    def stack(self) -> str | None:
-        return self._stack
+def _signed_text(event: Event) -> str:
+    """The text that a signature covers. It does not depend on how an engine writes numbers.
+
+    Raises ``EventUnserializableError``.
+    """
+
+    def to_number(text: str) -> int | float:
+        return int(number) if (number := float(text)).is_integer() else number
+
+    wire = json.loads(encode_event(event, now=event.ts), parse_float=to_number)
+    data = wire.get("data") or {}
+    return json.dumps([event.id, {**data, "signature": None}], sort_keys=True)
 
 
 def _to_error(error: ErrorData) -> Any:
@@ -267,7 +307,12 @@ def _status_of(run: Any, *, is_running: bool) -> Any:
 
 
 def _to_datetime(milliseconds: int) -> dt.datetime:
-    return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+    return _local(dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC))
+
+
+def _local(at: dt.datetime) -> dt.datetime:
+    """A time as Django has it: without a zone if the project has none."""
+    return at if settings.USE_TZ else timezone.make_naive(at)
 
 
 def _set(result: Any, **fields: Any) -> None:

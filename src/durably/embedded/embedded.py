@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from durably.engine.api.interface import OPERATIONS
 from durably.engine.api.metrics import Metric
@@ -23,7 +23,7 @@ from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
 from durably.settings import Environment
 
-from . import late, sockets
+from . import sockets
 from .handle import InProcessHandle
 from .log_node import LogNode
 from .network import Network, TlsFiles
@@ -32,6 +32,9 @@ from .process import TIMEOUT_SECONDS, EngineMovedError, ProcessEngine
 from .server_start import refuse_green_threads
 from .worker import LocalWorker
 from .worker_resource import Timing
+
+if TYPE_CHECKING:
+    from durably.engine.api.http.metrics import EngineCollector
 
 _HEARTBEATS_PER_LEASE = 10
 
@@ -229,7 +232,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     # metrics
 
-    def prometheus_collector(self, *, in_leader_only: bool = False) -> "late.EngineCollector":
+    def prometheus_collector(self, *, in_leader_only: bool = False) -> "EngineCollector":
         """A collector of the engine's metrics for ``prometheus_client``::
 
             prometheus_client.REGISTRY.register(engine.prometheus_collector())
@@ -238,7 +241,9 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         its own. ``in_leader_only``: only the leader
         exposes them, for apps whose processes are all scraped. If no engine answers within 5 s, ``durably_up`` is 0.
         """
-        return late.EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
+        from durably.engine.api.http.metrics import EngineCollector
+
+        return EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
 
     def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
         if in_leader_only and not self._process.is_leader:

@@ -5,11 +5,12 @@ It serves those of its machine at a Unix socket, and, with a commit log, those o
 
 import asyncio
 import contextvars
+import importlib
 import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -30,11 +31,14 @@ from durably.protocol.events import ErrorBody
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
-from . import late, sockets
+from . import sockets
 from .network import Network
 from .process import EngineMovedError
 from .worker import LocalWorker
 from .worker_resource import Timing
+
+if TYPE_CHECKING:
+    from .remote_workers import LeaderApi, Workers
 
 LOCK_NOTE = "in-process"
 """The note in the lock file. It means that the leader has a socket."""
@@ -64,10 +68,10 @@ class Leader:
         self._lock = lock
         self._dispatcher = Dispatcher(settings)
         self._slots = self._dispatcher.add(worker, worker.capacity(), is_local=True)
-        self._workers: late.Workers | None = None
+        self._workers: Workers | None = None
         """Those in other processes, since the first of these has connected."""
         self._acceptor: Acceptor | None = None
-        self._api: late.LeaderApi | None = None
+        self._api: LeaderApi | None = None
         self._opening_api: asyncio.Task[None] | None = None
         self._socket = Path()
         self._log, self._network = log, network
@@ -263,20 +267,22 @@ class Leader:
     async def _open_api(self) -> None:
         """Open the API once the runs are recovered. Its import takes long, hence the thread."""
         try:
-            await asyncio.to_thread(getattr, late, "LeaderApi")
+            await asyncio.to_thread(importlib.import_module, "durably.embedded.remote_workers")
+            from .remote_workers import LeaderApi, Workers
+
             await self._has_recovered.wait()
-            workers = late.Workers(self._dispatcher, self._timing, self._sync)
-            self._api = await late.LeaderApi.open(self.engine, workers, self._log, self._network, self._listener)
+            workers = Workers(self._dispatcher, self._timing, self._sync)
+            self._api = await LeaderApi.open(self.engine, workers, self._log, self._network, self._listener)
             self._workers = workers
         except Exception:
             _logger.exception("process %d cannot serve the other processes of the database", os.getpid())
             raise
 
 
-_STARTING = msgspec.json.encode(ErrorBody(error="the engine starts: repeat the request", status=503))
+_body = msgspec.json.encode(ErrorBody(error="the engine starts: repeat the request", status=503))
 _STARTING = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 0\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b" % (len(_STARTING), _STARTING)
+    b"content-length: %d\r\n\r\n%b" % (len(_body), _body)
 )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from durably.engine.api.counters import read_log_gauges
 from durably.engine.api.metrics import Metric
@@ -23,13 +23,15 @@ from durably.engine.sqlite.files import DatabaseLock, check_place
 from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError, DatabaseUnavailableError
 from durably.protocol.text import get_logger
 
-from . import late
 from .leader import LOCK_NOTE, Leader
 from .network import Network, RemoteLeader
 from .node import RETRY_SECONDS, STARTUP_DELAY_SECONDS, Node
 from .process import EngineMovedError
 from .worker import LocalWorker
 from .worker_resource import Timing
+
+if TYPE_CHECKING:
+    from .follower import Follower
 
 _LOOK_SECONDS = 0.1
 """Seconds between two looks for the file's lock, or for the leader in the log."""
@@ -109,7 +111,7 @@ class LogNode(Node):
 
     # the role
 
-    async def _find_role(self) -> "Leader | late.Follower":
+    async def _find_role(self) -> "Leader | Follower":
         check_place(self._database)
         refuse_foreign(self._database)
         self._make_directories()
@@ -131,35 +133,35 @@ class LogNode(Node):
                 if follower is not None:
                     await follower.lose()
                     continue
+                began = self.loop.time()
             self._check_holder(waited)
             await asyncio.sleep(_LOOK_SECONDS)
             waited += _LOOK_SECONDS
 
-    async def _follow_leader(self) -> "late.Follower | None":
+    async def _follow_leader(self) -> "Follower | None":
         """Follow the leader in the log. Raises as ``Follower.connect`` does, and ``LogUnavailableError``."""
         leader = await asyncio.to_thread(self._log.find_leader)
         if leader is None or leader.node == self._node_here():
             self._silent_socket = None  # It may only have paused.
             return await self._follow()
         remote = RemoteLeader(leader.node, leader.address, self._log.key, self._network.client_tls)
+        patience = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as patience:
+            async with patience:
                 watching = self.loop.create_task(self._end_patience(patience, leader.node))
                 try:
-                    follower = await late.Follower.connect(remote, self._worker, self._timing)
+                    return await self._connect(remote)
                 finally:
                     watching.cancel()
         except (TimeoutError, EngineMovedError) as error:
+            if patience.expired():  # It no longer leads, so it does not matter why it does not answer.
+                return None
             why = str(error) or "it does not answer"
             raise EngineMovedError(
                 f"the leader at {leader.address} cannot be reached ({why}): if it runs, let this machine connect to "
                 "that address, or give Embedded another address there",
                 is_unclear=False,
             ) from None
-        _logger.info(
-            "process %d follows the leader of the database %s at %s", os.getpid(), self._database, leader.address
-        )
-        return follower
 
     async def _end_patience(self, patience: asyncio.Timeout, node: str) -> None:
         """Let ``patience`` expire when the process ``node`` no longer leads."""
@@ -175,12 +177,13 @@ class LogNode(Node):
         """Leave a leader that does not know that it was replaced, because it does not reach the log."""
         while True:
             await asyncio.sleep(self._log.lease)
-            if (role := self._get_role()) is not None and not isinstance(role, Leader):
+            if (follower := self._follower) is not None:
                 with contextlib.suppress(LogUnavailableError):
                     leader = await asyncio.to_thread(self._log.find_leader)
-                    followed = role.leader.node if isinstance(role.leader, RemoteLeader) else self._node_here()
-                    if leader is not None and leader.node != followed:
-                        await role.lose()
+                    followed = follower.leader
+                    node = followed.node if isinstance(followed, RemoteLeader) else self._node_here()
+                    if leader is not None and leader.node != node:
+                        await follower.lose()
 
     # the standby
 
@@ -228,10 +231,8 @@ class LogNode(Node):
         self._elected = elected = self.loop.create_future()
         leader: Leader | None = None
         try:
-            if (role := self._get_role()) is not None and not isinstance(
-                role, Leader
-            ):  # Its leader makes no calls now.
-                await role.lose()
+            if (follower := self._follower) is not None:  # Its leader makes no calls now.
+                await follower.lose()
             leader = await Leader.open(
                 self._database, self._settings, self._worker, self._timing, lock, None, self._log, self._network
             )

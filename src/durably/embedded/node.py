@@ -8,7 +8,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from durably.engine.api.interface import OPERATIONS
 from durably.engine.model.settings import EngineSettings
@@ -28,11 +28,15 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from . import late, sockets
+from . import sockets
 from .leader import LOCK_NOTE, Leader
+from .network import RemoteLeader
 from .process import EngineMovedError, NodeClosedError
 from .worker import LocalWorker
 from .worker_resource import Timing
+
+if TYPE_CHECKING:
+    from .follower import Follower
 
 _SEARCH_SECONDS = 0.025
 """Seconds between two attempts to find a leader or get the lock."""
@@ -76,7 +80,7 @@ class Node:
         self._worker = worker
         self._timing = timing
         self._is_closed = False
-        self._role: asyncio.Future[Leader | late.Follower] = loop.create_future()
+        self._role: asyncio.Future[Leader | Follower] = loop.create_future()
         self._first_attempt: asyncio.Future[None] = loop.create_future()
         self._task: asyncio.Task[None] | None = None
         self.last_error: Exception | None = None
@@ -128,7 +132,13 @@ class Node:
         role = self._get_role()
         return role if isinstance(role, Leader) else None
 
-    def _get_role(self) -> "Leader | late.Follower | None":
+    @property
+    def _follower(self) -> "Follower | None":
+        """The connection to the leader, if this process is a follower."""
+        role = self._get_role()
+        return None if isinstance(role, Leader) else role
+
+    def _get_role(self) -> "Leader | Follower | None":
         role = self._role
         return role.result() if role.done() and role.exception() is None else None
 
@@ -155,10 +165,10 @@ class Node:
         if not self._role.done():
             _fail(self._role, NodeClosedError("the node of this process is closed"))
         elif (role := self._get_role()) is not None:
-            if not isinstance(role, Leader):
+            if (follower := self._follower) is not None:
                 with contextlib.suppress(EngineMovedError, EngineError, TimeoutError):
                     async with asyncio.timeout(self._timing.heartbeat):
-                        await role.update()
+                        await follower.update()
                 await self._worker.finish(self._settings.close_grace.total_seconds())
             await role.close()
             self.holds_database = False
@@ -237,7 +247,7 @@ class Node:
             )
         self.last_error = error
 
-    async def _find_role(self) -> "Leader | late.Follower":
+    async def _find_role(self) -> "Leader | Follower":
         """Find a leader, or become one.
 
         A leader that answers is never replaced, even if it refuses this process: then the attempt fails, and ``_run``
@@ -297,19 +307,28 @@ class Node:
             )
         return is_node
 
-    async def _follow(self) -> "late.Follower | None":
+    async def _follow(self) -> "Follower | None":
         """Raises ``EngineMovedError`` if the connection breaks, and ``EngineError`` if the leader refuses it."""
         newest = sockets.newest(self._directory)
         if newest is None or newest == self._silent_socket:
             return None
         try:
-            follower = await late.Follower.connect(newest, self._worker, self._timing)
+            follower = await self._connect(newest)
         except TimeoutError:
             self._silent_socket = newest
             return None
         self._silent_socket = None
+        return follower
+
+    async def _connect(self, leader: Path | RemoteLeader) -> "Follower | None":
+        """Raises as ``Follower.connect`` does."""
+        # It has an HTTP client, which takes more time and memory than the engine. An app in one process does without.
+        from .follower import Follower
+
+        follower = await Follower.connect(leader, self._worker, self._timing)
         if follower is not None:
-            _logger.info("process %d follows the leader of the database %s at %s", os.getpid(), self._database, newest)
+            place = leader.address if isinstance(leader, RemoteLeader) else leader
+            _logger.info("process %d follows the leader of the database %s at %s", os.getpid(), self._database, place)
         return follower
 
     async def _lead(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Leader | None:
@@ -331,7 +350,7 @@ class Node:
         return leader
 
 
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # It is no mistake if nothing waits for it.

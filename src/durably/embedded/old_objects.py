@@ -1,8 +1,8 @@
 """Old objects, which most garbage collections leave out while an engine runs in the process.
 
 Python collects the objects of all generations when those that survived since the last time are a quarter of all. The
-old ones are mostly modules, and an engine under load has thousands of objects under way, so the collector would take a
-fifth of the app's time, nearly all of it for objects that are never garbage. ``gc.freeze`` excludes them.
+old ones are mostly modules, and an engine under load has thousands of objects under way, so the collector would take
+10 to 22 % of the app's time, nearly all of it for objects that are never garbage. ``gc.freeze`` excludes them.
 
 Nothing is excluded for good. ``gc.collect()`` visits all objects as ever, and from time to time the engine's thread
 calls it. An app that has frozen its objects, or has turned the collector off, has decided itself.

@@ -6,6 +6,7 @@ and the behaviour at forks. A node is the process's connection to the engine: se
 
 import asyncio
 import contextlib
+import datetime as dt
 import os
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -507,6 +508,7 @@ class ProcessEngine(Generic[N]):
         else:
             settings = EngineSettings(
                 backoff=standard_backoff if True in modes else dev_backoff,
+                close_grace=dt.timedelta(seconds=20 if True in modes else 5),
                 # Not in a process without functions: the settings of the others are unknown.
                 allow_private_addresses=modes == {False},
             )

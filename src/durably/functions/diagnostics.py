@@ -210,7 +210,7 @@ def is_triggered_by(function: Made, names: Iterable[str]) -> bool:
     return any(not events.isdisjoint(patterns_of(name)) for name in names)
 
 
-def warn_of_unserved(functions: Sequence[Made], logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+def warn_of_unserved(functions: Sequence[Made], logger: logging.Logger | logging.LoggerAdapter[Any]) -> None:
     """Warn of functions without a handler, except in a test run, which imports functions without serving them."""
     if functions and not is_test_run():
         logger.warning("some functions do not run: %s", report_unserved(functions))

@@ -5,7 +5,7 @@ takes messages (``app.send_task``) and what has results (``app.backend``). Celer
 those that follow, and a chord a group whose tasks have the signature of its body. A run does what a worker does after
 its task: each continuation is a step that starts a run with the id of its task, once.
 
-Private part of Celery (checked with 5.7): ``app._backend``, the cache of ``app.backend``.
+Private parts of Celery (checked with 5.7): ``app._backend``, the cache of ``app.backend``, and ``app._fixups``.
 """
 
 import builtins
@@ -23,9 +23,12 @@ except ImportError as error:
 
 import celery.exceptions
 import celery.schedules
+import celery.signals
+from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.backends.base import BaseBackend
 from celery.canvas import Signature
+from celery.fixups.django import DjangoFixup
 from celery.result import AsyncResult, GroupResult
 from celery.utils.time import maybe_make_aware, rate
 from kombu.exceptions import EncodeError
@@ -72,21 +75,29 @@ def functions(
     """A durable function for each task and each beat entry of a Celery app, for ``serve``.
 
     From then on, ``delay``, ``apply_async``, ``send_task`` and canvas start runs in this process, and ``AsyncResult``
-    reads them. Call it in the module that serves, not in the one that Celery's workers import.
+    reads them. In Celery's workers and beat it changes nothing and returns no functions.
 
     - ``exclude``: Names of tasks that stay on Celery: they go to its broker, as tasks of other apps do.
-    - ``ignore``: Options without an equivalent that shall have no effect: ``time_limit``, ``soft_time_limit``,
-      ``priority``.
+    - ``ignore``: Options without an equivalent that shall have no effect: ``time_limit``, ``soft_time_limit`` (with
+      or without ``task_``), ``priority``.
 
     Raises ``FunctionConfigInvalidError``, which names the task or the entry, the option, and the remedy.
     """
-    return _Bridge(app, client, frozenset(exclude), frozenset(ignore)).make_functions()
+    if app.loader.worker_initialized:
+        return []
+    return _Bridge(
+        app, client, frozenset(exclude), frozenset(name.removeprefix("task_") for name in ignore)
+    ).make_functions()
 
 
 class _Bridge:
     def __init__(self, app: celery.Celery, client: Client, exclude: frozenset[str], ignore: frozenset[str]) -> None:
         self.app: Any = app
         self.client, self._ignore = client, ignore
+        for fixup in self.app._fixups:
+            # The fixup sets up Django and checks the project. Django itself is doing that if it imports a durable.py.
+            if isinstance(fixup, DjangoFixup) and sys.modules["django.apps"].apps.models_ready:
+                celery.signals.import_modules.disconnect(fixup.on_import_modules, sender=app)
         app.loader.import_default_modules()
         app.finalize()
         if unknown := (exclude - set(app.tasks)) | (ignore - (_REFUSED.keys() - {"serializer"})):
@@ -94,9 +105,10 @@ class _Bridge:
                 f"durably.integrations.celery.functions: {sorted(unknown)} is no task of {app!r} to exclude, or no "
                 "option to ignore"
             )
-        self._tasks = {name: task for name, task in app.tasks.items() if name not in exclude | _OF_CELERY}
+        self._on_celery = exclude | _OF_CELERY
+        self._tasks = {name: task for name, task in app.tasks.items() if name not in self._on_celery}
         self._functions: dict[str, Function[Any]] = {}
-        self._send_to_broker = app.send_task
+        self._send_to_broker, self._revoke_at_broker = app.send_task, self.app.control.revoke
         self._broker_results = app.backend if exclude else None
 
     def make_functions(self) -> list[Function[Any]]:
@@ -109,6 +121,7 @@ class _Bridge:
                     f'task "{task.name}": its own Strategy or Request belongs to Celery\'s worker: remove it, or '
                     f'leave the task on Celery: functions(…, exclude=["{task.name}"])'
                 )
+            task.replace = partial(_replace, task.replace)
             limit = None if task.rate_limit is None else _throttle(task.rate_limit)
             create = self.client.create_function(fn_id=task.name, trigger=[], throttle=limit)
             self._functions[task.name] = create(partial(self._run, task, self._tracer(task)))
@@ -120,7 +133,7 @@ class _Bridge:
             for name, entry in self.app.conf.beat_schedule.items()
             if entry["task"] in self._tasks
         ]
-        self.app.send_task = self.send_task
+        self.app.send_task, self.app.control.revoke = self.send_task, self.revoke
         self.app._backend = _Backend(self)
         return [*self._functions.values(), self._chords, *entries]
 
@@ -156,6 +169,11 @@ class _Bridge:
     ) -> AsyncResult:
         """``Celery.send_task``, which starts a run."""
         function = self._functions.get(name)
+        if function is None and name in self.app.tasks and name not in self._on_celery:
+            raise FunctionConfigInvalidError(
+                f'task "{name}" was registered after functions(app, client), so Durably does not serve it: import '
+                f"{self.app.tasks[name].__module__} before that call, or name it in Celery's setting imports"
+            )
         if function is None:
             if options.get("chord") is not None:
                 raise FunctionConfigInvalidError(
@@ -173,17 +191,25 @@ class _Bridge:
             options["parent_id"] = options.get("parent_id") or parent.request.id
         message = {
             "id": task_id,
-            "args": args or (),
-            "kwargs": kwargs or {},
             "retries": options.get("retries") or 0,
-            "countdown": countdown,
             "eta": self._time(eta),
             "expires": self._time(expires),
             **{key: options[key] for key in _HEADERS if options.get(key) is not None},
-            **{key: _listed(options.get(key)) for key in ("link", "link_error", "chain")},
-            "chord": options.get("chord"),
         }
+        following: dict[str, Any] = {key: _listed(options.get(key)) for key in ("link", "link_error", "chain")}
+        following["chord"] = options.get("chord")
+        custom = message.pop("headers", {})
+        published = {**message, "lang": "py", "task": name, **custom}
+        body = (args or (), kwargs or {}, following)
+        sent = {"sender": name, "headers": published, "body": body, "exchange": "", "routing_key": ""}
+        celery.signals.before_task_publish.send(
+            declare=[], properties={"correlation_id": task_id}, retry_policy={}, **sent
+        )
+        # The receivers may add headers.
+        custom = {key: published[key] for key in published.keys() - {*message, "lang", "task"}}
+        message |= {"args": body[0], "kwargs": body[1], "countdown": countdown, "headers": custom or None, **following}
         self._start(function, _encode(f'the arguments of the task "{name}"', message), task_id)
+        celery.signals.after_task_publish.send(**sent)
         result = (result_cls or self.app.AsyncResult)(task_id)
         result.ignored = bool(options.get("ignore_result"))
         if add_to_parent and parent:
@@ -192,6 +218,15 @@ class _Bridge:
 
     def _start(self, function: Function[Any], data: Any, task_id: str) -> None:
         block(self.client, lambda io: start_run(self.client, function, data, task_id, io, id_seed(task_id)))
+
+    def revoke(self, task_id: str | Collection[str], *args: Any, **options: Any) -> None:
+        """``Control.revoke``, which cancels runs."""
+        for each in [task_id] if isinstance(task_id, str) else task_id:
+            try:
+                self.handle(each).cancel_sync()
+            except RunNotFoundError:
+                if self._broker_results is not None:
+                    self._revoke_at_broker(each, *args, **options)
 
     def handle(self, task_id: str) -> RunHandle[Any]:
         return self.client.run(seeded_id(id_seed(task_id)))
@@ -239,11 +274,10 @@ class _Bridge:
     def _attempt(self, task: celery.Task, tracer: Callable[..., Any], message: dict[str, Any]) -> dict[str, Any]:
         """Call the task as a worker does. Returns its result, or the message of its retry."""
         expires = message["expires"]
-        if expires is not None and dt.datetime.fromisoformat(expires) <= self.app.now():
-            raise StepError(f'task "{task.name}" has expired: it had to run before {expires}', "TaskRevokedError", None)
         args, kwargs = _decode([message["args"], message["kwargs"]])
         headers = {key: message.get(key) for key in _HEADERS}
         request = {
+            **(message.get("headers") or {}),
             **{key: value for key, value in headers.items() if value is not None},
             "id": message["id"],
             "root_id": headers["root_id"] or message["id"],
@@ -256,6 +290,11 @@ class _Bridge:
             "eta": message["eta"],
             "expires": expires,
         }
+        if expires is not None and dt.datetime.fromisoformat(expires) <= self.app.now():
+            celery.signals.task_revoked.send(
+                task, request=Context(request), terminated=False, signum=None, expired=True
+            )
+            raise StepError(f'task "{task.name}" has expired: it had to run before {expires}', "TaskRevokedError", None)
         traced = tracer(message["id"], args, kwargs, request)
         value: Any = traced.retval if traced.info is None else traced.info.retval
         if isinstance(value, celery.exceptions.Retry):
@@ -266,6 +305,8 @@ class _Bridge:
             return {"retry": _encode("a retry", retry)}
         if traced.info is None:
             return {"result": _encode(f'the result of the task "{task.name}"', value)}
+        if isinstance(value, _Replaced):
+            return {"result": _encode(f'the result of the task "{task.name}"', *value.args)}
         if isinstance(value, celery.exceptions.Ignore) or (
             isinstance(value, celery.exceptions.Reject) and not value.requeue
         ):
@@ -325,6 +366,15 @@ class _Bridge:
         except celery.exceptions.ChordError:
             self.app.backend.chord_error_from_stack(Signature.from_dict(_decode(body), app=self.app))
         raise StepError(problem, "ChordError", None)
+
+
+class _Replaced(celery.exceptions.Ignore):  # type: ignore[misc]
+    """Its argument is the result of the task that has replaced another."""
+
+
+def _replace(replace: Callable[[Any], Any], signature: Any) -> None:
+    """``Task.replace``, which raises in a worker, and returns in eager tasks. Tasks may ``raise`` what it returns."""
+    raise _Replaced(replace(signature))
 
 
 class _Backend(BaseBackend):  # type: ignore[misc]
@@ -436,6 +486,7 @@ def _cron(name: str, entry: Mapping[str, Any], app: celery.Celery) -> str:
         if not rest and minutes and minutes % 60 == 0 and 24 % (minutes // 60) == 0:
             return f"TZ={app.timezone} 0 {f'*/{minutes // 60}' if minutes < 1440 else '0'} * * *"
     raise FunctionConfigInvalidError(
-        f'beat entry "{name}": its schedule {schedule!r} has no cron expression, which divides hours or days into '
-        "whole minutes or hours. Write a crontab(…), or leave its task on Celery: functions(…, exclude=[…])"
+        f'beat entry "{name}": its schedule {schedule!r} has no cron expression. Write a crontab(…), or a number of '
+        "minutes that divides an hour or of hours that divides a day. For shorter intervals take the entry out of "
+        "beat_schedule, and write a function with a trigger each minute, which sleeps between its calls of the task"
     )

@@ -108,12 +108,12 @@ class WorkerThreads:
             return work()
 
 
-def _resolve(done: "asyncio.Future[T]", value: T) -> None:
+def _resolve(done: asyncio.Future[T], value: T) -> None:
     if not done.done():
         done.set_result(value)
 
 
-def _reject(done: "asyncio.Future[T]", error: BaseException) -> None:
+def _reject(done: asyncio.Future[T], error: BaseException) -> None:
     if not done.done():
         done.set_exception(error)
 

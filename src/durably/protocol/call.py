@@ -156,7 +156,7 @@ class CallRequest(msgspec.Struct, kw_only=True, gc=False):
     event: Event | None = None
     events: list[Event] | None = None
     steps: dict[str, msgspec.Raw] | None = None
-    defers: dict[str, "DeferredState"] | None = None
+    defers: dict[str, DeferredState] | None = None
     use_api: bool = False
     version: Any = None
 

@@ -205,24 +205,25 @@ class FrameInvalidError(ValueError):
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MOST_BITS = 64
+_MOST_FIELDS = 256
+"""Fields of a message. A frame is decoded before its sender is known, and may have a field in every two bytes."""
 
 
-def frame(kind: Kind, message: Message | None = None) -> bytes:
-    """The frame of a message."""
-    return encode(ConnectMessage(kind=kind, payload=b"" if message is None else encode(message)))
+def frame(kind: Kind, message: Message | bytes = b"") -> bytes:
+    """The frame of a message, which may be encoded."""
+    return encode(ConnectMessage(kind, message if isinstance(message, bytes) else encode(message)))
 
 
 def encode(message: Message) -> bytes:
     encoded = bytearray()
-    for number, name in enumerate(message.__struct_fields__, 1):
-        value = getattr(message, name)
-        for each in value if isinstance(value, list) else [value] if value else ():
+    for number, value in enumerate(msgspec.structs.astuple(message), 1):
+        for each in value if isinstance(value, list) else (value,) if value else ():
             if isinstance(each, int):
-                _add_varint(encoded, number << 3 | _VARINT)
+                encoded.append(number << 3 | _VARINT)  # One byte: the numbers of all fields are below 16.
                 _add_varint(encoded, each)
                 continue
             content = each.encode() if isinstance(each, str) else encode(each) if isinstance(each, Message) else each
-            _add_varint(encoded, number << 3 | _LENGTH)
+            encoded.append(number << 3 | _LENGTH)
             _add_varint(encoded, len(content))
             encoded += content
     return bytes(encoded)
@@ -250,9 +251,11 @@ def decode(kind: type[M], data: bytes) -> M:
     """The message in ``data``. Unknown fields are dropped. Raises ``FrameInvalidError``."""
     values: dict[str, Any] = {}
     value: Any
-    fields, at = _fields(kind), 0
+    fields, at, count = _fields(kind), 0, 0
     try:
         while at < len(data):
+            if (count := count + 1) > _MOST_FIELDS:
+                raise FrameInvalidError(f"{kind.__name__} has more than {_MOST_FIELDS} fields")
             tag, at = _read_varint(data, at)
             number, wire_type = tag >> 3, tag & 7
             if wire_type == _VARINT:

@@ -496,12 +496,12 @@ class CallerThread(Executor):
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
         self._jobs.put(functools.partial(_run, future, functools.partial(fn, *args, **kwargs)))
         return future
 
-    def wait_for(self, awaited: "Future[T]") -> T:
+    def wait_for(self, awaited: Future[T]) -> T:
         """Run jobs until ``awaited`` is done. Returns its result."""
         awaited.add_done_callback(lambda _: self._jobs.put(None))
         while not awaited.done():
@@ -510,7 +510,7 @@ class CallerThread(Executor):
         return awaited.result()
 
 
-def _run(future: "Future[T]", job: Callable[[], T]) -> None:
+def _run(future: Future[T], job: Callable[[], T]) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:

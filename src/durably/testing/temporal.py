@@ -152,7 +152,7 @@ class TemporalServer:
         return get_background_loop().run(self.environment.get_current_time())
 
 
-async def _until_started(workers: Workers, running: "asyncio.Future[None]") -> None:
+async def _until_started(workers: Workers, running: asyncio.Future[None]) -> None:
     started = asyncio.ensure_future(workers.started())
     await asyncio.wait((started, running), return_when=asyncio.FIRST_COMPLETED)
     started.cancel()
@@ -160,7 +160,7 @@ async def _until_started(workers: Workers, running: "asyncio.Future[None]") -> N
         running.result()
 
 
-async def _stop(running: "asyncio.Future[None]") -> None:
+async def _stop(running: asyncio.Future[None]) -> None:
     running.cancel()
     await asyncio.wait([running])
 

@@ -114,10 +114,12 @@ class CancelRequested(msgspec.Struct, frozen=True):
 class DelaysSkipped(msgspec.Struct, frozen=True):
     """End sleeps and delayed attempts now.
 
-    ``step_id`` limits this to one step, by its written or hashed id.
+    ``step_id`` limits this to one step, by its written or hashed id; ``only_unreached`` to calls that did not reach
+    their app.
     """
 
     step_id: str | None = None
+    only_unreached: bool = False
 
 
 class Recovered(msgspec.Struct, frozen=True):

@@ -296,6 +296,8 @@ def find_delays(state: RunState, step_id: str | None, now: int) -> tuple[list[Wa
 
 def _skip_delays(transition: Transition, run_input: DelaysSkipped) -> None:
     sleeps, delayed = find_delays(transition.next_state(), run_input.step_id, transition.now)
+    if run_input.only_unreached:
+        sleeps, delayed = [], [call for call in delayed if call.unreached]
     for call in delayed:
         del transition.calls[call.generation]
         transition.call(msgspec.structs.replace(call, due=transition.now))

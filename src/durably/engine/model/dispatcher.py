@@ -5,6 +5,7 @@ import contextlib
 import mmap
 import os
 from collections import Counter
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -86,17 +87,22 @@ class Dispatcher:
         self._deadlines: dict[asyncio.Timeout, float] = {}
         """When calls under way time out, by the loop's time, the earliest first. They share a timer."""
         self._timer: asyncio.TimerHandle | None = None
+        self.on_served: Callable[[Collection[str]], None] | None = None
+        """Called with functions that no worker served, when one does."""
 
     def add(self, worker: Worker, capacity: Capacity, *, is_local: bool = False) -> WorkerSlots:
-        slots = WorkerSlots(worker, capacity, is_local=is_local)
+        slots = WorkerSlots(worker, Capacity(capacity.process_id), is_local=is_local)
         self._workers.append(slots)
-        self._fill()
+        self.change(slots, capacity)
         return slots
 
     def change(self, slots: WorkerSlots, capacity: Capacity) -> None:
+        unserved = [each for each in capacity.function_ids if self.on_served is not None and not self._is_served(each)]
         slots.capacity = capacity
         self._release_unserved()
         self._fill()
+        if self.on_served is not None and unserved:
+            self.on_served(unserved)
 
     def remove(self, slots: WorkerSlots) -> None:
         """Give the worker no more calls. Running calls end on their own."""

@@ -408,8 +408,8 @@ async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
 
 def _too_large(encoded: bytes, most: int, what: str) -> EventTooLargeError:
     return EventTooLargeError(
-        f"{what} is {len(encoded)} bytes, more than the {most} that an event may have: store the data elsewhere, and "
-        "send where it is"
+        f"{what} is {len(encoded)} bytes, more than the {most} that an event may have: send less, and where the rest "
+        "is stored, or raise the engine's limit (EngineSettings(max_event_bytes=…), durably start --max-event-bytes)"
     )
 
 

@@ -168,7 +168,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     - ``max_depth``: the maximum depth of invocations. Ten times as many runs may start each other within an hour.
     - ``allow_private_addresses``: whether ``fetch`` and ``ai.infer`` may reach private addresses.
     - ``durability``: the data that survives a power failure.
-    - ``close_grace``: the time that calls under way may take to end when the engine stops.
+    - ``close_grace``: the time that calls under way may take to end when the engine stops. A step that takes longer
+      begins again in another process, so let servers wait longer than this before they kill their processes. In
+      process, the default in development is 5 seconds, so that a server reloads soon.
     - ``retention``: the time for which ended runs are kept, and events that no run needs; ``None`` keeps them forever.
     - ``tracing``: the recipient of spans; see ``durably.otel``.
     - ``log_runs``: whether the end of each run is logged to ``durably.runs``.
@@ -191,7 +193,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_depth: int = MAX_DEPTH
     allow_private_addresses: bool = False
     durability: Durability = Durability.FULL
-    close_grace: dt.timedelta = dt.timedelta(seconds=5)
+    close_grace: dt.timedelta = dt.timedelta(seconds=20)
     retention: dt.timedelta | None = None
     tracing: EngineTracing | None = None
     log_runs: bool = False

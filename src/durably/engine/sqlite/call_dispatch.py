@@ -9,11 +9,10 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from durably.engine import late
 from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed, parallel_steps_of
 from durably.engine.model.calls import Caller
 from durably.engine.model.channels import Channels
@@ -35,6 +34,9 @@ from durably.protocol.engine_errors import (
     StaleCallError,
 )
 from durably.protocol.text import get_logger
+
+if TYPE_CHECKING:
+    from durably.engine.model.requests import OutboundClient
 
 _READ_AGAIN_SECONDS = 1.0
 
@@ -298,7 +300,7 @@ class StepRequests:
 
     def __init__(self, settings: EngineSettings, transactions: Transactions, channels: Channels) -> None:
         self._allow_private_addresses = settings.allow_private_addresses
-        self._outbound: late.OutboundClient | None = None
+        self._outbound: OutboundClient | None = None
         self._channels = channels
         self._transactions = transactions
         self._clock = settings.clock
@@ -346,10 +348,13 @@ class StepRequests:
         self._channels.publish([NewMessage(run_id, topic, msgspec.Raw(msgspec.json.encode(data)))])
 
     async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
+        # It needs aiohttp, which takes more time and memory than the rest of an engine.
+        from durably.engine.model.requests import OutboundClient, perform
+
         run_key, step_id = wanted.run_key, wanted.request.step_id
         if self._outbound is None:
-            self._outbound = late.OutboundClient(allow_private_addresses=self._allow_private_addresses)
-        outcome = await late.perform(
+            self._outbound = OutboundClient(allow_private_addresses=self._allow_private_addresses)
+        outcome = await perform(
             self._outbound, wanted.request, opts, publish=functools.partial(self._publish, wanted.run_id)
         )
 

@@ -5,6 +5,7 @@ It opens the database, connects the parts, dispatches what follows commits, and 
 
 import asyncio
 import contextlib
+import functools
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -120,6 +121,8 @@ class Runtime:
         self.observers.add(self.statistics)
         self._caller = make_caller(settings)
         self.connected = self._caller.connected if isinstance(self._caller, HttpCaller) else None
+        if self.connected is not None:
+            self.connected.on_served = functools.partial(self.transactions.transact_in_background, operations.reach)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
         self.call_dispatcher = CallDispatcher(

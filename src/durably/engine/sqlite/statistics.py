@@ -296,7 +296,7 @@ class Statistics(Observer):
             return
         stored.add_done_callback(lambda future: self._stored(future, until))
 
-    def _stored(self, future: "asyncio.Future[None]", until: int) -> None:
+    def _stored(self, future: asyncio.Future[None], until: int) -> None:
         if not future.cancelled() and future.exception() is None:
             # A reader may have read the earlier state of the database.
             for minute in [minute for minute in self._counts if minute < self._stored_until]:

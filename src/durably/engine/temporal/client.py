@@ -213,7 +213,7 @@ class SharedReads(Generic[K]):
                 self._next[key] = task
         return await asyncio.shield(task)  # Other requests may wait for it.
 
-    async def _begin(self, key: K, before: "asyncio.Task[Any] | None") -> Any:
+    async def _begin(self, key: K, before: asyncio.Task[Any] | None) -> Any:
         task = asyncio.current_task()
         assert task is not None
         if before is not None:
@@ -226,7 +226,7 @@ class SharedReads(Generic[K]):
                 del self._under_way[key]
 
 
-def _note_error(task: "asyncio.Task[Any]") -> None:
+def _note_error(task: asyncio.Task[Any]) -> None:
     """Prevent the warning about an error that no caller reads.
 
     All requests for it were cancelled.

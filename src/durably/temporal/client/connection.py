@@ -476,7 +476,7 @@ answer to Python during the exit would end the process with a fatal error."""
 
 _runtime_lock = threading.Lock()
 _runtimes: dict[RuntimeFactory, Runtime] = {}
-_connections: "weakref.WeakSet[Temporal]" = weakref.WeakSet()
+_connections: weakref.WeakSet[Temporal] = weakref.WeakSet()
 
 
 @functools.cache

@@ -283,20 +283,20 @@ class Lifespan:
             await asyncio.wait([working])
 
 
-def _forget_failure(connecting: "concurrent.futures.Future[Any]") -> None:
+def _forget_failure(connecting: concurrent.futures.Future[Any]) -> None:
     """The first request reports the failure."""
     if not connecting.cancelled():
         connecting.exception()
 
 
-def _log_end(working: "asyncio.Task[None]") -> None:
+def _log_end(working: asyncio.Task[None]) -> None:
     if not working.cancelled():
         _logger.error(
             "The worker in this web process has ended, and the app continues without it: %s", _end_of(working)
         )
 
 
-def _end_of(working: "asyncio.Task[None]") -> str:
+def _end_of(working: asyncio.Task[None]) -> str:
     if working.cancelled():
         return "its task was cancelled"
     return str(working.exception() or "it stopped without an error")

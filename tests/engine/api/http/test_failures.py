@@ -23,6 +23,13 @@ async def test_unknown_paths_and_methods_answer_in_json(dev: Harness) -> None:
     assert (status, "GET" in answer["error"]) == (405, True)
 
 
+async def test_a_websocket_needs_an_upgrade(cloud: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    for headers in ({}, {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "7"}):
+        status, answer = await cloud.json("GET", "/v0/connect", headers=headers)
+        assert (status, answer["status"]) == (400, 400)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_failure_of_the_engine_is_logged_without_the_event_key(
     cloud: Harness, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

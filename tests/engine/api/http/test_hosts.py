@@ -126,6 +126,15 @@ def test_engine_on_all_addresses_answers_each_of_them() -> None:
     for host in ("192.168.0.7:8288", "[2001:db8::1]"):
         assert (everywhere.allows_host(host), here.allows_host(host)) == (True, False)
     assert not everywhere.allows_host("engine")
+    for origin, host, is_allowed in [
+        ("http://192.168.0.7:8288", "192.168.0.7:8288", True),  # its dashboard
+        ("http://[2001:DB8::1]:8288", "[2001:db8:0::1]:8288", True),
+        ("http://localhost:3000", "192.168.0.7:8288", True),
+        ("http://203.0.113.5", "192.168.0.7:8288", False),
+        ("http://203.0.113.5", "localhost:8288", False),
+        ("http://[2001:db8::2]", "[2001:db8::1]:8288", False),
+    ]:
+        assert everywhere.allows_origin(origin, host) is is_allowed, (origin, host)
     assert AllowedHosts("192.168.0.7").allows_host("192.168.0.7")
     assert AllowedHosts("box.lan").allows_host("BOX.lan:80")
     assert AllowedHosts(names=["*"]).allows_host("anything")
@@ -140,5 +149,5 @@ def test_invalid_allowed_host_is_refused(name: str) -> None:
 @given(st.text(max_size=30))
 def test_no_header_breaks_the_check(text: str) -> None:
     hosts = AllowedHosts()
-    for allows in (hosts.allows_host, hosts.allows_origin):
+    for allows in (hosts.allows_host, lambda origin: hosts.allows_origin(origin, "localhost")):
         assert not allows(text) or any(local in text.lower() for local in ("localhost", "127.", "::1", "0:1"))

@@ -83,6 +83,7 @@ async def test_an_event_starts_runs_that_it_lists(shop: Harness) -> None:
 async def test_apps_and_functions_are_shown(shop: Harness) -> None:
     (app,) = await data_of(shop, "GET", "/apps")
     assert (app["id"], app["functionCount"], app["latestSync"]["sdkLanguage"]) == ("shop", 2, "durably")
+    assert app["method"] == "SERVE"
     assert await data_of(shop, "GET", "/apps/shop") == app
     functions = await data_of(shop, "GET", "/apps/shop/functions")
     assert {function["id"]: function["triggers"] for function in functions} == {

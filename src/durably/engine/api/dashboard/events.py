@@ -1,6 +1,7 @@
 """Events: what each started, and sending of events."""
 
 import datetime as dt
+from collections.abc import Iterable
 
 import msgspec
 
@@ -136,11 +137,14 @@ async def send(visit: Visit) -> DashboardResponse:
 
 
 async def send_again(visit: Visit) -> DashboardResponse:
-    """Sends a copy of an event, with an id of its own."""
-    event = await _event(visit, visit.arguments["event_id"])
-    copied = {"name": event.name, "data": event.data, "user": event.user, "v": event.v, "meta": event.meta}
-    body = msgspec.json.encode({name: value for name, value in copied.items() if value is not None})
-    receipt = await visit.engine.receive_events(body)
+    return await send_copies(visit, [await _event(visit, visit.arguments["event_id"])])
+
+
+async def send_copies(visit: Visit, events: Iterable[StoredEvent]) -> DashboardResponse:
+    """Send copies of events, with ids of their own. The first one's page shows what it starts."""
+    fields = ("name", "data", "user", "v", "meta")
+    copies = [{name: value for name in fields if (value := getattr(event, name)) is not None} for event in events]
+    receipt = await visit.engine.receive_events(msgspec.json.encode(copies))
     return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")
 
 

@@ -13,6 +13,7 @@ from durably.protocol.engine_errors import AnswerRefusedError
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
+from .events import send_copies
 from .messages import DashboardResponse
 from .questions import AnswerForm, answer_forms, deliver, find_form, make_form
 from .values import answer_value, build_tree, tree_of
@@ -202,23 +203,11 @@ async def rerun(visit: Visit) -> DashboardResponse:
 
 
 async def send_event(visit: Visit) -> DashboardResponse:
-    """Send the events of the run again, with new ids.
-
-    The first one's page shows what it starts.
-    """
-    report = await read_report(visit)
-    events = [
-        {"name": event.name, "data": event.data}
-        | ({} if event.user is None else {"user": event.user})
-        | ({} if event.v is None else {"v": event.v})
-        | ({} if event.meta is None else {"meta": event.meta})
-        for event in report.events
-        if is_sent(event)
-    ]
+    """Send the events of the run again."""
+    events = [event for event in (await read_report(visit)).events if is_sent(event)]
     if not events:
         raise PageError(400, "The event cannot be sent", "An engine made it: rerun the run instead.")
-    receipt = await visit.engine.receive_events(msgspec.json.encode(events))
-    return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")
+    return await send_copies(visit, events)
 
 
 async def answer(visit: Visit) -> DashboardResponse:

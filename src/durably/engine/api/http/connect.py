@@ -12,6 +12,7 @@ under way, as it does over HTTP, and refuses the leases of the old ones.
 import asyncio
 import contextlib
 import functools
+import hashlib
 import hmac
 import itertools
 import secrets
@@ -22,6 +23,7 @@ import msgspec
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from ulid import ULID
 
+from durably.engine.api.codec import status_of
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, CallData, build_body, job_id_of, read_answer
 from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError, WorkerSlots
@@ -67,15 +69,22 @@ from .syncs import AcceptedSync
 M = TypeVar("M", bound=Message)
 
 SOCKET_PATH = "/v0/connect"
-HEARTBEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 5
 MISSED_HEARTBEATS = 5
 """A worker that sends nothing for so many heartbeats is disconnected."""
 EXTEND_SECONDS = 5
 """Seconds between two renewals of a lease."""
-LEASE_SECONDS = 20.0
-"""Seconds after which a call without a renewal is lost. A worker dials again within ten."""
+LEASE_SECONDS = 45.0
+"""Seconds after which a call without a renewal is lost. A worker notices after ten that nothing arrives any more, and
+has time to dial more than once."""
+RETURN_SECONDS = 20.0
+"""The same after the engine has noticed that the WebSocket is broken, and for the acknowledgement of a call."""
 _HANDSHAKE_SECONDS = 5.0
 _SESSION_SECONDS = 300.0
+_MAX_SESSIONS = 1_000
+"""Of sessions that no worker has used yet."""
+_MAX_INSTANCES = 10_000
+"""Of instances that are recognised when they dial again."""
 _MAX_START_BYTES = 1024 * 1024
 _MAX_APPS = 100
 _UNLIMITED = 1_000_000
@@ -87,9 +96,9 @@ _logger = get_logger("durably.engine")
 class _CloseError(Exception):
     """Closes a WebSocket with a code and a reason of the protocol."""
 
-    def __init__(self, reason: str, code: int = WSCloseCode.POLICY_VIOLATION, refusal: str = "") -> None:
+    def __init__(self, reason: str, code: int = WSCloseCode.POLICY_VIOLATION, detail: str = "") -> None:
         super().__init__(reason)
-        self.reason, self.code, self.refusal = reason, code, refusal
+        self.reason, self.code, self.detail = reason, code, detail
 
 
 class _Call:
@@ -103,9 +112,9 @@ class _Call:
         """While the engine waits for the answer."""
         self.reply: asyncio.Future[SDKResponse] = asyncio.get_running_loop().create_future()
 
-    def renew(self) -> None:
-        if self.lease is not None and not self.reply.done():
-            self.lease.reschedule(asyncio.get_running_loop().time() + LEASE_SECONDS)
+    def renew(self, seconds: float = LEASE_SECONDS) -> None:
+        if self.lease is not None and not self.lease.expired() and not self.reply.done():
+            self.lease.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class _Connection:
@@ -120,7 +129,7 @@ class _Connection:
         self.under_way = 0
         self._unsent: asyncio.Queue[bytes] = asyncio.Queue()
 
-    def send(self, kind: Kind, message: Message | None = None) -> None:
+    def send(self, kind: Kind, message: Message | bytes = b"") -> None:
         self._unsent.put_nowait(frame(kind, message))
 
     async def write(self) -> None:
@@ -143,7 +152,7 @@ class _Instance:
         call = self._send(connection, app_id, data)
         connection.under_way += 1
         try:
-            async with asyncio.timeout(LEASE_SECONDS) as call.lease:
+            async with asyncio.timeout(RETURN_SECONDS) as call.lease:
                 reply = await call.reply
         except TimeoutError:
             if call.is_acknowledged:
@@ -215,6 +224,11 @@ class Connect:
         self._instances: dict[str, _Instance] = {}
         self._calls: dict[str, _Call] = {}
         self._connections: set[_Connection] = set()
+        self._announced: dict[str, tuple[bytes, int]] = {}
+        """By instances: a hash of their apps, and a number that is higher for those that announced theirs later."""
+        self._numbers = itertools.count(1)
+        self._synced: dict[str, int] = {}
+        """By apps: the number of the instance that has synced their functions."""
         self.routes = (
             Route("POST", START_PATH, Access.SIGNING_KEY, self._start),
             Route("POST", FLUSH_PATH, Access.SIGNING_KEY, self._flush),
@@ -229,6 +243,10 @@ class Connect:
         now = time.monotonic()
         while self._sessions and next(iter(self._sessions.values()))[1] < now:
             del self._sessions[next(iter(self._sessions))]
+        if len(self._sessions) >= _MAX_SESSIONS:
+            raise ApiError(
+                429, f"{_MAX_SESSIONS} workers have begun to connect, and have not finished: try again later"
+            )
         connection_id, token = str(ULID()), secrets.token_urlsafe()
         self._sessions[connection_id] = token, now + _SESSION_SECONDS
         is_secure = request.secure or request.headers.get("x-forwarded-proto", "").lower() == "https"
@@ -262,11 +280,9 @@ class Connect:
             self._add(connection)
             await self._receive(connection)
         except _CloseError as error:
-            _logger.warning(
-                "the connection of a worker is closed (%s)", f"{error.reason}: {error.refusal}".rstrip(": ")
-            )
-            if error.refusal:
-                refusal = SystemError(code=error.reason, message=error.refusal)
+            _logger.warning("the connection of a worker is closed (%s)", f"{error.reason}: {error.detail}".rstrip(": "))
+            if error.detail and error.code == WSCloseCode.POLICY_VIOLATION:  # The worker gives up.
+                refusal = SystemError(code=error.reason, message=error.detail)
                 await socket.send_bytes(frame(Kind.SYNC_FAILED, refusal))
             await socket.close(code=error.code, message=error.reason.encode())
         except FrameInvalidError:
@@ -306,12 +322,25 @@ class Connect:
             raise _CloseError("connect_too_many_apps_per_connection")
         try:
             syncs = [_sync_of(hello, app) for app in hello.apps]
-            for app, each in zip(hello.apps, syncs, strict=True):
-                # Workers of the same code that dial again, or are many, change nothing.
-                if not any(app in other.hello.apps for other in self._connections):
+            announced = hashlib.sha256(encode(WorkerConnectRequestData(apps=hello.apps))).digest()
+            known, number = self._announced.pop(hello.instance_id, (b"", 0))
+            if known != announced:
+                number = next(self._numbers)
+            self._announced[hello.instance_id] = announced, number
+            if len(self._announced) > _MAX_INSTANCES:
+                del self._announced[next(iter(self._announced))]
+            for each in syncs:
+                # A worker that only dials again does not replace functions of newer code.
+                if number >= self._synced.get(each.app_id, 0):
+                    self._synced[each.app_id] = number
                     api.on_sync(AcceptedSync(each, await api.engine.sync_app(each)))
-        except (EngineError, msgspec.MsgspecError) as error:
-            raise _CloseError("connect_invalid_function_config", refusal=str(error)) from None
+        except Exception as raised:
+            error = api.engine.explain(raised)
+            if isinstance(error, EngineError) and status_of(error) in (500, 503):  # The worker dials again.
+                raise _CloseError("connect_internal_error", WSCloseCode.INTERNAL_ERROR, error.message) from None
+            if not isinstance(error, EngineError | msgspec.MsgspecError):
+                raise
+            raise _CloseError("connect_invalid_function_config", detail=str(error)) from None
         ready = GatewayConnectionReadyData(
             heartbeat_interval=f"{HEARTBEAT_SECONDS}s", extend_lease_interval=f"{EXTEND_SECONDS}s", status_interval="0s"
         )
@@ -340,6 +369,7 @@ class Connect:
                 call = self._calls.get(decode(WorkerRequestAckData, payload).request_id)
                 if call is not None:
                     call.is_acknowledged = True
+                    call.renew()
             elif kind is Kind.WORKER_REPLY:
                 self._accept(decode(SDKResponse, payload), connection)
             elif kind is Kind.WORKER_REQUEST_EXTEND_LEASE:
@@ -365,6 +395,9 @@ class Connect:
         self._update(instance_id)
         unreceived = CallReturnedError("the connection to the worker broke before it acknowledged the call")
         self._fail_calls_of(connection, unreceived, only_unacknowledged=True)
+        for call in self._calls.values():
+            if call.connection is connection:
+                call.renew(RETURN_SECONDS)
         _logger.info("the worker %s has disconnected", ascii(instance_id))
 
     def _update(self, instance_id: str) -> None:

@@ -15,6 +15,7 @@ from durably.engine.api.interface import Engine
 from durably.engine.model.events import decode_json
 from durably.engine.model.overview import App, FunctionInfo
 from durably.engine.model.runs import FromStep, Run
+from durably.protocol.connect import CONNECT_URL
 from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
 from durably.protocol.events import RunStatus
 
@@ -66,18 +67,19 @@ _reruns = msgspec.json.Decoder(_Rerun)
 
 async def _list_runs(engine: Engine, request: web.Request) -> web.Response:
     query = _read_query(request)
-    if query.function_id is not None and query.app_id is None:
+    if query.function_id is None:
+        return await _search(engine, query, query.app_id, None)
+    if query.app_id is None:
         raise ApiError(400, "functionId needs appId: functions of two apps may have the same id")
-    return await _search(engine, request, query.app_id, query.function_id)
+    return await _search(engine, query, query.app_id, f"{query.app_id}-{query.function_id}")
 
 
 async def _list_function_runs(engine: Engine, request: web.Request) -> web.Response:
     function = await _function(engine, request)
-    return await _search(engine, request, function.app_id, _local_id(function.id, function.app_id))
+    return await _search(engine, _read_query(request), function.app_id, function.id)
 
 
-async def _search(engine: Engine, request: web.Request, app_id: str | None, local_id: str | None) -> web.Response:
-    query = _read_query(request)
+async def _search(engine: Engine, query: _Query, app_id: str | None, function_id: str | None) -> web.Response:
     try:
         status = None if query.status is None else _STATUSES.get(query.status.upper()) or RunStatus.read(query.status)
     except ValueError as error:
@@ -85,7 +87,7 @@ async def _search(engine: Engine, request: web.Request, app_id: str | None, loca
     page = await engine.search_runs(
         status=status,
         app_id=app_id,
-        function_id=None if local_id is None else f"{app_id}-{local_id}",
+        function_id=function_id,
         started_after=query.since,
         started_before=query.until,
         if_exp=query.query,
@@ -191,7 +193,7 @@ def _show_app(app: App) -> dict[str, Any]:
     shown = {
         "id": app.id,
         "name": app.id,
-        "method": "SERVE",
+        "method": "CONNECT" if app.url == CONNECT_URL else "SERVE",
         "isArchived": False,
         "functionCount": app.function_count,
         "appVersion": app.version,

@@ -164,6 +164,8 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
             return error_response(405, f"the method must be {allowed}, not {request.method}")
         case web.HTTPNotFound():
             return error_response(404, f"there is nothing at {request.path}")
+        case web.HTTPClientError():  # such as a request that aiohttp cannot make a WebSocket
+            return error_response(error.status, error.text or error.reason)
     # The route, not the path: the path of an event contains the event key.
     resource = request.match_info.route.resource
     _logger.error("%s %s failed", request.method, resource.canonical if resource else "(unknown)", exc_info=error)
@@ -214,7 +216,8 @@ class AllowedHosts:
 
     ``listening`` is the host that the engine listens on, ``names`` are further hosts. Loopback addresses, ``localhost``
     and the host that it listens on are always allowed. If the engine listens on all addresses (0.0.0.0, ::), any IP
-    address is allowed, because DNS cannot redirect it. ``"*"`` among the names allows every host.
+    address is allowed as the host of a request, because DNS cannot redirect it, and as the origin of requests to
+    itself. ``"*"`` among the names allows every host.
     """
 
     def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
@@ -228,15 +231,18 @@ class AllowedHosts:
         The header is a name or an address, with or without a port.
         """
         match = _HOST.fullmatch(header or "")
-        return match is not None and self._allows(match["ipv6"] or match["name"])
+        if match is None:
+            return False
+        host = match["ipv6"] or match["name"]
+        return self._allows(host) or (self._any_address and _is_address(_normalise(host)))
 
-    def allows_origin(self, header: str) -> bool:
-        """Whether a page of this ``Origin`` may make requests."""
+    def allows_origin(self, header: str, host: str) -> bool:
+        """Whether a page of this ``Origin`` may make requests to an allowed ``Host``."""
         try:
-            host = urlsplit(header).hostname
+            origin, own = urlsplit(header).hostname or "", urlsplit(f"//{host}").hostname or ""
         except ValueError:  # such as "http://["
             return False
-        return host is not None and self._allows(host)
+        return origin != "" and (self._allows(origin) or _normalise(origin) == _normalise(own))
 
     def refuse(self, request: web.Request) -> str | None:
         """The reason why a development engine refuses this request.
@@ -250,7 +256,7 @@ class AllowedHosts:
         for name in (*request.headers.getall(hdrs.HOST), host):
             if not self.allows_host(name):
                 return f"the development engine refuses requests to the host {name!a}: {_ADVICE}"
-        if origin and not self.allows_origin(origin):
+        if origin and not self.allows_origin(origin, host):
             return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
         if not origin and not self._any and _is_embedded_elsewhere(request):
             return f"the development engine refuses requests of pages of another site: {_ADVICE}"
@@ -260,11 +266,7 @@ class AllowedHosts:
         host = _normalise(host)
         if self._any or host in self._names:
             return True
-        try:
-            address = ipaddress.ip_address(host)
-        except ValueError:
-            return False
-        return self._any_address or address.is_loopback
+        return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 def _is_embedded_elsewhere(request: web.Request) -> bool:
@@ -391,8 +393,8 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
     if not _is_one_of(token.strip(), tokens):
         raise ApiError(
             401,
-            "the bearer token is not the hash of one of the engine's signing keys: give both sides the same "
-            "DURABLY_SIGNING_KEY",
+            "the bearer token is not the hash of one of the engine's signing keys (the key's prefix, then the SHA-256 "
+            "of the rest): give both sides the same DURABLY_SIGNING_KEY",
         )
 
 

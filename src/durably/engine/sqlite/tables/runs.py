@@ -444,6 +444,15 @@ class RunStore:
             "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
         )
 
+    def delayed_runs(self, function_ids: Collection[str], limit: int) -> list[int]:
+        """The runs of functions that have any of the next delayed calls, of which ``limit`` are looked at."""
+        rows = self._connection.execute(
+            "SELECT DISTINCT run_key, function_id FROM (SELECT run_key FROM delayed_calls ORDER BY due LIMIT ?) "
+            "JOIN runs ON runs.key = run_key",
+            (limit,),
+        )
+        return [run_key for run_key, function_id in rows if function_id in function_ids]
+
     def put_failed_attempt(self, run_key: int, failed: AttemptRow) -> None:
         """Store a failed attempt without its usage; see ``add_usage``."""
         self._connection.execute(

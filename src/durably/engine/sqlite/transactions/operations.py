@@ -51,6 +51,8 @@ from .bulk_operations import refuse_paused
 from .transaction import Transaction
 
 _LONGEST_ERROR = 2_000
+_LOOKED_AT = 1_000
+"""Number of delayed calls of which those of an app that is back are made at once. Others end their delay."""
 _logger = get_logger("durably.engine")
 
 
@@ -122,6 +124,12 @@ def skip_delays(transaction: Transaction, run_id: str, step_id: str | None) -> i
         return 0
     sleeps, calls = find_delays(transaction.runs[run_key].before, step_id, transaction.now)
     return len(sleeps) + len(calls)
+
+
+def reach(transaction: Transaction, function_ids: Collection[str]) -> None:
+    """Make calls of functions now that did not reach their app, because it is back."""
+    for run_key in transaction.store.delayed_runs(function_ids, _LOOKED_AT):
+        runs.apply(transaction, run_key, DelaysSkipped(only_unreached=True))
 
 
 def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> str:

@@ -59,7 +59,7 @@ class RunCalls:
         for generation in [each for each in self._tasks if each not in outstanding]:
             stop(self._tasks.pop(generation))
 
-    def make_request(self, command: MakeRequest) -> "asyncio.Task[None]":
+    def make_request(self, command: MakeRequest) -> asyncio.Task[None]:
         return self._context.spawn(self._request, command)
 
     async def _call(self, call: Call) -> None:

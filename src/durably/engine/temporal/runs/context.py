@@ -73,7 +73,7 @@ class RunContext:
     def known(self, ops: Iterable[Op], target: str = "") -> frozenset[str]:
         return frozenset({target, *(op.id for op in ops)} & self.memoised)
 
-    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> "asyncio.Task[None]":
+    def spawn(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> asyncio.Task[None]:
         return asyncio.create_task(self._run(work, *arguments))
 
     async def _run(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
@@ -83,7 +83,7 @@ class RunContext:
             self.error = self.error or error
 
 
-def stop(task: "asyncio.Task[None]") -> None:
+def stop(task: asyncio.Task[None]) -> None:
     if task is not asyncio.current_task():
         task.cancel()
 

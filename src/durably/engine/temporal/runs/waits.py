@@ -74,7 +74,7 @@ class RunWaits:
         """The run's last events. One may be delivered again after a crash, and ends no wait that began later."""
         self._leaving: set[asyncio.Task[None]] = set()
 
-    def add(self, step_id: str, task: "asyncio.Task[None]") -> None:
+    def add(self, step_id: str, task: asyncio.Task[None]) -> None:
         self._tasks[step_id] = task
 
     def close(self, step_id: str) -> None:
@@ -216,13 +216,13 @@ class RunWaits:
             self._registered.pop(record.step_id, None)
             self._context.apply(SignalConflicted(record.step_id, record.signal))
 
-    def _register(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> "asyncio.Task[None]":
+    def _register(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> asyncio.Task[None]:
         registrations = self._context.registrations
         registrations.add(task := self._context.spawn(work, *arguments))
         task.add_done_callback(registrations.discard)
         return task
 
-    async def _time_out_after(self, registered: "asyncio.Task[None]", command: AwaitEvent | AwaitSignal) -> None:
+    async def _time_out_after(self, registered: asyncio.Task[None], command: AwaitEvent | AwaitSignal) -> None:
         await workflow.wait(
             [registered]
             # Registration completes even if the wait ends first, so that deregistration follows it.
