@@ -178,7 +178,7 @@ async def tell(shop: Functions) -> None:
 
     with pytest.raises(FunctionNotFoundError, match="other"):
         await shop.other.start()
-    with pytest.raises(EventTooLargeError, match="send where it is"):
+    with pytest.raises(EventTooLargeError, match="send less, and where the rest is stored"):
         await shop.add.start({"text": "x" * 4_000_000})
     for use in (shop.client.run(UNKNOWN).status, shop.client.run(UNKNOWN).result, shop.client.run(UNKNOWN).cancel):
         with pytest.raises(RunNotFoundError, match=UNKNOWN):
