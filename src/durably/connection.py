@@ -7,6 +7,7 @@ are kept until the engine acknowledges them, and are flushed over HTTP if the We
 import asyncio
 import concurrent.futures
 import contextlib
+import math
 import os
 import platform
 import signal
@@ -26,7 +27,7 @@ except ImportError as error:
 
 from .client import Client
 from .comm.handler import CommHandler
-from .comm.requests import CommRequest
+from .comm.requests import CommRequest, CommResponse
 from .errors import FunctionConfigInvalidError, RegistrationFailedError, TransportError
 from .functions.function import Function
 from .io.background_loop import get_background_loop
@@ -62,6 +63,7 @@ from .protocol.connect import (
     frame,
 )
 from .protocol.headers import VERSION, Header, Query
+from .protocol.limits import MAX_RUN_STATE_BYTES
 from .protocol.text import printable
 
 _AGAIN_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 300)
@@ -73,6 +75,7 @@ _CLOSE_SECONDS = 1.0
 _ACKNOWLEDGED_SECONDS = 5.0
 """Seconds after which an answer without an acknowledgement is flushed."""
 _FLUSH_TRIES = 5
+_FRAME_HEAD_BYTES = 32
 _STATUS = {200: ReplyStatus.DONE, 206: ReplyStatus.NOT_COMPLETED}
 
 
@@ -227,7 +230,7 @@ class WorkerConnection:
                 protocols=(SUBPROTOCOL,),
                 max_msg_size=MAX_FRAME_BYTES,
                 compress=0,
-                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),  # pyright: ignore[reportCallIssue]
             )
             try:
                 await _receive(socket, Kind.GATEWAY_HELLO)
@@ -337,6 +340,9 @@ class WorkerConnection:
         self._changed.set()
         if not call.outcome.cancelled():
             reply = call.outcome.result()
+            if len(reply) > MAX_FRAME_BYTES - _FRAME_HEAD_BYTES:
+                self._kept[request_id] = reply, -math.inf  # It is flushed with the next heartbeat.
+                return
             self._kept[request_id] = reply, time.monotonic()
             self._send(Kind.WORKER_REPLY, reply)
 
@@ -412,6 +418,11 @@ async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> 
             is_connect=True,
         )
     )
+    if len(response.body) > MAX_RUN_STATE_BYTES:
+        message = f"the app's answer has more than {MAX_RUN_STATE_BYTES} bytes"
+        error = {"name": "AnswerTooLargeError", "message": message}
+        headers = response.headers | {Header.NO_RETRY.value: "true"}
+        response = CommResponse.from_json(error, headers=headers, status_code=500)
     return encode(
         SDKResponse(
             request_id=request.request_id,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import ssl
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from durably.protocol.connect import (
     AppConfiguration,
     AuthData,
     ConnectMessage,
+    GatewayExecutorRequestData,
     Kind,
     StartResponse,
     WorkerConnectRequestData,
+    WorkerRequestAckData,
     decode,
     frame,
 )
@@ -202,7 +205,7 @@ class Relay:
 
 
 async def introduce(
-    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration
+    http: aiohttp.ClientSession, instance_id: str, app: AppConfiguration, *, limit: int = 0
 ) -> aiohttp.ClientWebSocketResponse:
     """The WebSocket of a worker that has announced an app."""
     async with http.post("/v0/connect/start") as response:
@@ -214,6 +217,7 @@ async def introduce(
         instance_id=instance_id,
         auth_data=AuthData(started.session_token),
         apps=[app],
+        max_worker_concurrency=limit,
     )
     await socket.send_bytes(frame(Kind.WORKER_CONNECT, hello))
     return socket
@@ -336,6 +340,64 @@ async def test_a_connection_that_falls_silent_ends_no_call(
     await connection.close()
     await serving
     network.close()
+
+
+@pytest.mark.parametrize(("megabytes", "error"), [(11, "OutputTooLargeError"), (40, "AnswerTooLargeError")])
+async def test_an_answer_that_is_too_large_fails_the_run_and_cuts_no_connection(
+    server: EngineServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    megabytes: int,
+    error: str,
+) -> None:
+    monkeypatch.setattr("durably.engine.api.http.connect.EXTEND_SECONDS", 1)
+    caplog.set_level(logging.INFO, "durably.engine")
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    attempts = list[int]()
+
+    @client.create_function(fn_id="large", trigger=durably.TriggerEvent(event="large"))
+    async def large(ctx: durably.Context) -> str:
+        attempts.append(ctx.attempt)
+        return "x" * megabytes * 1_000_000
+
+    connection = durably.connect([(client, [large])])
+    serving = asyncio.create_task(connection.start())
+    await async_eventually(server.engine.list_functions, "the worker")
+    [event_id] = await client.send(durably.Event(name="large"))
+
+    async def has_failed() -> bool:
+        [run] = await server.engine.event_runs(event_id)
+        return run.status is RunStatus.FAILED and error.encode() in bytes(run.output or b"")
+
+    await async_eventually(has_failed, error)
+    assert attempts == [0]
+    assert "has disconnected" not in caplog.text
+    await connection.close()
+    await serving
+
+
+async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer) -> None:
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    function = client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))(nothing)
+    app = AppConfiguration("shop", functions=msgspec.json.encode(function.configs("ws://connect")))
+
+    async with aiohttp.ClientSession(server.origin) as http:
+        socket = await introduce(http, "one", app, limit=1)
+        await async_eventually(server.engine.list_functions, "the worker")
+        await client.send(durably.Event(name="a"))
+        message = ConnectMessage()
+        while message.kind != Kind.GATEWAY_EXECUTOR_REQUEST:
+            message = decode(ConnectMessage, await socket.receive_bytes())
+        call = decode(GatewayExecutorRequestData, message.payload)
+        await socket.send_bytes(frame(Kind.WORKER_REQUEST_ACK, WorkerRequestAckData(call.request_id)))
+        await socket.close()
+        socket = await introduce(http, "one", app, limit=1)
+        await socket.send_bytes(frame(Kind.WORKER_HEARTBEAT))
+        kinds = [decode(ConnectMessage, await socket.receive_bytes()).kind for _ in range(2)]
+        assert kinds == [Kind.GATEWAY_CONNECTION_READY, Kind.GATEWAY_HEARTBEAT]
+        assert server.engine.connected is not None
+        [slots] = server.engine.connected._workers
+        assert (slots.under_way, slots.capacity.max_calls) == (1, 1)
 
 
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:

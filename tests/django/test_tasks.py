@@ -29,6 +29,8 @@ DATABASES["default"]["OPTIONS"] = {"timeout": 30}
 DATABASES["default"]["ATOMIC_REQUESTS"] = False
 """
 TASKS = """
+import os
+import signal
 
 @task
 def fail() -> None:
@@ -43,6 +45,18 @@ def leave() -> None:
 @task
 def return_a_function() -> object:
     return lambda: 1
+
+
+@task(takes_context=True, backend="retried")
+def die_twice(context) -> int:
+    if context.attempt < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return context.attempt
+
+
+@task
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @task(takes_context=True, backend="retried")
@@ -155,8 +169,8 @@ assert again.enqueued_at <= again.started_at <= again.finished_at <= timezone.no
 
 
 class Site:
-    def __init__(self, server: Server, directory: Path) -> None:
-        self.server, self.directory = server, directory
+    def __init__(self, server: Server, directory: Path, command: str) -> None:
+        self.server, self.directory, self.command = server, directory, command
 
     def get(self, path: str) -> Any:
         answer = urllib3.request("GET", f"{self.server.origin}{path}", timeout=60)
@@ -193,7 +207,7 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         subprocess.run([sys.executable, "manage.py", command, "-v0"], cwd=directory, check=True, timeout=120)
     with running(SERVERS[request.param], directory, DURABLY_DEV="1") as server:
         eventually(lambda: server.get("/") == 404, server.log)
-        yield Site(server, directory)
+        yield Site(server, directory, SERVERS[request.param])
 
 
 @pytest.mark.parametrize("query", ["?args=[1,2]", "?args=[1,2]&async"])
@@ -222,6 +236,16 @@ def test_a_task_is_attempted_again(site: Site) -> None:
     result = site.finished("succeed_at_last", site.start("succeed_at_last"))
     assert (result["status"], result["value"], result["attempts"]) == ("SUCCESSFUL", 3, 3)
     assert result["errors"] == ["KeyError", "KeyError"]
+
+
+def test_attempts_that_died_with_their_process_are_counted(site: Site) -> None:
+    if "gunicorn" not in site.command:
+        pytest.skip("only gunicorn replaces a process that has died")
+    result = site.finished("die_twice", site.start("die_twice"))
+    assert (result["status"], result["value"], result["attempts"]) == ("SUCCESSFUL", 3, 3)
+    assert (result["errors"], result["is_ordered"]) == (["WorkerLostError"] * 2, True)
+    result = site.finished("die", site.start("die"))
+    assert (result["status"], result["attempts"], result["errors"]) == ("FAILED", 1, ["WorkerLostError"])
 
 
 def test_a_task_waits_until_run_after(site: Site) -> None:

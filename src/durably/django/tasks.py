@@ -222,18 +222,25 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         run = await find_run(client, stored.runs[0].id, io)
         steps = await execute(client, "run_steps", {"run_id": run.id}, io)
         step = next((step for step in steps if step.id == _STEP), None)
-        failed = [] if step is None else [each for each in step.failed_attempts if not each.is_unreached]
+        attempts = await execute(client, "run_attempts", {"run_id": run.id}, io)
+        failed = [each for each in attempts if not each.is_unreached]
         errors = [each.error for each in failed]
+        has_failed = run.status.has_ended and run.status is not RunStatus.COMPLETED
+        if step is not None and step.status == "failed":
+            errors.append(step.error)
+        elif has_failed and (step is None or not errors):
+            errors.append(_error_of(run))
+        waited = next((step for step in steps if step.id == _RUN_AFTER), None)
         is_running = run.status is RunStatus.RUNNING and run.started_at is not None and run.waiting is None
         if stored.data["run_after"] is not None:  # else its first call is under way, which says until when it waits
-            is_running = is_running and any(step.id == _RUN_AFTER for step in steps)
-        if step is not None and step.error is not None and (not errors or step.error != errors[-1]):
-            errors.append(step.error)
-        elif run.status.has_ended and run.status is not RunStatus.COMPLETED and not errors:
-            errors.append(_error_of(run))
-        begun = [] if step is None else [span.start for span in step.spans if span.kind == "running"]
-        if not begun and (is_running or run.status.has_ended) and run.started_at is not None:
-            begun = [run.started_at]
+            is_running = is_running and waited is not None
+        # The step is a part of the function's own call, until it has failed there. A call is lost with its process.
+        begun = [run.started_at if waited is None else waited.ended_at]
+        begun += [each.ended_at for each in failed if each.step is None]
+        spans = [] if step is None else [span.start for span in step.spans if span.kind == "running"]
+        if spans or not (is_running or run.status.has_ended):
+            begun[-1:] = spans
+        begun = sorted(each for each in begun if each is not None)
         _set(
             result,
             status=_status_of(run, is_running=is_running),

@@ -22,10 +22,10 @@ from durably.engine.api.local import LocalEngine
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned
 from durably.engine.log.log import CommitLog
-from durably.engine.model.dispatcher import Dispatcher, WorkerLostError, WorkerSlots
+from durably.engine.model.dispatcher import Dispatcher, WorkerSlots
 from durably.engine.model.events import decode_json
 from durably.protocol.call import CheckpointRequest, decode
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import EngineError, WorkerLostError
 from durably.protocol.events import ErrorBody
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest

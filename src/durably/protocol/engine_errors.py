@@ -189,3 +189,7 @@ class TooLargeError(EngineError):
 
 class OpInvalidError(EngineError):
     """An op cannot be executed. The message names the step and the reason."""
+
+
+class WorkerLostError(Error):
+    """The process of the call has ended, or has sent no heartbeat for the lease."""

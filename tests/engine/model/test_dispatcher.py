@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from durably.engine.core.calls import Answer, AttemptFailed, CallData, Returned, Unreached
 from durably.engine.core.run_state import Call
 from durably.engine.model import dispatcher as dispatcher_module
-from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, RunningCalls, WorkerLostError
+from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, RunningCalls
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import EngineSettings
+from durably.protocol.engine_errors import WorkerLostError
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
 
 from ...embedded.cluster import eventually

@@ -15,6 +15,7 @@ from durably.engine.core.calls import Answer, AttemptFailed, CallData, Unreached
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.settings import EngineSettings
+from durably.protocol.engine_errors import WorkerLostError
 from durably.protocol.errors import Error, ErrorData
 from durably.protocol.text import get_logger
 
@@ -26,10 +27,6 @@ _logger = get_logger("durably.engine")
 
 class CallReturnedError(Error):
     """A process that stops returns an unfinished call."""
-
-
-class WorkerLostError(Error):
-    """The process of the call has ended, or has sent no heartbeat for the lease."""
 
 
 class Capacity(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ import hmac
 import itertools
 import secrets
 import time
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -26,7 +27,7 @@ from ulid import ULID
 from durably.engine.api.codec import status_of
 from durably.engine.api.operations import Access
 from durably.engine.core.calls import Answer, CallData, build_body, job_id_of, read_answer
-from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError, WorkerSlots
+from durably.engine.model.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerSlots
 from durably.protocol.call import function_uuid
 from durably.protocol.connect import (
     CONNECT_URL,
@@ -57,7 +58,7 @@ from durably.protocol.connect import (
     encode,
     frame,
 )
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import EngineError, WorkerLostError
 from durably.protocol.headers import Header, trace_headers
 from durably.protocol.sync import SyncRequest, decode_sync
 from durably.protocol.text import get_logger
@@ -140,17 +141,22 @@ class _Connection:
 
 
 class _Instance:
-    """The connections of one instance of an app, which share its capacity. It is a ``dispatcher.Worker``."""
+    """The connections of one instance of an app, which share its capacity. It is a ``dispatcher.Worker``.
 
-    def __init__(self, calls: dict[str, _Call]) -> None:
+    It outlives them until its calls have ended, which count when the instance dials again.
+    """
+
+    def __init__(self, calls: dict[str, _Call], on_end: Callable[[], None]) -> None:
         self.connections: list[_Connection] = []
         self.slots: WorkerSlots | None = None
-        self._calls = calls
+        self.under_way = 0
+        self._calls, self._on_end = calls, on_end
 
     async def run(self, app_id: str, data: CallData) -> Answer:
         connection = self._best(app_id, data.function_id)
         call = self._send(connection, app_id, data)
         connection.under_way += 1
+        self.under_way += 1
         try:
             async with asyncio.timeout(RETURN_SECONDS) as call.lease:
                 reply = await call.reply
@@ -163,6 +169,9 @@ class _Instance:
         finally:
             self._calls.pop(data.request_id, None)
             connection.under_way -= 1
+            self.under_way -= 1
+            if not self.connections:
+                self._on_end()
         # The task that makes the call stores its answer, so the worker may forget the answer when the task has ended.
         if call.connection is not None and (task := asyncio.current_task()) is not None:
             acknowledgement = WorkerReplyAckData(request_id=data.request_id)
@@ -383,7 +392,9 @@ class Connect:
     def _add(self, connection: _Connection) -> None:
         self._connections.add(connection)
         instance_id = connection.hello.instance_id
-        self._instances.setdefault(instance_id, _Instance(self._calls)).connections.append(connection)
+        if instance_id not in self._instances:
+            self._instances[instance_id] = _Instance(self._calls, functools.partial(self._update, instance_id))
+        self._instances[instance_id].connections.append(connection)
         self._update(instance_id)
         apps = ", ".join(sorted({*connection.app_of.values()}))
         _logger.info("the worker %s of %s has connected", ascii(instance_id), ascii(apps))
@@ -405,13 +416,13 @@ class Connect:
         instance = self._instances[instance_id]
         taking = [each for each in instance.connections if each.takes_calls]
         functions = frozenset(itertools.chain.from_iterable(each.app_of for each in taking))
-        limit = instance.connections[-1].hello.max_worker_concurrency if instance.connections else 0
-        capacity = Capacity(0, functions, limit or _UNLIMITED)
+        limit = instance.connections[-1].hello.max_worker_concurrency or _UNLIMITED if instance.connections else 0
+        capacity = Capacity(0, functions, limit)
         if instance.slots is None:
             instance.slots = self._dispatcher.add(instance, capacity)
         else:
             self._dispatcher.change(instance.slots, capacity)
-        if not instance.connections:
+        if not instance.connections and not instance.under_way:
             self._dispatcher.remove(instance.slots)
             del self._instances[instance_id]
 
