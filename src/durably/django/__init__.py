@@ -6,12 +6,12 @@ the project's processes with the server, and sends the events that ``send`` writ
 
 from typing import Any
 
-from .adapter import serve, webhook
+from .adapter import endpoint, serve, webhook
 from .dashboard_urls import dashboard
 from .outbox import send, transaction
 from .streams_urls import streams
 
-__all__ = ["dashboard", "send", "serve", "streams", "transaction", "webhook"]
+__all__ = ["dashboard", "endpoint", "send", "serve", "streams", "transaction", "webhook"]
 
 
 def __getattr__(name: str) -> Any:
