@@ -3,7 +3,9 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import msgspec
 import pytest
 
 from durably import (
@@ -18,6 +20,8 @@ from durably import (
     TriggerEvent,
 )
 from durably.browser_streams import StreamRequest, StreamResponse, Streams
+from durably.comm import CommRequest
+from durably.endpoints import mount_endpoint
 from durably.errors import (
     EventTooLargeError,
     FunctionNotFoundError,
@@ -174,7 +178,7 @@ async def tell(shop: Functions) -> None:
 
     with pytest.raises(FunctionNotFoundError, match="other"):
         await shop.other.start()
-    with pytest.raises(EventTooLargeError, match="send where it is"):
+    with pytest.raises(EventTooLargeError, match="send less, and where the rest is stored"):
         await shop.add.start({"text": "x" * 4_000_000})
     for use in (shop.client.run(UNKNOWN).status, shop.client.run(UNKNOWN).result, shop.client.run(UNKNOWN).cancel):
         with pytest.raises(RunNotFoundError, match=UNKNOWN):
@@ -244,6 +248,88 @@ def tell_sync(shop: Functions) -> None:
         shop.other.start_sync()
     with pytest.raises(RunNotFoundError):
         shop.client.run(UNKNOWN).result_sync()
+
+
+def request_of(url: str, data: object = None, **headers: str) -> tuple[str, CommRequest]:
+    """The method and the request for a URL of an endpoint: a POST with data, or else a GET."""
+    request = CommRequest(
+        body=b"" if data is None else msgspec.json.encode(data),
+        headers={
+            "content-type": "application/json",
+            **{name.replace("_", "-"): text for name, text in headers.items()},
+        },
+        query_params=parse_qs(urlsplit(url).query),
+        raw_request=None,
+        request_url=f"http://shop{url}",
+    )
+    return "GET" if data is None else "POST", request
+
+
+async def tell_of_endpoints(shop: Functions) -> None:
+    async def ask(
+        function: Function[Any], data: object = None, *, url: str = "/go", wait: str = "60s", **headers: str
+    ) -> Any:
+        handler = mount_endpoint(function, "/go", "endpoint", allow_anonymous=True, wait=wait).handler
+        response = await handler.handle(*request_of(url, data, **headers))
+        return int(response.status_code), msgspec.json.decode(response.body)
+
+    status, numbers = await ask(shop.add, {"n": 2})
+    assert (status, sorted(numbers)) == (200, [1, 2])
+    status, failure = await ask(shop.fail, {})
+    assert (status, failure.pop("run_id", None) is not None) == (500, True)
+    assert failure == {"message": "no card", "name": "ValueError"}
+    status, failure = await ask(shop.other, {})
+    assert (status, failure) == (503, {"message": "the run could not be started: see the app's log"})
+    assert (await ask(shop.add, {"text": "x" * 4_000_000}))[0] == 413
+
+    first = await ask(shop.wait, {"signal": "f"}, wait="50ms", idempotency_key="k")
+    assert first[0] == 202
+    run_id, url = first[1]["run_id"], first[1]["url"]
+    again = await ask(shop.wait, {"signal": "f"}, wait="50ms", idempotency_key="k")
+    assert (again[0], again[1]["run_id"]) == (202, run_id)
+    others = [
+        await ask(shop.wait, {"signal": "g"}, wait="50ms", idempotency_key="k"),
+        await ask(shop.wait, {"signal": "h"}, wait="50ms"),
+    ]
+    assert len({run_id, *(other[1]["run_id"] for other in others)}) == 3
+    assert (await ask(shop.wait, url=url, wait="50ms"))[0] == 202
+    assert await async_eventually(lambda: shop.client.run(run_id).signal("f", "yes"), "the run waits")
+    assert await ask(shop.wait, url=url) == (200, "yes")
+    assert await ask(shop.wait, {"signal": "f"}, idempotency_key="k") == (200, "yes")
+    assert await shop.client.run(others[0][1]["run_id"]).cancel()
+    status, failure = await ask(shop.wait, url=others[0][1]["url"])
+    assert (status, failure["name"]) == (500, "RunCancelledError")
+
+    token = shop.client.stream_token
+    statuses = {
+        token(UNKNOWN): 404,
+        token(run_id, ["$run"]): 200,
+        token(run_id, ["words"]): 401,
+        token([run_id, UNKNOWN]): 401,
+        token(run_id, expires="0s"): 401,
+        f"{token(run_id)}x": 401,
+        "": 401,
+    }
+    assert {text: (await ask(shop.wait, url=f"/go?token={text}"))[0] for text in statuses} == statuses
+
+
+def tell_of_endpoints_sync(shop: Functions) -> None:
+    def ask(function: Function[Any], data: object = None, *, url: str = "/go", wait: str = "60s") -> Any:
+        handler = mount_endpoint(function, "/go", "endpoint", authorize=may_start, wait=wait).handler
+        response = handler.handle_sync(*request_of(url, data))
+        return int(response.status_code), msgspec.json.decode(response.body)
+
+    async def may_start(request: object, data: dict[str, Any]) -> bool:
+        return data.get("signal") != "not mine"
+
+    status, numbers = ask(shop.add_sync, {"n": 2})
+    assert (status, sorted(numbers)) == (200, [1, 2])
+    assert ask(shop.wait, {"signal": "not mine"})[0] == 403
+    status, link = ask(shop.wait, {"signal": "i"}, wait="50ms")
+    assert status == 202
+    assert ask(shop.wait, url=link["url"], wait="50ms")[0] == 202
+    assert eventually(lambda: shop.client.run(link["run_id"]).signal_sync("i", "yes"), "the run waits")
+    assert ask(shop.wait, url=link["url"]) == (200, "yes")
 
 
 def start_in_threads(shop: Functions) -> None:

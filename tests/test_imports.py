@@ -280,6 +280,7 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         f"durably.{adapter}",
         "durably.browser_streams",
         "durably.dashboard",
+        "durably.endpoints",
         "durably.web.django",
         "durably.errors",
         "durably.execution.step",

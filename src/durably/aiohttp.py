@@ -10,13 +10,15 @@ except ImportError as error:
     raise ImportError('durably.aiohttp needs aiohttp: pip install "durably[aiohttp]"') from error
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.web import UNREADABLE
 from durably.web.aiohttp import hide_query, parts_of, read_body, respond
 
+from .browser_streams import hide_token
 from .client import Client
 from .comm import CommRequest
+from .endpoints import mount_endpoint
 from .engines import InProcessEngine
 from .webhooks import Source, mount_webhook
 
@@ -47,6 +49,13 @@ def webhook(app: web.Application, client: Client, source: Source, path: str | No
     _add_endpoint(app, mount_webhook(client, source, path, "durably.aiohttp.webhook"))
 
 
+def endpoint(
+    app: web.Application, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]
+) -> None:
+    """Add a durable endpoint of a function at ``path``. See ``durably.starlette.endpoint``."""
+    _add_endpoint(app, mount_endpoint(function, path, "durably.aiohttp.endpoint", **options))
+
+
 def _add_endpoint(app: web.Application, mount: Mount) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
@@ -60,7 +69,10 @@ def _add_endpoint(app: web.Application, mount: Mount) -> None:
             raw_request=request,
             request_url=lambda: str(request.url),
         )
-        return await respond(request, await mount.handler.handle(request.method, comm_request))
+        response = await mount.handler.handle(request.method, comm_request)
+        if mount.has_tokens:
+            hide_query(request, hide_token)
+        return await respond(request, response)
 
     app.router.add_route("*", mount.path, answer)
 
@@ -100,7 +112,7 @@ def streams(app: web.Application, client: Client, path: str = "/streams", **opti
 
     The options are those of ``durably.starlette.streams``.
     """
-    from durably.browser_streams import StreamRequest, Streams, hide_token
+    from durably.browser_streams import StreamRequest, Streams
 
     server = Streams(client, path, caller="durably.aiohttp.streams", raises=(web.HTTPException,), **options)
 

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Unpack
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.web import UNREADABLE, lower_headers, read_query
 from durably.web.asgi import (
@@ -26,6 +26,7 @@ from durably.web.asgi import (
 from .browser_streams import StreamRequest, Streams, hide_token
 from .client import Client
 from .comm import CommRequest
+from .endpoints import mount_endpoint
 from .engines import InProcessEngine
 from .webhooks import Source, mount_webhook
 
@@ -85,6 +86,15 @@ def webhook(app: ASGIApp, client: Client, source: Source, path: str | None = Non
     return Routed(re.escape(mount.path), Endpoint(mount, _scope_of), app)
 
 
+def endpoint(app: ASGIApp, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> ASGIApp:
+    """The app with a durable endpoint of a function at ``path``.
+
+    See ``durably.starlette.endpoint``. ``authorize`` gets the ``scope``.
+    """
+    mount = mount_endpoint(function, path, "durably.asgi.endpoint", **options)
+    return Routed(re.escape(mount.path), Endpoint(mount, _scope_of), app)
+
+
 def _scope_of(scope: Scope, receive: Receive, send: Send) -> Scope:
     return scope
 
@@ -129,6 +139,8 @@ class Endpoint:
                 has_lower_names=True,
             )
             response = await handler.handle(scope["method"], request)
+            if self._mount.has_tokens:  # before the server logs them
+                scope["query_string"] = hide_token(scope["query_string"].decode("latin-1")).encode("latin-1")
         await send_response(response, receive, send)
 
 

@@ -12,11 +12,12 @@ from durably.comm.events import (
     refuse_engine_in_process,
     refuse_streams,
 )
-from durably.comm.serve_options import EndpointOptions
+from durably.comm.serve_options import DurableEndpointOptions, EndpointOptions
 from durably.functions.function import Function
 
 from .client import Client
 from .comm import CommRequest
+from .endpoints import mount_endpoint
 from .errors import BodyInvalidError
 from .webhooks import Source, mount_webhook
 
@@ -41,6 +42,16 @@ def webhook(client: Client, source: Source) -> EventHandler:
     """
     refuse_engine_in_process(client, PLATFORM)
     return handle_events(mount_webhook(client, source, None, "durably.aws_lambda.webhook"), _read)
+
+
+def endpoint(function: Function[Any], **options: Unpack[DurableEndpointOptions]) -> EventHandler:
+    """The ``handler(event, context)`` of a durable endpoint of a function, at every path.
+
+    See ``durably.starlette.endpoint``. The engine is elsewhere.
+    """
+    mount = mount_endpoint(function, "/", "durably.aws_lambda.endpoint", **options)
+    refuse_engine_in_process(function.client, PLATFORM)
+    return handle_events(mount, _read)
 
 
 def streams(client: Client, **options: Any) -> NoReturn:

@@ -112,6 +112,13 @@ def hide_token(query: str) -> str:
     return _TOKEN.sub(r"\1***", query)
 
 
+def hide_token_of(environ: MutableMapping[str, Any]) -> None:
+    """Remove the token from a request of WSGI, before the server logs it."""
+    for name in ("QUERY_STRING", "RAW_URI"):  # the second under gunicorn
+        if name in environ:
+            environ[name] = hide_token(environ[name])
+
+
 class Streams:
     """The streams of a client's channels at a path of a web app.
 
@@ -167,9 +174,7 @@ class Streams:
         if self._max_listeners is not None:
             is_pool_known = _gunicorn_threads() is not None
             limit = min(self._max_listeners, limit) if is_pool_known else self._max_listeners
-        environ["QUERY_STRING"] = hide_token(request.query)
-        if "RAW_URI" in environ:
-            environ["RAW_URI"] = hide_token(environ["RAW_URI"])
+        hide_token_of(environ)
         return run_with_callbacks(
             lambda call_blocking: self._handle(request, limit or 1, keep_alive, call_blocking=call_blocking)
         )

@@ -10,15 +10,17 @@ except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.web import METHODS, UNREADABLE, check_length, is_chunked, read_body, read_query
 from durably.web.flask import add_rule, mount_point, to_response
 from durably.web.flask import read_body as read_form
 from durably.web.wsgi import headers_of
 
+from .browser_streams import hide_token_of
 from .client import Client
 from .comm import CommRequest, CommResponse
+from .endpoints import mount_endpoint
 from .engines import InProcessEngine
 from .errors import BodyTooLargeError
 from .web.flask import current_object
@@ -58,6 +60,17 @@ def webhook(app: flask.Flask, client: Client, source: Source, path: str | None =
     _add(app, mount.path, make_endpoint(mount), "durably-webhook", methods=["POST"])
 
 
+def endpoint(app: flask.Flask, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> None:
+    """Add a durable endpoint of a function at ``path``.
+
+    See ``durably.starlette.endpoint``. ``authorize`` runs in the thread and the context of the request. A request holds
+    a thread of the server while it waits. An extension that checks forms has to leave out the view, whose name is
+    ``durably-endpoint:`` and the path.
+    """
+    mount = mount_endpoint(function, path, "durably.flask.endpoint", **options)
+    _add(app, mount.path, make_endpoint(mount), "durably-endpoint", methods=["GET", "POST"])
+
+
 def make_endpoint(mount: Mount) -> Endpoint:
     """The function that answers an engine, or a source of webhooks."""
 
@@ -74,7 +87,10 @@ def make_endpoint(mount: Mount) -> Endpoint:
             raw_request=request,
             request_url=lambda: request.url,
         )
-        return _to_flask(mount.handler.handle_sync(request.method, comm_request))
+        response = mount.handler.handle_sync(request.method, comm_request)
+        if mount.has_tokens:
+            hide_token_of(request.environ)
+        return _to_flask(response)
 
     return answer
 

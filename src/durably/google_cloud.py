@@ -10,10 +10,11 @@ except ImportError as error:
 
 from durably.comm.events import refuse_engine_in_process
 from durably.comm.mounts import add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 
 from .client import Client
+from .endpoints import mount_endpoint
 from .flask import Endpoint, make_dashboard, make_endpoint, make_streams
 from .webhooks import Source, mount_webhook
 
@@ -38,6 +39,16 @@ def webhook(client: Client, source: Source) -> Endpoint:
     """
     refuse_engine_in_process(client, PLATFORM)
     return make_endpoint(mount_webhook(client, source, None, "durably.google_cloud.webhook"))
+
+
+def endpoint(function: Function[Any], **options: Unpack[DurableEndpointOptions]) -> Endpoint:
+    """The ``main(request)`` of a durable endpoint of a function, at every path.
+
+    See ``durably.flask.endpoint``. The engine is elsewhere.
+    """
+    mount = mount_endpoint(function, "/", "durably.google_cloud.endpoint", **options)
+    refuse_engine_in_process(function.client, PLATFORM)
+    return make_endpoint(mount)
 
 
 def dashboard(client: Client, **options: Unpack[DashboardOptions]) -> Endpoint:

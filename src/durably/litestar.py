@@ -16,11 +16,12 @@ except ImportError as error:
     raise ImportError('durably.litestar needs Litestar: pip install "durably[litestar]"') from error
 
 from durably.comm.mounts import add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 
 from .asgi import DashboardEndpoint, Endpoint, EngineLifespan, StreamsEndpoint
 from .client import Client
+from .endpoints import mount_endpoint
 from .engines import InProcessEngine
 from .webhooks import Source, mount_webhook
 
@@ -88,6 +89,16 @@ def webhook(client: Client, source: Source, path: str | None = None) -> Plugin:
     """
     mount = mount_webhook(client, source, path, "durably.litestar.webhook")
     return Plugin(_at(mount.path, Endpoint(mount, Request), opt=_SIGNED))
+
+
+def endpoint(function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> Plugin:
+    """The plugin with a durable endpoint of a function at ``path``.
+
+    See ``durably.starlette.endpoint``. The app's CSRF check does not apply, because pages of other sites cannot send
+    JSON; its authentication and guards do.
+    """
+    mount = mount_endpoint(function, path, "durably.litestar.endpoint", **options)
+    return Plugin(_at(mount.path, Endpoint(mount, Request), opt={"exclude_from_csrf": True}))
 
 
 _SIGNED = {"exclude_from_csrf": True, "exclude_from_auth": True}

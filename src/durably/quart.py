@@ -11,15 +11,18 @@ except ImportError as error:
     raise ImportError('durably.quart needs Quart: pip install "durably[quart]"') from error
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
-from durably.web import METHODS, UNREADABLE, lower_headers, read_chunks
+from durably.web import METHODS, UNREADABLE, lower_headers, read_chunks, read_query
 from durably.web.asgi import Receive, Scope, Send
 from durably.web.flask import ANY_PATH, AnyPath, current_object
 from durably.web.quart import request_of, to_response
 
 from .asgi import Endpoint, EngineLifespan, Routed
+from .browser_streams import hide_token
 from .client import Client
+from .comm import CommRequest
+from .endpoints import mount_endpoint
 from .webhooks import Source, mount_webhook
 
 FRAMEWORK = "quart"
@@ -85,7 +88,7 @@ def streams(app: quart.Quart, client: Client, path: str = "/streams", **options:
     The options are those of ``durably.starlette.streams``. ``authorize`` runs in the context of the request, if it is
     async.
     """
-    from durably.browser_streams import StreamRequest, Streams, hide_token
+    from durably.browser_streams import StreamRequest, Streams
 
     server = Streams(client, path, caller="durably.quart.streams", raises=(HTTPException,), **options)
 
@@ -109,6 +112,34 @@ def webhook(app: quart.Quart, client: Client, source: Source, path: str | None =
     """
     mount = mount_webhook(client, source, path, "durably.quart.webhook")
     app.asgi_app = _with_endpoint(app, mount)  # type: ignore[method-assign, assignment]
+
+
+def endpoint(app: quart.Quart, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> None:
+    """Add a durable endpoint of a function at ``path``.
+
+    See ``durably.starlette.endpoint``. ``authorize`` runs in the context of the request, if it is async.
+    """
+    mount = mount_endpoint(function, path, "durably.quart.endpoint", **options)
+
+    async def answer() -> quart.Response:
+        request: quart.Request = current_object(quart.request)
+        try:
+            body = await read_chunks(request.body, request.headers.get("content-length"), check=mount.check_size)
+        except UNREADABLE as error:
+            return to_response(mount.handler.refuse(error))
+        query = request.query_string.decode("latin-1")
+        made = CommRequest(
+            body=body,
+            headers=lower_headers(request.headers.items()),
+            query_params=read_query(query),
+            raw_request=request,
+            request_url=lambda: request.url,
+        )
+        response = await mount.handler.handle(request.method, made)
+        request.scope["query_string"] = hide_token(query).encode("latin-1")  # before the server logs it
+        return to_response(response)
+
+    _add(app, mount.path, answer)
 
 
 def _with_endpoint(app: quart.Quart, mount: Mount) -> Routed:

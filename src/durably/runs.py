@@ -246,11 +246,10 @@ class RunHandle(Generic[T]):
         return run
 
     async def _wait(self, timeout: DurationWithUnit | None, io: IO) -> T:
-        seconds = None if timeout is None else to_seconds(timeout, "timeout")
-        run = self._noted(await wait_for_run(self._app, self.id, seconds, io))
-        value, function = await restore(self._app, self._output_of(run), io, self._middleware), self._function
+        value = await wait_for_output(self, None if timeout is None else to_seconds(timeout, "timeout"), io)
+        function = self._function
         codec = None if function is None else function.output_codec(self._app.serializer)
-        return value if codec is None else decode_as(codec, f"run {run.id} of {function!r}", value)  # type: ignore[no-any-return]
+        return value if codec is None else decode_as(codec, f"run {self.id} of {function!r}", value)  # type: ignore[no-any-return]
 
     @property
     def _middleware(self) -> list[MiddlewareFactory]:
@@ -281,11 +280,13 @@ class RunHandle(Generic[T]):
     async def _rerun(self, io: IO) -> "RunHandle[T]":
         return RunHandle(self._app, await self._execute("rerun", io), self._function)
 
-    def _output_of(self, run: "Run") -> Any:
-        """The output of an ended run, as JSON values. Raises the error of one that did not complete."""
-        if run.status is not RunStatus.COMPLETED:
-            raise _error_of(run)
-        return run.decode_output()
+
+async def wait_for_output(handle: RunHandle[Any], seconds: float | None, io: IO) -> Any:
+    """The result of a run as JSON values. See ``RunHandle.result``."""
+    run = handle._noted(await wait_for_run(handle._app, handle.id, seconds, io))
+    if run.status is not RunStatus.COMPLETED:
+        raise _error_of(run)
+    return await restore(handle._app, run.decode_output(), io, handle._middleware)
 
 
 async def restore(app: App, value: Any, io: IO, middleware: Sequence[MiddlewareFactory]) -> Any:

@@ -13,13 +13,15 @@ except ImportError as error:
     raise ImportError('durably.sanic needs Sanic: pip install "durably[sanic]"') from error
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.web import UNREADABLE
 from durably.web.sanic import hide_query, parts_of, read_body, respond, without_timeout
 
+from .browser_streams import hide_token
 from .client import Client
 from .comm import CommRequest
+from .endpoints import mount_endpoint
 from .engines import InProcessEngine
 from .webhooks import Source, mount_webhook
 
@@ -49,6 +51,11 @@ def webhook(app: App, client: Client, source: Source, path: str | None = None) -
     _add_endpoint(app, mount_webhook(client, source, path, "durably.sanic.webhook"))
 
 
+def endpoint(app: App, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> None:
+    """Add a durable endpoint of a function at ``path``. See ``durably.starlette.endpoint``."""
+    _add_endpoint(app, mount_endpoint(function, path, "durably.sanic.endpoint", **options))
+
+
 def _add_endpoint(app: App, mount: Mount) -> None:
     async def answer(request: Request) -> None:
         with without_timeout(request):
@@ -65,7 +72,10 @@ def _add_endpoint(app: App, mount: Mount) -> None:
                 raw_request=request,
                 request_url=lambda: request.url.partition("?")[0],
             )
-            await respond(request, await mount.handler.handle(request.method, comm_request))
+            response = await mount.handler.handle(request.method, comm_request)
+            if mount.has_tokens:
+                hide_query(request, hide_token)
+            await respond(request, response)
 
     _add(app, mount.path, answer)
 
@@ -104,7 +114,7 @@ def streams(app: App, client: Client, path: str = "/streams", **options: Unpack[
 
     The options are those of ``durably.starlette.streams``.
     """
-    from durably.browser_streams import StreamRequest, Streams, hide_token
+    from durably.browser_streams import StreamRequest, Streams
 
     server = Streams(client, path, caller="durably.sanic.streams", raises=(SanicException,), **options)
 

@@ -12,12 +12,13 @@ except ImportError as error:
     raise ImportError('durably.starlette needs Starlette: pip install "durably[starlette]"') from error
 
 from durably.comm.mounts import add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.web.starlette import ANY_PATH, path_of
 
 from .asgi import DashboardEndpoint, Endpoint, EngineLifespan, StreamsEndpoint
 from .client import Client
+from .endpoints import mount_endpoint
 from .webhooks import Source, mount_webhook
 
 FRAMEWORK = "starlette"
@@ -90,6 +91,26 @@ def streams(
     """
     endpoint = StreamsEndpoint(client, path, Request, raises=(HTTPException,), **options)
     _add(app, endpoint.path, endpoint, "durably-streams")
+
+
+def endpoint(app: Starlette, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> None:
+    """Add a durable endpoint of a function at ``path``.
+
+    A POST with a JSON object starts a run with this data, and is answered with the run's result. If that takes longer,
+    the answer is 202 with a link. A GET of it waits again. A POST with an ``Idempotency-Key`` starts one run, however
+    often it is repeated with the same data.
+
+    - ``authorize``: Gets the request and the data, and returns whether the caller may start the run. It may be async; a
+      plain function runs in a thread. An ``HTTPException`` that it raises is the response. Links have a token, and are
+      not passed to it.
+    - ``allow_anonymous``: ``True`` lets everybody start runs whom the app's middleware lets through.
+    - ``wait``: The time that a request waits for the result (``"10s"`` by default).
+    - ``expires``: The life of a link (``"1d"`` by default).
+
+    Raises ``FunctionConfigInvalidError`` unless exactly one of the first two is given.
+    """
+    mount = mount_endpoint(function, path, "endpoint", **options)
+    _add(app, mount.path, Endpoint(mount, Request), "durably-endpoint")
 
 
 def webhook(app: Starlette, client: Client, source: Source, path: str | None = None) -> None:

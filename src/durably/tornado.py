@@ -2,24 +2,27 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Unpack
 
 try:
     import tornado.ioloop
     import tornado.web
+    from tornado.httputil import HTTPServerRequest
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
 from durably.web import METHODS, lower_headers
 from durably.web.tornado import BoundedBodyHandler, write
 
+from .browser_streams import hide_token
 from .client import Client
 from .comm import CommRequest, CommResponse
+from .endpoints import call_here, mount_endpoint
 from .engines import InProcessEngine
 from .errors import BodyTooLargeError
 from .webhooks import Source, mount_webhook
@@ -54,8 +57,26 @@ def webhook(app: tornado.web.Application, client: Client, source: Source, path: 
     _add_endpoint(app, mount_webhook(client, source, path, "durably.tornado.webhook"))
 
 
-def _add_endpoint(app: tornado.web.Application, mount: Mount) -> None:
-    class DurablyHandler(BoundedBodyHandler):
+def endpoint(
+    app: tornado.web.Application,
+    function: Function[Any],
+    path: str,
+    *,
+    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+    **options: Unpack[DurableEndpointOptions],
+) -> None:
+    """Add a durable endpoint of a function at ``path``.
+
+    See ``durably.starlette.endpoint``. ``authorize`` gets the handler, and a plain function runs on the event loop, as
+    handlers do. ``base`` is the application's own handler class, whose ``prepare`` and ``current_user`` apply.
+    """
+    _add_endpoint(app, mount_endpoint(function, path, "durably.tornado.endpoint", call_here, **options), base)
+
+
+def _add_endpoint(
+    app: tornado.web.Application, mount: Mount, base: type[tornado.web.RequestHandler] | None = None
+) -> None:
+    class DurablyHandler(BoundedBodyHandler, base or tornado.web.RequestHandler):  # type: ignore[misc]
         def check_size(self, size: int) -> None:
             mount.check_size(size)
 
@@ -63,7 +84,7 @@ def _add_endpoint(app: tornado.web.Application, mount: Mount) -> None:
             return mount.handler.refuse(error)
 
         def check_xsrf_cookie(self) -> None:
-            """Check no cookie: the requests of engines and of webhooks are signed."""
+            """Check no cookie: requests of engines and of webhooks are signed, and others have to be JSON."""
 
         async def _answer(self) -> None:
             request = self.request
@@ -71,10 +92,13 @@ def _add_endpoint(app: tornado.web.Application, mount: Mount) -> None:
                 body=self.body,
                 headers=dict(request.headers.items()),
                 query_params={k: v[0].decode(errors="replace") for k, v in request.query_arguments.items()},
-                raw_request=request,
+                raw_request=request if base is None else self,
                 request_url=request.full_url(),
             )
-            await write(self, await mount.handler.handle(request.method or "", comm_request))
+            response = await mount.handler.handle(request.method or "", comm_request)
+            if mount.has_tokens:
+                _hide_token(request)
+            await write(self, response)
 
         get = post = put = _answer
 
@@ -130,7 +154,7 @@ def dashboard(
                     body=self.body,
                     is_secure=request.protocol == "https",
                     raw_request=self,
-                    call_blocking=_call,
+                    call_blocking=call_here,  # Handlers cannot be used in other threads.
                 )
             )
             await write(self, response)
@@ -155,7 +179,7 @@ def streams(
     The options are those of ``durably.starlette.streams``. ``authorize`` gets the handler, and a plain function runs
     on the event loop, as handlers do. ``base`` is the application's own handler class.
     """
-    from durably.browser_streams import StreamRequest, StreamResponse, Streams, hide_token
+    from durably.browser_streams import StreamRequest, StreamResponse, Streams
 
     server = Streams(
         client,
@@ -179,10 +203,10 @@ def streams(
                 query=request.query,
                 headers=lower_headers(request.headers.get_all()),
                 raw_request=self,
-                call_blocking=_call,
+                call_blocking=call_here,  # Handlers cannot be used in other threads.
             )
             self._stream = await server.handle(made)
-            request.uri = request.path + (request.query and f"?{hide_token(request.query)}")  # before it is logged
+            _hide_token(request)
             await write(self, self._stream)
 
         get = head = post = put = patch = delete = options = trace = _answer
@@ -195,9 +219,9 @@ def streams(
     app.add_handlers(r".*", [(re.escape(server.path), StreamHandler)])
 
 
-async def _call(function: Callable[[], Any]) -> Any:
-    """Call on the event loop: Tornado's handlers cannot be used in other threads."""
-    return function()
+def _hide_token(request: HTTPServerRequest) -> None:
+    """Hide it before the request is logged."""
+    request.uri = request.path + (request.query and f"?{hide_token(request.query)}")
 
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:

@@ -6,13 +6,15 @@ from typing import Any, Unpack
 from wsgiref.util import request_uri
 
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import DashboardOptions, ServeOptions, StreamsOptions
+from durably.comm.serve_options import DashboardOptions, DurableEndpointOptions, ServeOptions, StreamsOptions
 from durably.functions.function import Function
 from durably.web import UNREADABLE, read_query
 from durably.web.wsgi import Environ, StartResponse, WSGIApp, decode, headers_of, path_of, read_body, send_response
 
+from .browser_streams import hide_token_of
 from .client import Client
 from .comm import CommRequest
+from .endpoints import mount_endpoint
 from .webhooks import Source, mount_webhook
 
 FRAMEWORK = "wsgi"
@@ -46,6 +48,14 @@ def webhook(app: WSGIApp, client: Client, source: Source, path: str | None = Non
     return _with_endpoint(app, mount_webhook(client, source, path, "durably.wsgi.webhook"))
 
 
+def endpoint(app: WSGIApp, function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> WSGIApp:
+    """The app with a durable endpoint of a function at ``path``.
+
+    See ``durably.flask.endpoint``. ``authorize`` gets the ``environ``.
+    """
+    return _with_endpoint(app, mount_endpoint(function, path, "durably.wsgi.endpoint", **options))
+
+
 def _with_endpoint(app: WSGIApp, mount: Mount) -> WSGIApp:
     def answer(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         try:
@@ -61,6 +71,8 @@ def _with_endpoint(app: WSGIApp, mount: Mount) -> WSGIApp:
             request_url=lambda: request_uri(dict(environ), include_query=False),
         )
         response = mount.handler.handle_sync(environ["REQUEST_METHOD"], request)
+        if mount.has_tokens:
+            hide_token_of(environ)
         stream = None if response.stream is None else response.stream_sync()
         return send_response(response, environ, start_response, stream)
 

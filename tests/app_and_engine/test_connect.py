@@ -26,6 +26,8 @@ from durably.protocol.connect import (
     ConnectMessage,
     GatewayExecutorRequestData,
     Kind,
+    ReplyStatus,
+    SDKResponse,
     StartResponse,
     WorkerConnectRequestData,
     WorkerRequestAckData,
@@ -223,6 +225,14 @@ async def introduce(
     return socket
 
 
+async def receive(socket: aiohttp.ClientWebSocketResponse, kind: Kind) -> bytes:
+    """The payload of the next message of a kind."""
+    while True:
+        message = decode(ConnectMessage, await socket.receive_bytes())
+        if message.kind == kind:
+            return message.payload
+
+
 async def nothing(ctx: durably.Context) -> None:
     """Never runs."""
 
@@ -376,6 +386,27 @@ async def test_an_answer_that_is_too_large_fails_the_run_and_cuts_no_connection(
     await serving
 
 
+async def test_a_worker_of_another_app_answers_no_call(server: EngineServer) -> None:
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    other = durably.Client(app_id="other", is_production=False)
+    trigger = durably.TriggerEvent(event="a")
+    async with aiohttp.ClientSession(server.origin) as http:
+        sockets = []
+        for each in (client, other):
+            configs = each.create_function(fn_id="a", trigger=trigger)(nothing).configs("ws://connect")
+            app = AppConfiguration(each.app_id, functions=msgspec.json.encode(configs))
+            sockets.append(await introduce(http, each.app_id, app))
+            await receive(sockets[-1], Kind.GATEWAY_CONNECTION_READY)
+        [event_id] = await client.send(durably.Event(name="a"))
+        call = decode(GatewayExecutorRequestData, await receive(sockets[0], Kind.GATEWAY_EXECUTOR_REQUEST))
+        for text, socket in (b'"other"', sockets[1]), (b'"own"', sockets[0]):
+            reply = SDKResponse(call.request_id, status=ReplyStatus.DONE, body=text, run_id=call.run_id)
+            await socket.send_bytes(frame(Kind.WORKER_REPLY, reply))
+            await receive(socket, Kind.WORKER_REPLY_ACK)
+    runs = await server.engine.event_runs(event_id)
+    assert sorted(bytes(run.output or b"") for run in runs if run.function_id == "shop-a") == [b'"own"']
+
+
 async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer) -> None:
     client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
     function = client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))(nothing)
@@ -385,10 +416,7 @@ async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer
         socket = await introduce(http, "one", app, limit=1)
         await async_eventually(server.engine.list_functions, "the worker")
         await client.send(durably.Event(name="a"))
-        message = ConnectMessage()
-        while message.kind != Kind.GATEWAY_EXECUTOR_REQUEST:
-            message = decode(ConnectMessage, await socket.receive_bytes())
-        call = decode(GatewayExecutorRequestData, message.payload)
+        call = decode(GatewayExecutorRequestData, await receive(socket, Kind.GATEWAY_EXECUTOR_REQUEST))
         await socket.send_bytes(frame(Kind.WORKER_REQUEST_ACK, WorkerRequestAckData(call.request_id)))
         await socket.close()
         socket = await introduce(http, "one", app, limit=1)

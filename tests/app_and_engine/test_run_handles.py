@@ -18,7 +18,16 @@ from durably.engine.sqlite.server import serve_database
 from durably.protocol.headers import ServerKind
 from durably.testing import TestEngine
 
-from ..handle_stories import Functions, start_in_threads, tell, tell_of_defers, tell_of_held_runs, tell_sync
+from ..handle_stories import (
+    Functions,
+    start_in_threads,
+    tell,
+    tell_of_defers,
+    tell_of_endpoints,
+    tell_of_endpoints_sync,
+    tell_of_held_runs,
+    tell_sync,
+)
 from .conftest import App, Gate, listening
 
 KEY, NEW_KEY, EVENT_KEY = f"signkey-prod-{'1a' * 32}", f"signkey-prod-{'2b' * 32}", "an-event-key"
@@ -97,7 +106,12 @@ async def test_deferred_functions_run_after_the_run_and_inherit_its_sessions(sho
     await tell_of_defers(shop)
 
 
-@pytest.mark.parametrize("story", [tell, tell_of_defers, tell_of_held_runs])
+async def test_endpoints_answer_with_results_or_links(shop: Functions) -> None:
+    await tell_of_endpoints(shop)
+    await asyncio.to_thread(tell_of_endpoints_sync, shop)
+
+
+@pytest.mark.parametrize("story", [tell, tell_of_defers, tell_of_endpoints, tell_of_held_runs])
 async def test_async_code_holds_its_runs_in_a_test(story: Callable[[Functions], object]) -> None:
     shop = Functions(Client(app_id="shop", is_production=False))
     async with TestEngine(shop.client, shop.served):
@@ -108,3 +122,4 @@ def test_sync_code_holds_its_runs_in_a_test() -> None:
     shop = Functions(Client(app_id="shop", is_production=False))
     with TestEngine(shop.client, shop.served).sync():
         tell_sync(shop)
+        tell_of_endpoints_sync(shop)

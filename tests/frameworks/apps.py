@@ -9,6 +9,7 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
+from .endpoints import add_endpoint, without_path
 from .functions import request_name, request_thread
 from .variants import serve_all
 from .webhooks import receive_all
@@ -22,6 +23,7 @@ def make_fast_api(engine: str) -> Any:
     app = fastapi.FastAPI()
     serve_all(engine, partial(durably.fast_api.serve, app))
     receive_all(engine, partial(durably.fast_api.webhook, app))
+    add_endpoint(engine, partial(durably.fast_api.endpoint, app))
     return _marking_asgi(app)
 
 
@@ -33,6 +35,7 @@ def make_starlette(engine: str) -> Any:
     app = Starlette()
     serve_all(engine, partial(durably.starlette.serve, app))
     receive_all(engine, partial(durably.starlette.webhook, app))
+    add_endpoint(engine, partial(durably.starlette.endpoint, app))
     return _marking_asgi(app)
 
 
@@ -52,8 +55,13 @@ def make_asgi(engine: str) -> Any:
         nonlocal app
         app = durably.asgi.webhook(app, *args)  # type: ignore[assignment]
 
+    def add(*args: Any, **options: Any) -> None:
+        nonlocal app
+        app = durably.asgi.endpoint(app, *args, **options)  # type: ignore[assignment]
+
     serve_all(engine, serve)
     receive_all(engine, receive)
+    add_endpoint(engine, add)
     return _marking_asgi(app)
 
 
@@ -66,6 +74,7 @@ def make_litestar(engine: str) -> Any:
     plugins = [
         *serve_all(engine, durably.litestar.serve).values(),
         *receive_all(engine, durably.litestar.webhook).values(),
+        *add_endpoint(engine, durably.litestar.endpoint).values(),
     ]
     return _marking_asgi(Litestar(plugins=plugins, csrf_config=CSRFConfig(secret="for tests only")))
 
@@ -78,6 +87,7 @@ def make_quart(engine: str) -> Any:
     app = quart.Quart(__name__)
     serve_all(engine, partial(durably.quart.serve, app))
     receive_all(engine, partial(durably.quart.webhook, app))
+    add_endpoint(engine, partial(durably.quart.endpoint, app))
     return _marking_asgi(app)
 
 
@@ -94,6 +104,7 @@ def make_aiohttp(engine: str) -> Any:
     app = web.Application(middlewares=[mark])
     serve_all(engine, partial(durably.aiohttp.serve, app))
     receive_all(engine, partial(durably.aiohttp.webhook, app))
+    add_endpoint(engine, partial(durably.aiohttp.endpoint, app))
     return app
 
 
@@ -111,6 +122,7 @@ def make_sanic(engine: str) -> Any:
 
     serve_all(engine, partial(durably.sanic.serve, app))
     receive_all(engine, partial(durably.sanic.webhook, app))
+    add_endpoint(engine, partial(durably.sanic.endpoint, app))
     return app
 
 
@@ -129,8 +141,13 @@ def make_wsgi(engine: str) -> Any:
         nonlocal app
         app = durably.wsgi.webhook(app, *args)  # type: ignore[assignment]
 
+    def add(*args: Any, **options: Any) -> None:
+        nonlocal app
+        app = durably.wsgi.endpoint(app, *args, **options)  # type: ignore[assignment]
+
     serve_all(engine, serve)
     receive_all(engine, receive)
+    add_endpoint(engine, add)
 
     def marking(environ: Any, start_response: Any) -> Iterable[bytes]:
         mark_request(environ.get("HTTP_X_NAME"))
@@ -152,6 +169,7 @@ def make_flask(engine: str) -> Any:
 
     serve_all(engine, partial(durably.flask.serve, app))
     receive_all(engine, partial(durably.flask.webhook, app))
+    add_endpoint(engine, partial(durably.flask.endpoint, app))
     return app
 
 
@@ -173,6 +191,7 @@ def make_tornado(engine: str) -> Any:
     app = App(xsrf_cookies=True, cookie_secret="for tests only")
     serve_all(engine, partial(durably.tornado.serve, app))
     receive_all(engine, partial(durably.tornado.webhook, app))
+    add_endpoint(engine, partial(durably.tornado.endpoint, app))
     return app
 
 
@@ -195,31 +214,29 @@ def make_digital_ocean(engine: str) -> Any:
     from durably.testing import DigitalOceanSimulator
 
     served = serve_all(engine, durably.digital_ocean.serve, can_stream=False)
-    return _by_path(served | receive_all(engine, durably.digital_ocean.webhook), DigitalOceanSimulator)
+    served |= receive_all(engine, durably.digital_ocean.webhook)
+    return _by_path(served | add_endpoint(engine, without_path(durably.digital_ocean.endpoint)), DigitalOceanSimulator)
 
 
 def make_lambda(engine: str) -> Any:
-    import durably.aws_lambda
     from durably.testing import LambdaSimulator
 
-    served = serve_all(engine, durably.aws_lambda.serve, can_stream=False)
-    return _by_path(served | receive_all(engine, durably.aws_lambda.webhook), LambdaSimulator)
+    return _by_path(_lambda_handlers(engine), LambdaSimulator)
 
 
 @cache
-def _handlers_of_environment() -> dict[str, Any]:
+def _lambda_handlers(engine: str) -> dict[str, Any]:
     import durably.aws_lambda
 
-    engine = os.environ["TEST_ENGINE"]
-    return serve_all(engine, durably.aws_lambda.serve, can_stream=False) | receive_all(
-        engine, durably.aws_lambda.webhook
-    )
+    served = serve_all(engine, durably.aws_lambda.serve, can_stream=False)
+    served |= receive_all(engine, durably.aws_lambda.webhook)
+    return served | add_endpoint(engine, without_path(durably.aws_lambda.endpoint))
 
 
 def handle_lambda(event: dict[str, Any], context: Any) -> Any:
     """For Lambda's own runtime, in processes of its own."""
     mark_request(event["headers"].get("x-name"))
-    return _handlers_of_environment()[event["rawPath"]](event, context)
+    return _lambda_handlers(os.environ["TEST_ENGINE"])[event["rawPath"]](event, context)
 
 
 def _by_path(functions: dict[str, Any], simulate: Callable[[Any], Any]) -> Any:
@@ -273,6 +290,7 @@ def _set_up_django(engine: str) -> None:
     urls.urlpatterns = [  # type: ignore[attr-defined]
         *serve_all(engine, durably.django.serve).values(),
         *receive_all(engine, durably.django.webhook).values(),
+        *add_endpoint(engine, durably.django.endpoint).values(),
     ]
 
 

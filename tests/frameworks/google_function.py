@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 from tests.frameworks.apps import mark_request
+from tests.frameworks.endpoints import add_endpoint, without_path
 from tests.frameworks.variants import serve_all
 from tests.frameworks.webhooks import receive_all
 
@@ -11,6 +12,7 @@ import durably.google_cloud
 
 engine = os.environ["TEST_ENGINE"]
 functions = serve_all(engine, durably.google_cloud.serve) | receive_all(engine, durably.google_cloud.webhook)
+functions |= add_endpoint(engine, without_path(durably.google_cloud.endpoint))
 
 
 def main(request: Any) -> Any:

@@ -5,6 +5,7 @@ import binascii
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from durably.app import App
 from durably.client import Client
 from durably.errors import BodyInvalidError, BodyTooLargeError, FunctionConfigInvalidError, NotSupportedError
 from durably.functions.function import Function
@@ -49,9 +50,9 @@ def handle_events(mount: Mount, read: Callable[[Any, Any], tuple[str, CommReques
     return handle
 
 
-def refuse_engine_in_process(client: Client, platform: str) -> None:
+def refuse_engine_in_process(client: App | None, platform: str) -> None:
     """Raises ``FunctionConfigInvalidError``."""
-    if client.in_process is not None:
+    if client is not None and client.in_process is not None:
         raise FunctionConfigInvalidError(
             f"Client.engine cannot be used in {platform}, whose processes do not outlive a request: leave it out, and "
             "have an engine elsewhere call this function"

@@ -27,16 +27,24 @@ class Handler(Protocol):
 class Mount:
     """An endpoint, whose handler is replaced when its module is loaded again.
 
-    ``check_size`` raises ``BodyTooLargeError`` for a size in bytes.
+    ``check_size`` raises ``BodyTooLargeError`` for a size in bytes. If it ``has_tokens`` in URLs, adapters hide these
+    from the server's log.
     """
 
     is_repeated = False
     """Whether the app has the endpoint from an earlier call of ``serve``."""
 
-    def __init__(self, path: str, handler: Handler, check_size: Callable[[int], None] = check_size) -> None:
+    def __init__(
+        self,
+        path: str,
+        handler: Handler,
+        check_size: Callable[[int], None] = check_size,
+        has_tokens: bool = False,
+    ) -> None:
         self.path = path
         self.handler = handler
         self.check_size = check_size
+        self.has_tokens = has_tokens
 
 
 Mounts = MutableMapping[str, Mount]

@@ -87,7 +87,7 @@ class CommRequest:
                 ) from None
         return self._request_url
 
-    def query(self, name: Query) -> str | None:
+    def query(self, name: str) -> str | None:
         value = self.query_params.get(name)
         if isinstance(value, str) or value is None:
             return value or None

@@ -1,4 +1,4 @@
-"""Arguments of ``serve``: the app, paths and origins, streaming. Options of ``dashboard`` and ``streams``.
+"""Arguments of ``serve``: the app, paths and origins, streaming. Options of the other parts of adapters.
 
 Adapters and ``CommHandler`` check those of ``serve`` here.
 """
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 from durably.app import App
 from durably.errors import FunctionConfigInvalidError, SigningKeyMissingError, URLInvalidError
 from durably.functions.function import Function
+from durably.protocol.durations import DurationWithUnit
 from durably.protocol.text import redact_url
 from durably.settings import (
     DEFAULT_SERVE_PATH,
@@ -86,6 +87,22 @@ class ServeOptions(EndpointOptions, total=False):
 
     streaming: StreamingOption
     """Keeps connections of long calls alive."""
+
+
+class DurableEndpointOptions(TypedDict, total=False):
+    """Options of ``endpoint``, which needs exactly one of the first two."""
+
+    authorize: Callable[[Any, dict[str, Any]], bool | Awaitable[bool]] | None
+    """Gets the request and the data of the run, and returns whether the caller may start it.
+
+    It may be async. Links have a token, and are not passed to it.
+    """
+    allow_anonymous: bool
+    """``True`` lets everybody start runs whom the app itself lets through."""
+    wait: DurationWithUnit
+    """The time for a run, such as ``"10s"``, the default. If it takes longer, the answer is 202 with a link."""
+    expires: DurationWithUnit
+    """The life of a link, such as ``"1d"``, the default."""
 
 
 class DashboardOptions(TypedDict, total=False):

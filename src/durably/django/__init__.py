@@ -6,18 +6,23 @@ the project's processes with the server, and sends the events that ``send`` writ
 
 from typing import Any
 
-from .adapter import serve, webhook
+from .adapter import endpoint, serve, webhook
 from .dashboard_urls import dashboard
 from .outbox import send, transaction
 from .streams_urls import streams
 
-__all__ = ["dashboard", "send", "serve", "streams", "transaction", "webhook"]
+__all__ = ["dashboard", "endpoint", "send", "serve", "streams", "transaction", "webhook"]
 
 
 def __getattr__(name: str) -> Any:
     """``TaskBackend``, which needs Django 6 or the package ``django-tasks``, and the project's settings."""
     if name != "TaskBackend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from django.apps import apps
+    from django.core.exceptions import ImproperlyConfigured
+
+    if not apps.is_installed("durably.django"):
+        raise ImproperlyConfigured('TASKS with durably.django.TaskBackend needs INSTALLED_APPS += ["durably.django"]')
     from .tasks import TaskBackend
 
     return TaskBackend

@@ -19,16 +19,18 @@ except ImportError as error:
 from asgiref.sync import sync_to_async
 from django.utils.module_loading import module_has_submodule
 
+from durably.browser_streams import hide_token, hide_token_of
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.mounts import Mount, add_mount, mounts_of
-from durably.comm.serve_options import ServeOptions
+from durably.comm.serve_options import DurableEndpointOptions, ServeOptions
+from durably.endpoints import mount_endpoint
 from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.diagnostics import find_unserved, warn_of_unserved
 from durably.functions.function import Function
 from durably.web import UNREADABLE, check_length, is_chunked, read_body
-from durably.web.django import SyncAndAsyncView, is_body_read, set_body
+from durably.web.django import SyncAndAsyncView, in_djangos_thread, is_body_read, set_body
 from durably.webhooks import Source, mount_webhook
 
 FRAMEWORK = "django"
@@ -61,6 +63,17 @@ def webhook(client: Client, source: Source, path: str | None = None) -> django.u
     See ``durably.starlette.webhook``. The view is async under ASGI and sync under WSGI, and exempt from CSRF checks.
     """
     return _pattern(mount_webhook(client, source, path, "durably.django.webhook"), "durably-webhook")
+
+
+def endpoint(function: Function[Any], path: str, **options: Unpack[DurableEndpointOptions]) -> django.urls.URLPattern:
+    """The URL pattern of a durable endpoint of a function, for ``urlpatterns``.
+
+    See ``durably.starlette.endpoint``. ``authorize`` may use the ORM. The view is async under ASGI and sync under WSGI,
+    where a request holds a thread while it waits. It is exempt from CSRF checks, because pages of other sites cannot
+    send JSON.
+    """
+    mount = mount_endpoint(function, path, "durably.django.endpoint", in_djangos_thread, **options)
+    return _pattern(mount, "durably-endpoint")
 
 
 def _pattern(mount: Mount, name: str) -> django.urls.URLPattern:
@@ -106,6 +119,8 @@ def _make_view(mount: Mount, to_request: Callable[[Any], CommRequest]) -> SyncAn
     def answer(request: Any) -> Any:
         try:
             response = mount.handler.handle_sync(request.method, to_request(request))
+            if mount.has_tokens:
+                hide_token_of(request.environ)
         except UNREADABLE as error:
             response = mount.handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream_sync())
@@ -113,6 +128,8 @@ def _make_view(mount: Mount, to_request: Callable[[Any], CommRequest]) -> SyncAn
     async def answer_async(request: Any) -> Any:
         try:
             response = await mount.handler.handle(request.method, to_request(request))
+            if mount.has_tokens:
+                request.scope["query_string"] = hide_token(request.META["QUERY_STRING"]).encode("latin-1")
         except UNREADABLE as error:
             response = mount.handler.refuse(error)
         return _to_django(response, None if response.stream is None else response.stream())

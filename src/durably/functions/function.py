@@ -135,7 +135,8 @@ class Function(FunctionDefinition[T]):
                 f'function "{opts.local_id}": on_failure must be a function, not {on_failure!r}'
             )
         super().__init__(opts, handler, middleware)
-        self._client = client
+        self.client = client
+        """The client that created it."""
         function_id, failure_id = opts.id, opts.failure_id
         self.on_failure_fn_id = failure_id if on_failure is not None else None
         self.is_handler_async = is_async(handler)
@@ -180,9 +181,9 @@ class Function(FunctionDefinition[T]):
         return block(app, lambda io: start_run(app, self, data, id, io))
 
     def _client_of(self, client: App | None) -> App:
-        if client is None and self._client is None:
+        if (chosen := client or self.client) is None:
             raise FunctionConfigInvalidError(f'function "{self.id}": give start the client: start(data, client=…)')
-        return client or self._client  # type: ignore[return-value]
+        return chosen
 
     async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it.

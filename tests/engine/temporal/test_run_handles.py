@@ -15,7 +15,15 @@ from durably.engine.model.settings import EngineSettings
 
 from ...app_and_engine.conftest import App, Gate, listening
 from ...conformance.temporal_engine import open_engine
-from ...handle_stories import Functions, start_in_threads, tell, tell_of_defers, tell_sync
+from ...handle_stories import (
+    Functions,
+    start_in_threads,
+    tell,
+    tell_of_defers,
+    tell_of_endpoints,
+    tell_of_endpoints_sync,
+    tell_sync,
+)
 from ...temporal.dev_server import DevServer
 
 _numbers = itertools.count()
@@ -57,6 +65,11 @@ async def test_async_code_holds_its_runs(shop: Functions) -> None:
 
 async def test_deferred_functions_run_after_the_run_and_inherit_its_sessions(shop: Functions) -> None:
     await tell_of_defers(shop)
+
+
+async def test_endpoints_answer_with_results_or_links(shop: Functions) -> None:
+    await tell_of_endpoints(shop)
+    await asyncio.to_thread(tell_of_endpoints_sync, shop)
 
 
 async def test_sync_code_holds_its_runs(shop: Functions) -> None:

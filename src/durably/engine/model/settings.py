@@ -160,6 +160,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     - ``backoff``: the delays between attempts, as a function of the attempt that failed (from 0) and a random number
       from 0 to 1. In process, the default in production mode is that of `durably start`.
     - ``unreached_backoff``: the delays before a call is repeated that did not reach its app. They use up no attempt.
+      By default they grow from half a second to ten seconds.
     - ``call_timeout``: the longest time of one call.
     - ``connect_timeout``: the longest time to connect to an app.
     - ``max_calls``: the number of calls at a time.

@@ -81,6 +81,8 @@ has time to dial more than once."""
 RETURN_SECONDS = 20.0
 """The same after the engine has noticed that the WebSocket is broken, and for the acknowledgement of a call."""
 _HANDSHAKE_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
+"""Seconds in which a worker answers the end of a WebSocket."""
 _SESSION_SECONDS = 300.0
 _MAX_SESSIONS = 1_000
 """Of sessions that no worker has used yet."""
@@ -105,9 +107,9 @@ class _CloseError(Exception):
 class _Call:
     """A call that a worker has."""
 
-    def __init__(self, connection: "_Connection", lease_id: str) -> None:
+    def __init__(self, connection: "_Connection", app_id: str, lease_id: str) -> None:
         self.connection: _Connection | None = connection
-        self.lease_id = lease_id
+        self.app_id, self.lease_id = app_id, lease_id
         self.is_acknowledged = False
         self.lease: asyncio.Timeout | None = None
         """While the engine waits for the answer."""
@@ -188,7 +190,7 @@ class _Instance:
         return connection
 
     def _send(self, connection: _Connection, app_id: str, data: CallData) -> _Call:
-        call = self._calls[data.request_id] = _Call(connection, str(ULID()))
+        call = self._calls[data.request_id] = _Call(connection, app_id, str(ULID()))
         connection.send(
             Kind.GATEWAY_EXECUTOR_REQUEST,
             GatewayExecutorRequestData(
@@ -279,7 +281,9 @@ class Connect:
 
     async def _serve(self, api: ApiState, request: web.Request) -> web.StreamResponse:
         """``GET /v0/connect``: a worker's WebSocket, until one side closes it."""
-        socket = web.WebSocketResponse(protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False)
+        socket = web.WebSocketResponse(
+            timeout=_CLOSE_SECONDS, protocols=(SUBPROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False
+        )
         await socket.prepare(request)
         connection: _Connection | None = None
         writing: asyncio.Task[None] | None = None
@@ -430,7 +434,7 @@ class Connect:
 
     def _accept(self, reply: SDKResponse, connection: _Connection | None) -> None:
         call = self._calls.get(reply.request_id)
-        if call is not None:
+        if call is not None and (connection is None or call.app_id in connection.app_of.values()):
             call.connection = connection
             if not call.reply.done():
                 call.reply.set_result(reply)
