@@ -478,6 +478,20 @@ async def test_a_close_ends_a_dial_that_gets_no_answer() -> None:
         await serving
 
 
+async def test_a_worker_that_reads_nothing_is_disconnected(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("durably.engine.api.http.connect.RETURN_SECONDS", 0.5)
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    function = client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))(nothing)
+    app = AppConfiguration("shop", functions=msgspec.json.encode(function.configs("ws://connect")))
+    async with aiohttp.ClientSession(server.origin) as http, await introduce(http, "one", app) as socket:
+        assert decode(ConnectMessage, await socket.receive_bytes()).kind == Kind.GATEWAY_CONNECTION_READY
+        for _ in range(60):
+            await client.send(durably.Event(name="a", data={"x": "y" * 500_000}))
+        await async_eventually(lambda: "reads nothing" in caplog.text, "the end of the connection")
+
+
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.engine.api.http.connect._MAX_SESSIONS", 2)
     async with aiohttp.ClientSession(server.origin) as http:

@@ -124,9 +124,13 @@ class _Connection:
     """A WebSocket after its handshake."""
 
     def __init__(
-        self, socket: web.WebSocketResponse, hello: WorkerConnectRequestData, syncs: list[SyncRequest]
+        self,
+        socket: web.WebSocketResponse,
+        transport: asyncio.Transport | None,
+        hello: WorkerConnectRequestData,
+        syncs: list[SyncRequest],
     ) -> None:
-        self.socket, self.hello = socket, hello
+        self.socket, self._transport, self.hello = socket, transport, hello
         self.app_of = {function.id: sync.app_id for sync in syncs for function in sync.functions}
         self.takes_calls = not hello.worker_manual_readiness_ack
         self.under_way = 0
@@ -136,10 +140,18 @@ class _Connection:
         self._unsent.put_nowait(frame(kind, message))
 
     async def write(self) -> None:
-        """Send what ``send`` got, until the WebSocket is closed."""
-        with contextlib.suppress(ConnectionError):
+        """Send what ``send`` got, until the WebSocket is closed. A worker that reads nothing is disconnected."""
+        try:
             while True:
-                await self.socket.send_bytes(await self._unsent.get())
+                content = await self._unsent.get()
+                async with asyncio.timeout(RETURN_SECONDS):
+                    await self.socket.send_bytes(content)
+        except TimeoutError:
+            _logger.warning("the worker %s reads nothing, and is disconnected", ascii(self.hello.instance_id))
+            if self._transport is not None:
+                self._transport.abort()
+        except ConnectionError:
+            pass
 
 
 class _Instance:
@@ -288,7 +300,7 @@ class Connect:
         connection: _Connection | None = None
         writing: asyncio.Task[None] | None = None
         try:
-            connection = await self._shake_hands(socket, api)
+            connection = await self._shake_hands(socket, request.transport, api)
             writing = asyncio.get_running_loop().create_task(connection.write())
             self._add(connection)
             await self._receive(connection)
@@ -310,7 +322,9 @@ class Connect:
                 await asyncio.gather(writing, return_exceptions=True)
         return socket
 
-    async def _shake_hands(self, socket: web.WebSocketResponse, api: ApiState) -> _Connection:
+    async def _shake_hands(
+        self, socket: web.WebSocketResponse, transport: asyncio.Transport | None, api: ApiState
+    ) -> _Connection:
         """Raises ``_CloseError``, ``FrameInvalidError``."""
         await socket.send_bytes(frame(Kind.GATEWAY_HELLO))
         try:
@@ -358,7 +372,7 @@ class Connect:
             heartbeat_interval=f"{HEARTBEAT_SECONDS}s", extend_lease_interval=f"{EXTEND_SECONDS}s", status_interval="0s"
         )
         await socket.send_bytes(frame(Kind.GATEWAY_CONNECTION_READY, ready))
-        return _Connection(socket, hello, syncs)
+        return _Connection(socket, transport, hello, syncs)
 
     async def _receive(self, connection: _Connection) -> None:
         while True:
