@@ -10,8 +10,10 @@ import contextlib
 import math
 import os
 import platform
+import secrets
 import signal
 import socket as sockets
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -89,8 +91,9 @@ def connect(
 
     - ``apps``: Clients with their functions. All have one engine and signing key.
     - ``instance_id``: Names this process in the engine's log; processes with one id share a limit. By default it is
-      made of the host's name and the process's id.
-    - ``max_worker_concurrency``: The most calls at a time. By default there is no limit.
+      made of the host's name, the process's id and random characters.
+    - ``max_worker_concurrency``: The most calls at a time. By default there is no limit. A sync function whose call the
+      engine has given up cannot be ended, and does not count.
 
     Raises ``FunctionConfigInvalidError`` for clients that cannot be connected, and the errors of ``serve``.
     """
@@ -136,8 +139,10 @@ class WorkerConnection:
         self._handlers = {
             each.app_id: CommHandler(client=each, framework="connect", functions=functions) for each, functions in apps
         }
-        self._instance_id = instance_id or f"{sockets.gethostname()}-{os.getpid()}"
+        self._instance_id = instance_id or f"{sockets.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._max_calls = max_worker_concurrency or 0
+        self._slots = asyncio.Semaphore(max_worker_concurrency or sys.maxsize)
+        """The engine may not know of calls that it has given up, or had before it was restarted."""
         self._logger = client.logger
         self._calls: dict[str, _Call] = {}
         self._kept: dict[str, tuple[bytes, float]] = {}
@@ -183,8 +188,13 @@ class WorkerConnection:
         failures = 0
         async with aiohttp.ClientSession() as http:
             while not self._is_drained:
+                dialling = asyncio.create_task(self._dial(http))
+                drained = asyncio.create_task(self._wait_until_drained())
                 try:
-                    socket, ready = await self._dial(http)
+                    await asyncio.wait((dialling, drained), return_when=asyncio.FIRST_COMPLETED)
+                    if not dialling.done():
+                        break
+                    socket, ready = dialling.result()
                     failures = 0
                     await self._use(socket, ready)
                     if self._is_drained:
@@ -192,13 +202,16 @@ class WorkerConnection:
                     problem = "the engine has closed the connection"
                 except (TransportError, aiohttp.ClientError, TimeoutError, OSError, FrameInvalidError) as error:
                     problem = str(error) or "the engine does not answer"
+                finally:
+                    for each in (dialling, drained):
+                        each.cancel()
+                    await asyncio.gather(dialling, drained, return_exceptions=True)
                 delay = _AGAIN_SECONDS[min(failures, len(_AGAIN_SECONDS) - 1)]
                 failures += 1
                 self._logger.warning("%s: dialling again in %d s", printable(problem), delay)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
-                        await self._closing.wait()
-                        await self._until(lambda: not self._calls)
+                        await self._wait_until_drained()
         for attempt in range(_FLUSH_TRIES):
             if await self._flush(0):
                 return
@@ -317,6 +330,10 @@ class WorkerConnection:
                 await self._until(lambda: not self._kept)
         await socket.close(code=1000, message=SHUTDOWN_REASON.encode())
 
+    async def _wait_until_drained(self) -> None:
+        await self._closing.wait()
+        await self._until(lambda: not self._calls)
+
     async def _until(self, is_so: Callable[[], bool]) -> None:
         while not is_so():
             self._changed.clear()
@@ -331,9 +348,14 @@ class WorkerConnection:
         assert self._loop is not None
         own_loop = asyncio.get_running_loop()
         self._send(Kind.WORKER_REQUEST_ACK, _of_call(WorkerRequestAckData, request))
-        outcome = asyncio.run_coroutine_threadsafe(_answer(handler, request), self._loop)
+        outcome = asyncio.run_coroutine_threadsafe(self._run(handler, request), self._loop)
         self._calls[request.request_id] = _Call(request, request.lease_id, outcome)
         outcome.add_done_callback(lambda _: own_loop.call_soon_threadsafe(self._finish, request.request_id))
+
+    async def _run(self, handler: CommHandler, request: GatewayExecutorRequestData) -> bytes:
+        """Run a call when there is a slot, on the event loop of the app."""
+        async with self._slots:
+            return await _answer(handler, request)
 
     def _finish(self, request_id: str) -> None:
         call = self._calls.pop(request_id)
@@ -402,7 +424,7 @@ class _FreshIO(AsyncIO):
 
 
 async def _answer(handler: CommHandler, request: GatewayExecutorRequestData) -> bytes:
-    """Run a call, on the event loop of the app. Returns the encoded answer."""
+    """Run a call. Returns the encoded answer."""
     headers = {Header.CONTENT_TYPE.value: "application/json", Header.REQUEST_ID.value: request.request_id}
     if request.job_id:
         headers[Header.JOB_ID.value] = request.job_id

@@ -40,7 +40,7 @@ from .io.background_loop import CallBlocking
 from .io.http_client import IO, AsyncIO
 from .protocol.channels import RUN_TOPIC
 from .protocol.durations import DurationWithUnit, to_seconds
-from .protocol.limits import MAX_DEV_EVENT_BYTES
+from .protocol.limits import MAX_FORM_BYTES
 from .protocol.options import check_type
 from .protocol.stream_tokens import StreamTokenError, covers, verify_token
 from .runs import RunHandle, start_run, wait_for_output
@@ -52,8 +52,8 @@ _HEADERS = {"content-type": "application/json", "cache-control": "no-store"}
 
 def check_size(size: int) -> None:
     """Raises ``BodyTooLargeError``. ``size`` is in bytes. Engines have limits of their own below this one."""
-    if size > MAX_DEV_EVENT_BYTES:
-        raise BodyTooLargeError(f"the body is larger than {MAX_DEV_EVENT_BYTES} bytes")
+    if size > MAX_FORM_BYTES:
+        raise BodyTooLargeError(f"the body is larger than {MAX_FORM_BYTES} bytes")
 
 
 async def call_here(function: Callable[[], Any]) -> Any:

@@ -428,6 +428,56 @@ async def test_a_worker_that_dials_again_keeps_to_its_limit(server: EngineServer
         assert (slots.under_way, slots.capacity.max_calls) == (1, 1)
 
 
+async def test_a_worker_keeps_to_its_limit_if_the_engine_gives_it_more_calls(server: EngineServer) -> None:
+    client = durably.Client(app_id="shop", is_production=False, engine=server.origin)
+    running, begun = 0, list[int]()
+
+    @client.create_function(fn_id="begun", trigger=durably.TriggerEvent(event="begun"))
+    async def function(ctx: durably.Context) -> None:
+        nonlocal running
+        running += 1
+        begun.append(running)
+        if len(begun) == 1:
+            await async_eventually(lambda: len(connection._calls) == 3, "the other calls")
+            for _ in range(100):  # They would begin now.
+                await asyncio.sleep(0)
+        running -= 1
+
+    connection = durably.connect([(client, [function])], max_worker_concurrency=1)
+    serving = asyncio.create_task(connection.start())
+    await async_eventually(server.engine.list_functions, "the worker")
+    dispatcher = server.engine.connected
+    assert dispatcher is not None
+    await async_eventually(lambda: dispatcher.takes_calls, "its capacity")
+    [slots] = dispatcher._workers
+    dispatcher.change(slots, msgspec.structs.replace(slots.capacity, max_calls=100))
+    await client.send([durably.Event(name="begun")] * 3)
+    await async_eventually(lambda: len(begun) == 3, "all calls")
+    assert begun == [1, 1, 1]
+    await connection.close()
+    await serving
+
+
+async def test_a_close_ends_a_dial_that_gets_no_answer() -> None:
+    has_dialled = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        has_dialled.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as gateway:
+        port = gateway.sockets[0].getsockname()[1]
+        client = durably.Client(app_id="shop", is_production=False, engine=f"http://127.0.0.1:{port}")
+        function = client.create_function(fn_id="a", trigger=durably.TriggerEvent(event="a"))(nothing)
+        connection = durably.connect([(client, [function])])
+        serving = asyncio.create_task(connection.start())
+        await has_dialled.wait()
+        async with asyncio.timeout(10):  # A request times out after 30 s.
+            await connection.close()
+        await serving
+
+
 async def test_unused_sessions_have_a_limit(server: EngineServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.engine.api.http.connect._MAX_SESSIONS", 2)
     async with aiohttp.ClientSession(server.origin) as http:

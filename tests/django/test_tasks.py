@@ -167,6 +167,24 @@ while not again.is_finished:
 assert again.enqueued_at <= again.started_at <= again.finished_at <= timezone.now()
 """
 
+NOT_INSTALLED = """
+import django
+from myproject import settings
+
+settings.INSTALLED_APPS.remove("durably.django")
+django.setup()
+
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+
+try:
+    run_checks()
+except ImproperlyConfigured as error:
+    assert 'INSTALLED_APPS += ["durably.django"]' in str(error)
+else:
+    raise AssertionError
+"""
+
 
 class Site:
     def __init__(self, server: Server, directory: Path, command: str) -> None:
@@ -249,9 +267,7 @@ def test_attempts_that_died_with_their_process_are_counted(site: Site) -> None:
 
 
 def test_a_task_waits_until_run_after(site: Site) -> None:
-    result_id = site.start("add", "?args=[1]&seconds=2")
-    assert site.result("add", result_id)["status"] == "READY"
-    assert site.finished("add", result_id)["value"] == 2
+    assert site.finished("add", site.start("add", "?args=[1]&seconds=2"))["value"] == 2
     later = site.start("add", "?args=[1]&seconds=3600")
     assert (site.result("add", later)["status"], site.result("add", later)["attempts"]) == ("READY", 0)
 
@@ -263,9 +279,10 @@ def test_a_task_of_a_transaction_that_is_rolled_back_does_not_exist(site: Site) 
     assert site.result("fail", site.start("add", "?args=[1]")) == {"error": "TaskResultMismatch"}
 
 
-def test_times_are_as_the_projects_and_a_backend_without_a_client_is_reported(site: Site) -> None:
+@pytest.mark.parametrize("code", [WITHOUT_TIME_ZONES, NOT_INSTALLED], ids=["without time zones", "not installed"])
+def test_times_are_as_the_projects_and_unusable_settings_are_reported(site: Site, code: str) -> None:
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "myproject.settings", "DURABLY_DEV": "1"}
-    command = [sys.executable, "-c", WITHOUT_TIME_ZONES]
+    command = [sys.executable, "-c", adapted(code)]
     subprocess.run(command, cwd=site.directory, check=True, timeout=60, env=environment)
 
 

@@ -97,7 +97,7 @@ def make() -> dict[str, Any]:
     temporal = Temporal(task_queue="orders")
     gateway = Gateway(temporal, [], allow_anonymous=True)
     own = {"client": client, "temporal": temporal, "gateway": gateway, "functions": [function]}
-    return globals() | own | dict.fromkeys(("greet", "onboard", "report"), function)
+    return globals() | own | dict.fromkeys(("greet", "onboard", "report", "checkout"), function)
 
 
 def public() -> dict[str, Any]:

@@ -28,6 +28,7 @@ ONLY_COMPILED = {
     "class SignUpTest(TransactionTestCase)": "the same",
     "# myproject/": "a file of the project that test_django_page.py runs",
     "# shop/": "the same",
+    "prefix, _, secret = os.environ": "a signing key in the environment warns of unsigned development",
     "from shop.celery import app": "the reader's Celery app; tests/integrations/test_celery.py has such a module",
 }
 """Beginnings of lines in blocks that are not executed, and the reasons."""
@@ -36,6 +37,7 @@ ONLY_COMPILED = {
 def configure() -> None:
     os.environ |= {"DURABLY_DEV": "1", "APP_ENCRYPTION_KEY": "key", "TEMPORAL_API_KEY": "key"}
     os.environ |= {"OPENAI_API_KEY": "key", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+    os.environ["GITHUB_WEBHOOK_SECRET"] = "key"
     os.environ["DURABLY_LOG"] = "postgresql://localhost/shop"
     contributed = ["admin", "auth", "contenttypes", "messages", "sessions"]
     apps = [*(f"django.contrib.{name}" for name in contributed), "durably.temporal.django"]

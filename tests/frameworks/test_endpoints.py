@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from durably.protocol.limits import MAX_DEV_EVENT_BYTES
+from durably.protocol.limits import MAX_FORM_BYTES
 
 from ..fake_engine import FakeEngine, Received
 from . import app_calls
@@ -92,7 +92,7 @@ def test_requests_that_start_no_run(server: Server, engine: FakeEngine) -> None:
         *((400, body, {}) for body in (b"[]", b"{", b"1", b"\xff", b"[" * 100_000)),
         (400, {"user": "ada"}, {"content_type": "text/plain"}),
         (400, {"user": "ada"}, {"content_type": "application/x-www-form-urlencoded"}),
-        (413, b" " * (MAX_DEV_EVENT_BYTES + 1), {}),
+        (413, b" " * (MAX_FORM_BYTES + 1), {}),
     ]
     for status, body, headers in cases:
         answer = post(server, body, **headers)

@@ -18,6 +18,11 @@ def __getattr__(name: str) -> Any:
     """``TaskBackend``, which needs Django 6 or the package ``django-tasks``, and the project's settings."""
     if name != "TaskBackend":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from django.apps import apps
+    from django.core.exceptions import ImproperlyConfigured
+
+    if not apps.is_installed("durably.django"):
+        raise ImproperlyConfigured('TASKS with durably.django.TaskBackend needs INSTALLED_APPS += ["durably.django"]')
     from .tasks import TaskBackend
 
     return TaskBackend

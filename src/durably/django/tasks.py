@@ -233,7 +233,7 @@ class TaskBackend(BaseTaskBackend):  # type: ignore[misc]
         waited = next((step for step in steps if step.id == _RUN_AFTER), None)
         is_running = run.status is RunStatus.RUNNING and run.started_at is not None and run.waiting is None
         if stored.data["run_after"] is not None:  # else its first call is under way, which says until when it waits
-            is_running = is_running and waited is not None
+            is_running = is_running and waited is not None and waited.ended_at is not None
         # The step is a part of the function's own call, until it has failed there. A call is lost with its process.
         begun = [run.started_at if waited is None else waited.ended_at]
         begun += [each.ended_at for each in failed if each.step is None]
