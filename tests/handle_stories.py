@@ -295,6 +295,7 @@ async def tell_of_endpoints(shop: Functions) -> None:
     assert (await ask(shop.wait, url=url, wait="50ms"))[0] == 202
     assert await async_eventually(lambda: shop.client.run(run_id).signal("f", "yes"), "the run waits")
     assert await ask(shop.wait, url=url) == (200, "yes")
+    assert (await ask(shop.add, url=url))[0] == 404, "a link is for the run's own endpoint"
     assert await ask(shop.wait, {"signal": "f"}, idempotency_key="k") == (200, "yes")
     assert await shop.client.run(others[0][1]["run_id"]).cancel()
     status, failure = await ask(shop.wait, url=others[0][1]["url"])

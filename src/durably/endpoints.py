@@ -153,7 +153,7 @@ class DurableEndpoint:
 
     async def _answer_for(self, handle: RunHandle[Any], url: str, token: str, io: IO) -> CommResponse:
         try:
-            return _json(HTTPStatus.OK, await wait_for_output(handle, self._seconds, io))
+            return _json(HTTPStatus.OK, await wait_for_output(handle, self._seconds, io, function_id=self._function.id))
         except RunError as error:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             if isinstance(error, RunSkippedError):

@@ -281,9 +281,13 @@ class RunHandle(Generic[T]):
         return RunHandle(self._app, await self._execute("rerun", io), self._function)
 
 
-async def wait_for_output(handle: RunHandle[Any], seconds: float | None, io: IO) -> Any:
-    """The result of a run as JSON values. See ``RunHandle.result``."""
+async def wait_for_output(
+    handle: RunHandle[Any], seconds: float | None, io: IO, *, function_id: str | None = None
+) -> Any:
+    """The result of a run, of the function if given, as JSON values. See ``RunHandle.result``."""
     run = handle._noted(await wait_for_run(handle._app, handle.id, seconds, io))
+    if function_id is not None and run.function_id != function_id:
+        raise RunNotFoundError(f"the run {run.id} is one of {run.function_id!r}")
     if run.status is not RunStatus.COMPLETED:
         raise _error_of(run)
     return await restore(handle._app, run.decode_output(), io, handle._middleware)
