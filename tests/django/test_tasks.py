@@ -174,11 +174,11 @@ from myproject import settings
 settings.INSTALLED_APPS.remove("durably.django")
 django.setup()
 
-from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 try:
-    run_checks()
+    import_string(settings.TASKS["default"]["BACKEND"])
 except ImproperlyConfigured as error:
     assert 'INSTALLED_APPS += ["durably.django"]' in str(error)
 else:
